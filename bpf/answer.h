@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the data path answers by itself, because Linux does not know the translated connection: time exceeded,
+ * packet too big (RFC 792, RFC 1191, RFC 4443), and a reset for TCP without a flow. The answer quotes the
+ * packet as its sender sent it, comes from the device it arrived on, and goes back the way it came. */
+#pragma once
+
+#define ANSWERS_PER_SECOND 1000 /* a CPU; as Linux: net.ipv4.icmp_msgs_per_sec, icmp_msgs_burst */
+#define ANSWERS_BURST 50
+#define ANSWER_TTL 64
+#define ANSWER_TOS 0xc0 /* internetwork control, as Linux (net/ipv4/icmp.c) */
+#define IPV6_MIN_MTU 1280
+
+struct ipv4_pseudo {
+	__be32 saddr;
+	__be32 daddr;
+	__u8 zero;
+	__u8 proto;
+	__be16 length;
+};
+
+struct ipv6_pseudo {
+	union addr saddr;
+	union addr daddr;
+	__be32 length;
+	__u8 zero[3];
+	__u8 next;
+};
+
+always_inline bool answer_allowed(void)
+{
+	__u32 zero = 0;
+	struct answer_bucket *bucket = bpf_map_lookup_elem(&answer_v1, &zero);
+
+	if (!bucket)
+		return false;
+	__u32 elapsed = now() - bucket->seen;
+	__u32 fresh = elapsed >= cw_hz ? ANSWERS_BURST : elapsed * ANSWERS_PER_SECOND / cw_hz;
+	if (fresh) {
+		bucket->seen = now();
+		bucket->tokens += fresh;
+		if (bucket->tokens > ANSWERS_BURST)
+			bucket->tokens = ANSWERS_BURST;
+	}
+	if (!bucket->tokens)
+		return false;
+	bucket->tokens--;
+	return true;
+}
+
+/* The address that the answer comes from: the receiving device's. */
+always_inline bool answer_address(const struct packet *p, union addr *address)
+{
+	const struct device *device = bpf_map_lookup_elem(&device_v1, &p->ifindex);
+
+	return device && nat_device_address(device, p->tuple.family, address);
+}
+
+/* Layer 2 of the packet that is answered. */
+struct answer_link {
+	struct ethhdr eth;
+	struct vlan_hdr tags[2]; /* as many as the packet has; what follows it otherwise */
+};
+
+always_inline bool answer_link_save(const struct packet *p, struct answer_link *link)
+{
+	if (p->data + sizeof(*link) > p->end)
+		return false;
+	__builtin_memcpy(link, p->data, sizeof(*link));
+	return true;
+}
+
+/* Link addresses swapped; the packet was moved, so tags and type are written where they belong now. */
+always_inline bool answer_link_write(struct packet *p, const struct answer_link *link)
+{
+	struct ethhdr *eth = p->data;
+	struct vlan_hdr *tag = (void *)(eth + 1);
+
+	if (p->data + sizeof(*link) > p->end)
+		return false;
+	__builtin_memcpy(eth->h_dest, link->eth.h_source, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, link->eth.h_dest, ETH_ALEN);
+	eth->h_proto = link->eth.h_proto;
+	if (p->tags >= 1)
+		tag[0] = link->tags[0];
+	if (p->tags == 2)
+		tag[1] = link->tags[1];
+	return true;
+}
+
+/* Layer 3 after the packet was resized. */
+always_inline void *answer_l3(const struct packet *p)
+{
+	return p->data + (p->l3_offset & L3_OFFSET_MASK);
+}
+
+/* Sum over `size` bytes; the verifier wants a constant. -1: they are not there. */
+always_inline __s64 answer_sum_of(const struct packet *p, void *at, const __u32 size)
+{
+	keep_register(at);
+	return at + size > p->end ? -1 : bpf_csum_diff(0, 0, at, size, 0);
+}
+
+always_inline __s64 answer_sum(const struct packet *p, void *at, __u32 size)
+{
+	switch (size) {
+	case 512:
+		return answer_sum_of(p, at, 512);
+	case 128:
+		return answer_sum_of(p, at, 128);
+	case 64:
+		return answer_sum_of(p, at, 64);
+	case 48:
+		return answer_sum_of(p, at, 48);
+	default:
+		return answer_sum_of(p, at, 28);
+	}
+}
+
+/* How much of the packet is quoted: enough for every stack, little enough for every minimum MTU. */
+always_inline __u32 answer_quote(const struct packet *p)
+{
+	__u32 there = packet_length((struct packet *)p) - p->l3_offset;
+
+	if (there > p->l3_length && !packet_is_gso(p))
+		there = p->l3_length;
+	return there >= 512 ? 512 : there >= 128 ? 128 : there >= 64 ? 64 : there >= 48 ? 48 : 28;
+}
+
+/* What an ICMP error says. rest: the second word of its header. */
+struct answer {
+	__u8 type;
+	__u8 code;
+	__be32 rest;
+};
+
+/* When the device is to finish the quoted layer 4 checksum after us, its sum is known already: all of it
+ * sums to the complement of the seed that stands in its place now. */
+always_inline bool answer_seed(const struct packet *p, __u16 *seed)
+{
+	__u32 check = p->tuple.proto == IPPROTO_TCP ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check);
+
+	if (!packet_partial(p) || !p->l4 || is_icmp(&p->tuple))
+		return false;
+	return !packet_load(p, p->l4_offset + check, seed, sizeof(*seed));
+}
+
+/* Sum over the quote as it will be on the wire. */
+always_inline __s64 answer_quote_sum(const struct packet *p, void *at, __u32 keep, bool partial, __u16 seed)
+{
+	__u32 header = p->l4_offset - p->l3_offset;
+
+	if (!partial)
+		return answer_sum(p, at, keep);
+	if (header == sizeof(struct iphdr))
+		return answer_sum_of(p, at, sizeof(struct iphdr)) + (__u16)~seed;
+	if (header == sizeof(struct ipv6hdr))
+		return answer_sum_of(p, at, sizeof(struct ipv6hdr)) + (__u16)~seed;
+	return -1;
+}
+
+always_inline bool answer_ipv4(struct packet *p, const struct answer *a, const union addr *from, __u32 keep, __s64 sum)
+{
+	struct iphdr *ip = answer_l3(p);
+	struct icmphdr *icmp = (void *)(ip + 1);
+
+	if ((void *)(icmp + 1) > p->end)
+		return false;
+	__builtin_memset(ip, 0, sizeof(*ip));
+	ip->version = 4;
+	ip->ihl = 5;
+	ip->tos = ANSWER_TOS;
+	ip->tot_len = bpf_htons(sizeof(*ip) + sizeof(*icmp) + keep);
+	ip->ttl = ANSWER_TTL;
+	ip->protocol = IPPROTO_ICMP;
+	ip->saddr = from->v4;
+	ip->daddr = p->tuple.src.v4;
+	ip->check = ~fold(bpf_csum_diff(0, 0, (void *)ip, sizeof(*ip), 0));
+	icmp->type = a->type;
+	icmp->code = a->code;
+	icmp->mtu6 = a->rest;
+	icmp->checksum = 0;
+	icmp->checksum = ~fold(fold(sum) + (__u32)fold(bpf_csum_diff(0, 0, (void *)icmp, sizeof(*icmp), 0)));
+	return true;
+}
+
+always_inline bool answer_ipv6(struct packet *p, const struct answer *a, const union addr *from, __u32 keep, __s64 sum)
+{
+	struct ipv6hdr *ip = answer_l3(p);
+	struct icmphdr *icmp = (void *)(ip + 1);
+	struct ipv6_pseudo pseudo = {.saddr = *from,
+				     .daddr = p->tuple.src,
+				     .length = bpf_htonl(sizeof(*icmp) + keep),
+				     .next = IPPROTO_ICMPV6};
+
+	if ((void *)(icmp + 1) > p->end)
+		return false;
+	__builtin_memset(ip, 0, sizeof(*ip));
+	ip->version = 6;
+	ip->payload_len = bpf_htons(sizeof(*icmp) + keep);
+	ip->nexthdr = IPPROTO_ICMPV6;
+	ip->hop_limit = ANSWER_TTL;
+	__builtin_memcpy(&ip->saddr, from, sizeof(*from));
+	__builtin_memcpy(&ip->daddr, &p->tuple.src, sizeof(p->tuple.src));
+	icmp->type = a->type;
+	icmp->code = a->code;
+	icmp->mtu6 = a->rest;
+	icmp->checksum = 0;
+	__u32 head = bpf_csum_diff(0, 0, (void *)icmp, sizeof(*icmp),
+				   bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0));
+	icmp->checksum = ~fold(fold(sum) + (__u32)fold(head));
+	return true;
+}
+
+always_inline int answer_icmp(struct packet *p, const struct answer *a, int reason)
+{
+	bool v4 = p->tuple.family == FAMILY_IPV4;
+	__u32 room = (v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) + sizeof(struct icmphdr);
+	__u32 keep = answer_quote(p);
+	struct answer_link link;
+	union addr from;
+	__u16 seed = 0;
+
+	if (p->fragment == FRAGMENT_LATER)
+		return conclude(p, REASON_DROP_NO_ANSWER);
+	if (!answer_address(p, &from))
+		return conclude(p, REASON_DROP_ANSWER_FAILED);
+	if (!answer_allowed())
+		return conclude(p, REASON_DROP_RATE_LIMITED);
+	bool partial = answer_seed(p, &seed);
+	if (!answer_link_save(p, &link) || !packet_resize(p, keep, room))
+		return conclude(p, REASON_DROP_ANSWER_FAILED);
+	__s64 sum = answer_quote_sum(p, answer_l3(p) + room, keep, partial, seed);
+	if (sum < 0 || !answer_link_write(p, &link))
+		return conclude(p, REASON_DROP_ANSWER_FAILED);
+	if (!(v4 ? answer_ipv4(p, a, &from, keep, sum) : answer_ipv6(p, a, &from, keep, sum)))
+		return conclude(p, REASON_DROP_ANSWER_FAILED);
+	return conclude(p, reason);
+}
+
+always_inline int answer_ttl(struct packet *p)
+{
+	struct answer a = {.type = p->tuple.family == FAMILY_IPV4 ? ICMP_TIME_EXCEEDED : ICMP6_TIME_EXCEEDED};
+
+	return answer_icmp(p, &a, REASON_ANSWER_TTL_EXCEEDED);
+}
+
+always_inline int answer_too_big(struct packet *p, __u16 mtu)
+{
+	struct answer a = {.type = ICMP_UNREACHABLE,
+			   .code = ICMP_FRAGMENTATION_NEEDED,
+			   .rest = bpf_htonl(mtu)}; /* RFC 1191: unused and MTU, 16 bits each */
+
+	if (p->tuple.family == FAMILY_IPV6) {
+		a.type = ICMP6_TOO_BIG;
+		a.code = 0;
+		a.rest = bpf_htonl(mtu < IPV6_MIN_MTU ? IPV6_MIN_MTU : mtu);
+	}
+	return answer_icmp(p, &a, REASON_ANSWER_TOO_BIG);
+}
+
+always_inline bool answer_reset_tcp(struct packet *p, const struct tcphdr *was, __u32 payload, __u16 pseudo)
+{
+	struct tcphdr *tcp = packet_tcp(p);
+
+	if (!tcp)
+		return false;
+	__builtin_memset(tcp, 0, sizeof(*tcp));
+	tcp->source = was->dest;
+	tcp->dest = was->source;
+	tcp->doff = 5;
+	if (was->flags & TCP_ACK) {
+		tcp->seq = was->ack_seq;
+		tcp->flags = TCP_RST;
+	} else {
+		tcp->ack_seq = bpf_htonl(bpf_ntohl(was->seq) + payload + !!(was->flags & TCP_FIN));
+		tcp->flags = TCP_RST | TCP_ACK;
+	}
+	tcp->check = pseudo;
+	if (!packet_partial(p)) {
+		__u32 sum = (__u32)pseudo + fold(bpf_csum_diff(0, 0, (void *)tcp, sizeof(*tcp), 0)) + (__u16)~pseudo;
+		tcp->check = ~fold(sum);
+	}
+	return true;
+}
+
+always_inline __u16 answer_pseudo(const struct packet *p)
+{
+	if (p->tuple.family == FAMILY_IPV4) {
+		struct ipv4_pseudo pseudo = {.saddr = p->tuple.dst.v4,
+					     .daddr = p->tuple.src.v4,
+					     .proto = IPPROTO_TCP,
+					     .length = bpf_htons(sizeof(struct tcphdr))};
+		return fold(bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0));
+	}
+	struct ipv6_pseudo pseudo = {.saddr = p->tuple.dst,
+				     .daddr = p->tuple.src,
+				     .length = bpf_htonl(sizeof(struct tcphdr)),
+				     .next = IPPROTO_TCP};
+	return fold(bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0));
+}
+
+always_inline bool answer_reset_ip(struct packet *p)
+{
+	__u32 header = p->l4_offset - p->l3_offset;
+
+	if (p->tuple.family == FAMILY_IPV4) {
+		struct iphdr *ip = answer_l3(p);
+		if ((void *)(ip + 1) > p->end)
+			return false;
+		ip->saddr = p->tuple.dst.v4;
+		ip->daddr = p->tuple.src.v4;
+		ip->tot_len = bpf_htons(header + sizeof(struct tcphdr));
+		ip->ttl = ANSWER_TTL;
+		ip->check = 0;
+		ip->check = ~fold(bpf_csum_diff(0, 0, (void *)ip, sizeof(*ip), 0));
+		return true;
+	}
+	struct ipv6hdr *ip = answer_l3(p);
+	if ((void *)(ip + 1) > p->end)
+		return false;
+	__builtin_memcpy(&ip->saddr, &p->tuple.dst, sizeof(p->tuple.dst));
+	__builtin_memcpy(&ip->daddr, &p->tuple.src, sizeof(p->tuple.src));
+	ip->payload_len = bpf_htons(header - sizeof(*ip) + sizeof(struct tcphdr));
+	ip->hop_limit = ANSWER_TTL;
+	return true;
+}
+
+/* RFC 9293 3.10.7.1: a reset that the sender of this segment will take. */
+always_inline int answer_reset(struct packet *p)
+{
+	const struct tcphdr *tcp = packet_tcp(p);
+	struct answer_link link;
+	struct tcphdr was;
+
+	if (!tcp || p->tuple.proto != IPPROTO_TCP || p->fragment != FRAGMENT_NONE || p->tcp_flags & TCP_RST)
+		return conclude(p, REASON_DROP_MIDSTREAM);
+	if (!answer_allowed())
+		return conclude(p, REASON_DROP_RATE_LIMITED);
+	was = *tcp;
+	__u32 header = p->l4_offset - p->l3_offset;
+	__u32 payload = p->l3_length - header - was.doff * 4;
+	if (!answer_link_save(p, &link) || !packet_resize(p, header + sizeof(was), 0) || !answer_link_write(p, &link) ||
+	    !answer_reset_ip(p))
+		return conclude(p, REASON_DROP_ANSWER_FAILED);
+	p->l4 = p->data + (p->l4_offset & L4_OFFSET_MASK);
+	if (!answer_reset_tcp(p, &was, payload, answer_pseudo(p)))
+		return conclude(p, REASON_DROP_ANSWER_FAILED);
+	return conclude(p, REASON_ANSWER_RESET);
+}
+
+/* Over the MTU, and the sender allows fragments: translated by us, fragmented by Linux on its way out. */
+always_inline int leave_to_fragment(struct packet *p, const struct flow *f)
+{
+	if (!rewrite(p, f))
+		return conclude(p, REASON_DROP_REWRITE_FAILED);
+	return conclude(p, REASON_PUNT_TO_FRAGMENT);
+}
+
+/* The other programs send here what they cannot forward; why, shows again. */
+always_inline int answer(struct packet *p, struct scratch *s)
+{
+	if (p->ttl <= 1)
+		return answer_ttl(p);
+	if (p->fragment == FRAGMENT_LATER && !fragment_load(p))
+		return conclude(p, REASON_DROP_FRAGMENT_UNKNOWN);
+	struct flow *f = flow_lookup(&p->tuple);
+	if (!f)
+		return answer_reset(p);
+	flow_refresh(f, p->length);
+	if (p->dont_fragment)
+		return answer_too_big(p, f->mtu);
+	return leave_to_fragment(p, f);
+}

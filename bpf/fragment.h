@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Later fragments carry no ports: the first one of a datagram leaves them here. A fragment that overtakes
+ * the first of its datagram cannot be told, and is not ours to keep. */
+#pragma once
+
+always_inline struct fragment_key fragment_key(const struct packet *p)
+{
+	struct fragment_key key = {.src = p->tuple.src,
+				   .dst = p->tuple.dst,
+				   .id = p->fragment_id,
+				   .proto = p->tuple.proto,
+				   .family = p->tuple.family};
+	return key;
+}
+
+always_inline void fragment_store(const struct packet *p)
+{
+	struct fragment_key key = fragment_key(p);
+	struct fragment row = {.sport = p->tuple.sport, .dport = p->tuple.dport, .seen = now()};
+
+	bpf_map_update_elem(&fragment_v1, &key, &row, BPF_ANY);
+}
+
+/* Gives a later fragment the ports of its datagram. */
+always_inline bool fragment_load(struct packet *p)
+{
+	struct fragment_key key = fragment_key(p);
+	const struct fragment *row = bpf_map_lookup_elem(&fragment_v1, &key);
+
+	if (!row || now() - row->seen > FRAGMENT_LIFETIME_MS / 1000 * cw_hz)
+		return false;
+	p->tuple.sport = row->sport;
+	p->tuple.dport = row->dport;
+	return true;
+}
+
+/* Linux may have what belongs to it; what a NAT rule claims must not leave with its private source. */
+always_inline int fragment_unknown(struct packet *p, struct scratch *s)
+{
+	const struct config *config = config_of(active_now().epoch);
+
+	if (!config || !config->nats)
+		return REASON_PUNT_FRAGMENT;
+	s->leaves = p->tuple;
+	route_lookup(p, s);
+	if (route_found(&s->route) && nat_lookup(config->epoch, s->route.fib.ifindex, &p->tuple))
+		return REASON_DROP_FRAGMENT_UNKNOWN;
+	return REASON_PUNT_FRAGMENT;
+}

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* ICMP errors about translated flows (RFC 5508, RFC 4443): the packet quoted inside was translated when it
+ * left, so the error must be translated back before its receiver can know what it speaks of. */
+#pragma once
+
+/* The packet that an error quotes. */
+struct quote {
+	void *l3;
+	void *l4;	    /* the first eight bytes are there */
+	struct tuple tuple; /* as it left here */
+};
+
+/* Only what is quoted far enough, and is of a kind that has flows, can be looked up. */
+always_inline bool quote_parse(const struct packet *p, struct quote *q)
+{
+	__u32 offset = p->l4_offset + sizeof(struct icmphdr);
+	struct tuple *t = &q->tuple;
+
+	__builtin_memset(t, 0, sizeof(*t));
+	t->family = p->tuple.family;
+	q->l3 = p->data + offset;
+	if (t->family == FAMILY_IPV4) {
+		const struct iphdr *ip = q->l3;
+		if ((void *)(ip + 1) > p->end || ip->version != 4 || ip->ihl != 5 || ip->frag_off & IP_OFFSET)
+			return false;
+		t->src.v4 = ip->saddr;
+		t->dst.v4 = ip->daddr;
+		t->proto = ip->protocol;
+		q->l4 = (void *)(ip + 1);
+	} else {
+		const struct ipv6hdr *ip = q->l3;
+		if ((void *)(ip + 1) > p->end || ip->version != 6)
+			return false;
+		__builtin_memcpy(&t->src, &ip->saddr, sizeof(t->src));
+		__builtin_memcpy(&t->dst, &ip->daddr, sizeof(t->dst));
+		t->proto = ip->nexthdr;
+		q->l4 = (void *)(ip + 1);
+	}
+	if (q->l4 + 8 > p->end)
+		return false;
+	if (t->proto == IPPROTO_TCP || t->proto == IPPROTO_UDP) {
+		t->sport = ((const struct udphdr *)q->l4)->source;
+		t->dport = ((const struct udphdr *)q->l4)->dest;
+		return true;
+	}
+	const struct icmphdr *echo = q->l4;
+	if (!is_icmp(t))
+		return false;
+	return icmp_ports(t, echo);
+}
+
+/* The quoted layer 4 checksum follows the quoted addresses and ports, where the quote reaches that far.
+ * Returns the difference this makes to what covers it. */
+always_inline __u32 quote_checksum(const struct packet *p, struct quote *q, __u16 addr_delta, __u16 port_delta)
+{
+	__u32 offset = q->tuple.proto == IPPROTO_TCP ? offsetof(struct tcphdr, check) :
+		       q->tuple.proto == IPPROTO_UDP ? offsetof(struct udphdr, check) :
+						       offsetof(struct icmphdr, checksum);
+	__u16 *checksum = q->l4 + offset;
+
+	if ((void *)(checksum + 1) > p->end)
+		return 0;
+	if (q->tuple.proto == IPPROTO_UDP && *checksum == 0)
+		return 0;
+	if (q->tuple.proto == IPPROTO_ICMP)
+		addr_delta = 0; /* no pseudo header */
+	__u16 from = *checksum;
+	*checksum = checksum_apply(from, (__u32)addr_delta + port_delta);
+	return delta16(from, *checksum);
+}
+
+always_inline void quote_ports(struct quote *q, const struct tuple *to)
+{
+	if (is_icmp(&q->tuple)) {
+		struct icmphdr *echo = q->l4;
+		echo->echo.id = echo->type == icmp_request(to->family) ? to->sport : to->dport;
+		return;
+	}
+	((struct udphdr *)q->l4)->source = to->sport;
+	((struct udphdr *)q->l4)->dest = to->dport;
+}
+
+/* Rewrites the quoted packet to `to`; returns the difference to the ICMP checksum. f is the flow of the
+ * error's direction, whose differences are those of the quoted one: it is the same tuple, reversed. */
+always_inline __u32 quote_rewrite(const struct packet *p, struct quote *q, const struct tuple *to, const struct flow *f)
+{
+	__u32 delta = quote_checksum(p, q, f->addr_delta, f->port_delta) + f->addr_delta + f->port_delta;
+
+	quote_ports(q, to);
+	if (to->family == FAMILY_IPV4) {
+		struct iphdr *ip = q->l3;
+		__u16 from = ip->check;
+		ip->saddr = to->src.v4;
+		ip->daddr = to->dst.v4;
+		ip->check = checksum_apply(from, f->addr_delta);
+		return delta + delta16(from, ip->check);
+	}
+	struct ipv6hdr *ip = q->l3;
+	if ((void *)(ip + 1) > p->end)
+		return delta; /* for the verifier: quote_parse has checked */
+	__builtin_memcpy(&ip->saddr, &to->src, sizeof(to->src));
+	__builtin_memcpy(&ip->daddr, &to->dst, sizeof(to->dst));
+	return delta;
+}
+
+/* The outer header: to whoever sent the quoted packet; from where it seems to have gone, so that what lies
+ * behind a service does not show (as nf_nat_icmp_reply_translation does it). Returns the difference. */
+always_inline __u32 icmp_outer(struct packet *p, const struct flow *f, const struct tuple *leaves)
+{
+	struct tuple from = p->tuple, to = p->tuple;
+	struct flow deltas;
+
+	to.dst = leaves->dst;
+	if (f->flags & FLOW_SOURCE_NAT)
+		to.src = leaves->src;
+	flow_translate(&deltas, &from, &to);
+	if (p->tuple.family == FAMILY_IPV4) {
+		struct iphdr *ip = p->l3;
+		ip->saddr = to.src.v4;
+		ip->daddr = to.dst.v4;
+		ip->ttl--;
+		ip->check = checksum_apply(ip->check, (__u32)deltas.addr_delta + DECREMENT_TTL);
+		return 0;
+	}
+	struct ipv6hdr *ip = packet_ipv6(p);
+	if (!ip)
+		return 0;
+	__builtin_memcpy(&ip->saddr, &to.src, sizeof(to.src));
+	__builtin_memcpy(&ip->daddr, &to.dst, sizeof(to.dst));
+	ip->hop_limit--;
+	packet_hop_limit_decremented(p);
+	return deltas.addr_delta;
+}
+
+always_inline int icmp_error(struct packet *p, struct scratch *s)
+{
+	struct quote q;
+
+	if (!p->l4 || !icmp_is_error(p) || !quote_parse(p, &q))
+		return conclude(p, REASON_PUNT_ICMP);
+	tuple_reverse(&q.tuple, &s->reply);
+	struct flow *f = flow_lookup(&s->reply);
+	if (!f)
+		return conclude(p, REASON_PUNT_ICMP);
+	if (p->ttl <= 1)
+		return conclude(p, REASON_DROP_NO_ANSWER);
+	flow_leaves(f, &s->reply, &s->leaves);
+	route_lookup(p, s);
+	if (!route_found(&s->route))
+		return conclude(p, REASON_DROP_NO_ROUTE);
+	route_store(&s->route, generation(p), f);
+	if (must_hand_over(f))
+		return hand_over(p, REASON_DROP_NO_EGRESS);
+#ifdef HOOK_XDP
+	if (s->route.result == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return hand_over(p, REASON_DROP_NO_NEIGHBOUR);
+#endif
+	tuple_reverse(&s->leaves, &s->back);
+	__u32 delta = quote_rewrite(p, &q, &s->back, f) + icmp_outer(p, f, &s->leaves);
+	struct icmphdr *icmp = p->l4;
+	icmp->checksum = checksum_apply(icmp->checksum, delta);
+	if (s->route.result == BPF_FIB_LKUP_RET_NO_NEIGH) {
+		struct bpf_redir_neigh next;
+		route_next_hop(&s->route, &next);
+		count(p, REASON_FORWARD_ICMP_ERROR);
+		return packet_neighbour(p, s->route.fib.ifindex, &next);
+	}
+	if (!packet_link(p, f->dmac, f->smac, f->vlan_outer, f->vlan_inner))
+		return conclude(p, REASON_DROP_REWRITE_FAILED);
+	count(p, REASON_FORWARD_ICMP_ERROR);
+	return packet_transmit(p, f->ifindex);
+}

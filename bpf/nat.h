@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Source NAT: which address and port a new flow leaves with. */
+#pragma once
+
+#define PORT_TRIES 128
+
+/* The rule for traffic from this source through this egress device: longest prefix first. */
+always_inline const struct nat *nat_lookup(__u32 epoch, __u32 ifindex, const struct tuple *t)
+{
+	struct nat_key key = {.prefixlen = NAT_KEY_FIXED_BITS + (t->family == FAMILY_IPV4 ? 32 : 128),
+			      .epoch = epoch,
+			      .ifindex = ifindex,
+			      .family = t->family,
+			      .source = t->src};
+
+	return bpf_map_lookup_elem(&nat_v1, &key);
+}
+
+always_inline bool nat_device_address(const struct device *device, __u8 family, union addr *address)
+{
+	union addr none = {};
+
+	*address = none;
+	if (family == FAMILY_IPV4)
+		address->v4 = device->address4;
+	else
+		*address = device->address6;
+	return !addr_equal(address, &none);
+}
+
+/* The same client always gets the same address of a pool (RFC 4787, REQ-2: paired). */
+always_inline void nat_pool_address(const struct nat *nat, const struct tuple *t, union addr *address)
+{
+	__u32 hash = mix(0, t->src.words[0]);
+
+	if (t->family == FAMILY_IPV6)
+		hash = mix(mix(mix(hash, t->src.words[1]), t->src.words[2]), t->src.words[3]);
+	__u32 last = t->family == FAMILY_IPV4 ? 0 : 3;
+	__u32 offset = nat->addresses ? hash % nat->addresses : 0;
+	*address = nat->first;
+	/* a pool lies within the last 32 bits of the address (compiler/) */
+	if (last)
+		address->words[3] = bpf_htonl(bpf_ntohl(address->words[3]) + offset);
+	else
+		address->v4 = bpf_htonl(bpf_ntohl(address->v4) + offset);
+}
+
+/* Does a socket of this machine use the address and port? `t` is the tuple that replies would arrive with. */
+always_inline bool nat_port_in_use(context *ctx, const struct tuple *t)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	__u32 size;
+
+	if (t->family == FAMILY_IPV4) {
+		tuple.ipv4.saddr = t->src.v4;
+		tuple.ipv4.daddr = t->dst.v4;
+		tuple.ipv4.sport = t->sport;
+		tuple.ipv4.dport = t->dport;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, &t->src, sizeof(t->src));
+		__builtin_memcpy(tuple.ipv6.daddr, &t->dst, sizeof(t->dst));
+		tuple.ipv6.sport = t->sport;
+		tuple.ipv6.dport = t->dport;
+		size = sizeof(tuple.ipv6);
+	}
+	if (t->proto == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else if (t->proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		return false;
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+struct port_search {
+	context *ctx;
+	__u32 start;
+	enum flow_result result;
+};
+
+/* Try number i of nat_open; 1 ends the search. */
+static long nat_try(__u32 i, struct port_search *search)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return 1;
+	__u32 span = s->source.port_max - s->source.port_min + 1;
+	__u16 port = bpf_ntohs(s->arrives.sport);
+	if (i || port < s->source.port_min || port > s->source.port_max)
+		port = s->source.port_min + (search->start + i) % span;
+	s->leaves.sport = bpf_htons(port);
+	s->reply.dport = s->leaves.sport;
+	if (s->source.host && nat_port_in_use(search->ctx, &s->reply))
+		return 0;
+	search->result = flow_create_pair(s);
+	return search->result != FLOW_TAKEN;
+}
+
+/* Opens the flow in s with a source that nobody else uses. A flow whose source stays as it is gets here too:
+ * two of them may want the same translated tuple (one client, two services, one endpoint), then the later
+ * one's port changes, as Linux does it. */
+always_inline enum flow_result nat_open(struct packet *p, struct scratch *s)
+{
+	struct port_search search = {.ctx = p->ctx, .start = bpf_get_prandom_u32(), .result = FLOW_TAKEN};
+
+	s->arrives = p->tuple;
+	s->leaves.src = s->source.address;
+	tuple_reverse(&s->arrives, &s->back);
+	tuple_reverse(&s->leaves, &s->reply);
+	bpf_loop(PORT_TRIES, nat_try, &search, 0);
+	return search.result;
+}

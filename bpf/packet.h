@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The packet as the stages see it, the same for both hooks. What differs between XDP and TC stands in
+ * packet_xdp.h and packet_tc.h, which implement these functions:
+ *
+ *   packet_open      set data, end, length, ifindex and the tags the device took out of the frame
+ *   packet_for_us    is the frame addressed to this machine's link address?
+ *   packet_reload    set data and end again after a call that may have moved the packet
+ *   packet_segment   layer 3 bytes of the largest packet this becomes on the wire (GSO)
+ *   packet_checksum  apply differences to the checksum at that offset of layer 4; the packet must be
+ *                    reloaded afterwards
+ *   packet_link      write tags and link addresses; everything above layer 2 is finished by then
+ *   packet_load      copy bytes out of the packet
+ *   packet_transmit, packet_neighbour, packet_return, packet_hand_over
+ *                    the ways out
+ *   packet_resize    cut the layer 3 part and make room in front of it (answers)
+ *   packet_partial   is the layer 4 checksum left for the device to finish?
+ *   packet_net       the network namespace of the receiving device, from the kernel's own context
+ */
+#pragma once
+
+/* Returned by a stage that has not decided: the packet goes on to the next one. All other results are
+ * reasons. */
+#define CONTINUE (-1)
+
+#ifdef HOOK_XDP
+typedef struct xdp_md context;
+#else
+typedef struct __sk_buff context;
+#endif
+
+struct packet {
+	context *ctx;
+	void *data;
+	void *end;
+	void *l3; /* IPv4 or IPv6 header, checked */
+	void *l4; /* TCP, UDP or ICMP header, checked; NULL for FRAGMENT_LATER */
+	struct parsed;
+};
+
+#ifdef HOOK_XDP
+#include "packet_xdp.h"
+#else
+#include "packet_tc.h"
+#endif
+
+/* The verifier forgets what the parser has proved: that a packet whose protocol is TCP has a whole TCP header,
+ * and that l3 was checked for the size of its family's header. */
+always_inline struct tcphdr *packet_tcp(const struct packet *p)
+{
+	struct tcphdr *tcp = p->l4;
+
+	return !tcp || (void *)(tcp + 1) > p->end ? NULL : tcp;
+}
+
+always_inline struct ipv6hdr *packet_ipv6(const struct packet *p)
+{
+	struct ipv6hdr *ip = p->l3;
+
+	return (void *)(ip + 1) > p->end ? NULL : ip;
+}

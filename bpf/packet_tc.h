@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* packet.h for TC: an skb, perhaps many segments in one (GSO), its outer tag taken out of the frame, its
+ * checksum perhaps left for the device to finish (CHECKSUM_PARTIAL) or known for the whole (COMPLETE). */
+#pragma once
+
+/* As packet_xdp.h writes it. */
+#define HAND_OVER_MAGIC 0x63775443
+
+struct hand_over {
+	__u32 magic;
+};
+
+#define HEADERS_MAX 192 /* what must lie in the skb's linear part: tags, two IPv6 headers, TCP */
+#define VLAN_VID_MASK 0xfff
+#define CHECKSUM_PARTIAL 3
+
+always_inline void packet_reload(struct packet *p)
+{
+	p->data = (void *)(long)p->ctx->data;
+	p->end = (void *)(long)p->ctx->data_end;
+}
+
+always_inline bool packet_open(struct packet *p)
+{
+	packet_reload(p);
+	p->length = p->ctx->len;
+	p->ifindex = p->ctx->ifindex;
+	if (p->ctx->vlan_present)
+		p->vlan_outer = p->ctx->vlan_tci & VLAN_VID_MASK;
+	__u32 headers = p->length < HEADERS_MAX ? p->length : HEADERS_MAX;
+	if (p->data + headers > p->end) {
+		if (bpf_skb_pull_data(p->ctx, headers))
+			return false;
+		packet_reload(p);
+	}
+	return true;
+}
+
+always_inline __u32 packet_length(struct packet *p)
+{
+	return p->ctx->len;
+}
+
+always_inline long packet_load(const struct packet *p, __u32 offset, void *to, __u32 size)
+{
+	return bpf_skb_load_bytes(p->ctx, offset, to, size);
+}
+
+always_inline bool packet_for_us(struct packet *p, const struct ethhdr *eth)
+{
+	return p->ctx->pkt_type != PACKET_OTHERHOST;
+}
+
+always_inline bool packet_is_gso(const struct packet *p)
+{
+	return p->ctx->gso_size != 0;
+}
+
+always_inline __u32 packet_segment(const struct packet *p)
+{
+	__u32 size = p->ctx->gso_size;
+
+	if (!size)
+		return p->l3_length;
+	return p->l4_offset - p->l3_offset + p->l4_header + size;
+}
+
+always_inline bool packet_partial(const struct packet *p)
+{
+	if (!cw_kernel_context)
+		return false;
+	struct sk_buff *skb = bpf_cast_to_kern_ctx(p->ctx);
+	return BPF_CORE_READ_BITFIELD(skb, ip_summed) == CHECKSUM_PARTIAL;
+}
+
+/* The helper knows what PARTIAL and COMPLETE need; ports are not part of what PARTIAL has already summed. */
+always_inline bool packet_checksum(struct packet *p, __u32 offset, __u16 addr_delta, __u16 port_delta, bool udp)
+{
+	__u64 flags = udp ? BPF_F_MARK_MANGLED_0 : 0;
+	__u32 at = p->l4_offset + offset;
+	__u64 pseudo = BPF_F_PSEUDO_HDR;
+
+	if (port_delta && bpf_l4_csum_replace(p->ctx, at, 0, port_delta, flags))
+		return false;
+	if (cw_csum_ipv6_flag && p->tuple.family == FAMILY_IPV6)
+		pseudo |= BPF_F_IPV6;
+	if (addr_delta && bpf_l4_csum_replace(p->ctx, at, 0, addr_delta, flags | pseudo))
+		return false;
+	return true;
+}
+
+always_inline bool packet_tags(struct packet *p, __u16 outer, __u16 inner)
+{
+	if (p->ctx->vlan_present && bpf_skb_vlan_pop(p->ctx))
+		return false;
+	if (p->tags && bpf_skb_vlan_pop(p->ctx))
+		return false;
+	if (inner && bpf_skb_vlan_push(p->ctx, bpf_htons(ETH_P_8021Q), inner))
+		return false;
+	if (outer && bpf_skb_vlan_push(p->ctx, inner ? bpf_htons(ETH_P_8021AD) : bpf_htons(ETH_P_8021Q), outer))
+		return false;
+	return true;
+}
+
+always_inline bool packet_link(struct packet *p, const __u8 *dmac, const __u8 *smac, __u16 outer, __u16 inner)
+{
+	if ((p->vlan_outer || outer) && !packet_tags(p, outer, inner))
+		return false;
+	packet_reload(p);
+	struct ethhdr *eth = p->data;
+	if ((void *)(eth + 1) > p->end)
+		return false;
+	__builtin_memcpy(eth->h_dest, dmac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, smac, ETH_ALEN);
+	return true;
+}
+
+always_inline int packet_transmit(struct packet *p, __u32 ifindex)
+{
+	return bpf_redirect(ifindex, 0);
+}
+
+always_inline int packet_return(struct packet *p)
+{
+	return bpf_redirect(p->ctx->ifindex, 0);
+}
+
+/* There is nobody behind TC but Linux. */
+always_inline bool packet_hand_over(struct packet *p)
+{
+	return false;
+}
+
+/* Did the XDP program in front leave this packet to us? */
+always_inline bool packet_handed_over(struct packet *p)
+{
+	struct hand_over *meta = (void *)(long)p->ctx->data_meta;
+
+	return (void *)(meta + 1) <= (void *)(long)p->ctx->data && meta->magic == HAND_OVER_MAGIC;
+}
+
+always_inline int packet_neighbour(struct packet *p, __u32 ifindex, struct bpf_redir_neigh *next)
+{
+	if ((p->vlan_outer || p->tags) && !packet_tags(p, 0, 0))
+		return TC_ACT_SHOT;
+	return bpf_redirect_neigh(ifindex, next, sizeof(*next), 0);
+}
+
+always_inline bool packet_resize(struct packet *p, __u32 keep, __u32 room)
+{
+	if (bpf_skb_change_tail(p->ctx, p->l3_offset + keep, 0))
+		return false;
+	if (room && bpf_skb_change_head(p->ctx, room, 0))
+		return false;
+	if (bpf_skb_pull_data(p->ctx, p->l3_offset + room + keep))
+		return false;
+	packet_reload(p);
+	return true;
+}
+
+/* IPv6 has no header checksum that would balance the change in what COMPLETE has summed. */
+always_inline void packet_hop_limit_decremented(struct packet *p)
+{
+	bpf_csum_update(p->ctx, (__u16)~bpf_htons(1));
+}
+
+always_inline struct net *packet_net(struct packet *p)
+{
+	struct sk_buff *skb = bpf_cast_to_kern_ctx(p->ctx);
+
+	return skb->dev->nd_net.net;
+}

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The flow's verdict applied to the packet: addresses, ports, TTL, checksums, tags, link addresses. */
+#pragma once
+
+#define DECREMENT_TTL ((__u16)~bpf_htons(0x0100)) /* checksum difference: TTL is the upper byte of its word */
+
+always_inline void rewrite_ipv4(struct packet *p, const struct flow *f)
+{
+	struct iphdr *ip = p->l3;
+
+	ip->saddr = f->src.v4;
+	ip->daddr = f->dst.v4;
+	ip->ttl--;
+	ip->check = checksum_apply(ip->check, (__u32)f->addr_delta + DECREMENT_TTL);
+}
+
+always_inline bool rewrite_ipv6(struct packet *p, const struct flow *f)
+{
+	struct ipv6hdr *ip = packet_ipv6(p);
+
+	if (!ip)
+		return false;
+	__builtin_memcpy(&ip->saddr, &f->src, sizeof(f->src));
+	__builtin_memcpy(&ip->daddr, &f->dst, sizeof(f->dst));
+	ip->hop_limit--;
+	packet_hop_limit_decremented(p);
+	return true;
+}
+
+always_inline bool rewrite_l4(struct packet *p, const struct flow *f)
+{
+	__u16 addr_delta = f->addr_delta, port_delta = f->port_delta;
+
+	if (p->tuple.proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = p->l4;
+		tcp->source = f->sport;
+		tcp->dest = f->dport;
+		return packet_checksum(p, offsetof(struct tcphdr, check), addr_delta, port_delta, false);
+	}
+	if (p->tuple.proto == IPPROTO_UDP) {
+		struct udphdr *udp = p->l4;
+		udp->source = f->sport;
+		udp->dest = f->dport;
+		return packet_checksum(p, offsetof(struct udphdr, check), addr_delta, port_delta,
+				       p->tuple.family == FAMILY_IPV4);
+	}
+	struct icmphdr *icmp = p->l4;
+	icmp->echo.id = p->icmp_type == icmp_request(p->tuple.family) ? f->sport : f->dport;
+	return packet_checksum(p, offsetof(struct icmphdr, checksum), p->tuple.family == FAMILY_IPV4 ? 0 : addr_delta,
+			       port_delta, false);
+}
+
+/* Layers 3 and 4. A later fragment has no layer 4 of its own: the first one carries the checksum of all. */
+always_inline bool rewrite(struct packet *p, const struct flow *f)
+{
+	if (p->tuple.family == FAMILY_IPV4)
+		rewrite_ipv4(p, f);
+	else if (!rewrite_ipv6(p, f))
+		return false;
+	if (!p->l4)
+		return true;
+	return rewrite_l4(p, f);
+}
+
+always_inline int forward(struct packet *p, const struct flow *f, int reason)
+{
+	if (!rewrite(p, f) || !packet_link(p, f->dmac, f->smac, f->vlan_outer, f->vlan_inner))
+		return conclude(p, REASON_DROP_REWRITE_FAILED);
+	count(p, reason);
+	return packet_transmit(p, f->ifindex);
+}

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Where a packet goes next: the kernel's own routing table decides (all of it: policy rules, metrics, path
+ * MTU exceptions), its neighbour table gives the link address, device_v1 tells what lies below the device. */
+#pragma once
+
+/* The packet as it will leave is looked up, as arriving on the device it arrived on. */
+always_inline void route_lookup(const struct packet *p, struct scratch *s)
+{
+	const struct tuple *leaves = &s->leaves;
+	struct route *r = &s->route;
+	struct bpf_fib_lookup *fib = &r->fib;
+
+	__builtin_memset(r, 0, sizeof(*r));
+	fib->ifindex = p->ifindex;
+	fib->l4_protocol = leaves->proto;
+	fib->sport = leaves->sport;
+	fib->dport = leaves->dport;
+	fib->tot_len = 1; /* fits every MTU, and makes the kernel report the route's */
+	if (leaves->family == FAMILY_IPV4) {
+		fib->family = AF_INET;
+		fib->tos = p->tos;
+		fib->ipv4_src = leaves->src.v4;
+		fib->ipv4_dst = leaves->dst.v4;
+	} else {
+		fib->family = AF_INET6;
+		fib->flowinfo = bpf_htonl((__u32)p->tos << 20);
+		__builtin_memcpy(fib->ipv6_src, &leaves->src, sizeof(leaves->src));
+		__builtin_memcpy(fib->ipv6_dst, &leaves->dst, sizeof(leaves->dst));
+	}
+	r->result = bpf_fib_lookup(p->ctx, fib, sizeof(*fib), 0);
+	if (r->result != BPF_FIB_LKUP_RET_SUCCESS && r->result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return;
+	__u32 ifindex = fib->ifindex;
+	const struct device *device = bpf_map_lookup_elem(&device_v1, &ifindex);
+	if (device)
+		r->device = *device;
+	else
+		r->device.lower = ifindex;
+}
+
+always_inline bool route_found(const struct route *r)
+{
+	return r->result == BPF_FIB_LKUP_RET_SUCCESS || r->result == BPF_FIB_LKUP_RET_NO_NEIGH;
+}
+
+/* Why a translated packet cannot go on. */
+always_inline int route_reason(const struct route *r)
+{
+	return route_found(r) ? CONTINUE : REASON_DROP_NO_ROUTE;
+}
+
+/* The flow remembers the next hop and what it was resolved under. Without a neighbour it stays unresolved,
+ * and each packet asks again. */
+always_inline void route_store(const struct route *r, __u32 stamp, struct flow *f)
+{
+	const struct bpf_fib_lookup *fib = &r->fib;
+
+	f->ifindex = r->device.lower;
+	f->vlan_outer = r->device.vlan_outer;
+	f->vlan_inner = r->device.vlan_inner;
+	if (r->device.xdp_transmit)
+		f->flags &= ~FLOW_NEEDS_TC;
+	else
+		f->flags |= FLOW_NEEDS_TC;
+	if (r->result != BPF_FIB_LKUP_RET_SUCCESS) {
+		f->stamp = 0;
+		return;
+	}
+	__builtin_memcpy(f->dmac, fib->dmac, ETH_ALEN);
+	__builtin_memcpy(f->smac, fib->smac, ETH_ALEN);
+	f->mtu = fib->mtu_result;
+	f->stamp = stamp;
+}
+
+always_inline void route_next_hop(const struct route *r, struct bpf_redir_neigh *next)
+{
+	__builtin_memset(next, 0, sizeof(*next));
+	next->nh_family = r->fib.family; /* an IPv4 route through an IPv6 gateway changes it */
+	__builtin_memcpy(next->ipv6_nh, r->fib.ipv6_dst, sizeof(next->ipv6_nh));
+}

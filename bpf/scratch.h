@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the program of one CPU is just working out: too large for the stack's 512 bytes, never seen by
+ * anyone else, valid until the packet ends. */
+#pragma once
+
+enum fragment_kind {
+	FRAGMENT_NONE,
+	FRAGMENT_FIRST,
+	FRAGMENT_LATER, /* no layer 4 header inside */
+};
+
+/* What parse.h reads from the packet. */
+struct parsed {
+	__u32 ifindex;	   /* the device as routing names it: the VLAN device for tagged frames */
+	__u32 length;	   /* bytes of the frame */
+	__u32 l3_offset;   /* from data */
+	__u32 l4_offset;   /* from data */
+	__u32 l4_header;   /* bytes of the TCP header, or of the eight that UDP and ICMP have */
+	__u32 l3_length;   /* total length by the IP header */
+	__u32 fragment_id; /* network order */
+	__u16 vlan_outer;  /* VIDs, 0 = none */
+	__u16 vlan_inner;
+	__u8 tags; /* tags that stand in the frame */
+	__u8 ttl;
+	__u8 tos;
+	__u8 dont_fragment;
+	__u8 fragment; /* enum fragment_kind */
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_echo; /* a request or a reply */
+	struct tuple tuple;
+};
+
+/* Where a packet goes next (route.h). */
+struct route {
+	int result; /* BPF_FIB_LKUP_RET_* */
+	__u32 pad;  /* to the alignment of a device's address */
+	struct bpf_fib_lookup fib;
+	struct device device; /* of the egress; only `lower` where the mirror does not know it */
+};
+
+/* How the source of a new flow is chosen (nat.h). */
+struct source {
+	union addr address;
+	__u16 port_min; /* host order; the port stays as it is where it lies in the range and is free */
+	__u16 port_max;
+	bool host; /* an address of this machine, whose own sockets must be respected */
+};
+
+/* The options of a SYN, being walked (tcp.h). */
+struct tcp_options {
+	__u8 bytes[64]; /* as many as fit a data offset of 15, and a power of two to bound an index by */
+	__u32 at;
+	__u32 end;
+	__u8 scale;
+};
+
+struct scratch {
+	struct parsed parsed; /* from stage() to packet_restore() */
+	struct tuple arrives; /* the first packet's tuple */
+	struct tuple leaves;  /* the packet's tuple as it leaves */
+	struct tuple reply;   /* as its reply arrives: leaves, reversed */
+	struct tuple back;    /* as its reply leaves: the packet's own, reversed */
+	struct route route;
+	struct source source;
+	struct flow forward; /* the two entries of a new flow */
+	struct flow answer;
+	struct tcp_options options;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratch SEC(".maps");
+
+always_inline struct scratch *scratch_get(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What every part of the data path uses: facts set by the loader, time, checksum arithmetic. */
+#pragma once
+
+#define always_inline static inline __attribute__((always_inline))
+/* The verifier ties a bounds check to the register it was made on: the compiler must not compute it twice. */
+#define keep_register(VARIABLE) asm volatile("" : "+r"(VARIABLE))
+/* Has a stack frame of its own: for what is large and not on the hit path. */
+#define never_inline static __attribute__((noinline))
+
+/* Set by the loader: what was found out about this kernel and the sizes of the tables. */
+const volatile __u32 cw_hz = 250;
+const volatile bool cw_kernel_context = false;
+const volatile bool cw_csum_ipv6_flag = false;
+const volatile __u32 cw_wheel_slots = 1;
+const volatile __u32 cw_endpoints = 1;
+
+/* Ones' complement sum of 16-bit words in as many bits as it takes, folded to 16. */
+always_inline __u16 fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+/* RFC 1624: HC' = ~(~HC + ~m + m'); delta is the folded sum of ~m + m' over all changed words. */
+always_inline __u16 checksum_apply(__u16 checksum, __u32 delta)
+{
+	return ~fold((__u16)~checksum + delta);
+}
+
+always_inline __u32 delta16(__u16 from, __u16 to)
+{
+	return (__u32)(__u16)~from + to;
+}
+
+always_inline __u32 delta32(__u32 from, __u32 to)
+{
+	return delta16(from >> 16, to >> 16) + delta16(from, to);
+}
+
+/* Low 32 bits are enough: every difference taken is far below 2^31 ticks. */
+always_inline __u32 now(void)
+{
+	return bpf_jiffies64();
+}
+
+always_inline bool addr_equal(const union addr *a, const union addr *b)
+{
+	return a->quads[0] == b->quads[0] && a->quads[1] == b->quads[1];
+}
+
+always_inline void tuple_reverse(const struct tuple *t, struct tuple *out)
+{
+	out->src = t->dst;
+	out->dst = t->src;
+	out->sport = t->dport;
+	out->dport = t->sport;
+	out->proto = t->proto;
+	out->family = t->family;
+	out->pad[0] = out->pad[1] = 0;
+}
+
+/* Mixes 32 bits so that each input bit reaches each output bit (the finalizer of MurmurHash3). */
+always_inline __u32 mix(__u32 hash, __u32 word)
+{
+	hash ^= word;
+	hash ^= hash >> 16;
+	hash *= 0x85ebca6b;
+	hash ^= hash >> 13;
+	hash *= 0xc2b2ae35;
+	return hash ^ hash >> 16;
+}
+
+/* The same on every node and after every restart, so that the same packet finds the same endpoint. */
+always_inline __u32 tuple_hash(const struct tuple *t)
+{
+	__u32 hash = mix(0x9e3779b9, (__u32)t->proto << 8 | t->family);
+
+	hash = mix(hash, (__u32)t->sport << 16 | t->dport);
+	hash = mix(hash, t->src.words[0]);
+	hash = mix(hash, t->dst.words[0]);
+	if (t->family == FAMILY_IPV4)
+		return hash;
+	for (int i = 1; i < 4; i++) {
+		hash = mix(hash, t->src.words[i]);
+		hash = mix(hash, t->dst.words[i]);
+	}
+	return hash;
+}
