@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What the data path answers by itself, because Linux does not know the translated connection: time exceeded,
- * packet too big (RFC 792, RFC 1191, RFC 4443), and a reset for TCP without a flow. The answer quotes the
- * packet as its sender sent it, comes from the device it arrived on, and goes back the way it came. */
+/* What the data path answers by itself, because Linux does not know the translated connection: time exceeded
+ * and packet too big (RFC 792, RFC 1191, RFC 4443), here, and resets (reset.h). An ICMP error quotes the packet
+ * as its sender sent it, comes from the device it arrived on, and goes back the way it came. */
 #pragma once
 
 #define ANSWERS_PER_SECOND 1000 /* a CPU; as Linux: net.ipv4.icmp_msgs_per_sec, icmp_msgs_burst */
@@ -9,14 +9,6 @@
 #define ANSWER_TTL 64
 #define ANSWER_TOS 0xc0 /* internetwork control, as Linux (net/ipv4/icmp.c) */
 #define IPV6_MIN_MTU 1280
-
-struct ipv4_pseudo {
-	__be32 saddr;
-	__be32 daddr;
-	__u8 zero;
-	__u8 proto;
-	__be16 length;
-};
 
 struct ipv6_pseudo {
 	union addr saddr;
@@ -256,118 +248,4 @@ always_inline int answer_too_big(struct packet *p, __u16 mtu)
 		a.rest = bpf_htonl(mtu < IPV6_MIN_MTU ? IPV6_MIN_MTU : mtu);
 	}
 	return answer_icmp(p, &a, REASON_ANSWER_TOO_BIG);
-}
-
-always_inline bool answer_reset_tcp(struct packet *p, const struct tcphdr *was, __u32 payload, __u16 pseudo)
-{
-	struct tcphdr *tcp = packet_tcp(p);
-
-	if (!tcp)
-		return false;
-	__builtin_memset(tcp, 0, sizeof(*tcp));
-	tcp->source = was->dest;
-	tcp->dest = was->source;
-	tcp->doff = 5;
-	if (was->flags & TCP_ACK) {
-		tcp->seq = was->ack_seq;
-		tcp->flags = TCP_RST;
-	} else {
-		tcp->ack_seq = bpf_htonl(bpf_ntohl(was->seq) + payload + !!(was->flags & TCP_FIN));
-		tcp->flags = TCP_RST | TCP_ACK;
-	}
-	tcp->check = pseudo;
-	if (!packet_partial(p)) {
-		__u32 sum = (__u32)pseudo + fold(bpf_csum_diff(0, 0, (void *)tcp, sizeof(*tcp), 0)) + (__u16)~pseudo;
-		tcp->check = ~fold(sum);
-	}
-	return true;
-}
-
-always_inline __u16 answer_pseudo(const struct packet *p)
-{
-	if (p->tuple.family == FAMILY_IPV4) {
-		struct ipv4_pseudo pseudo = {.saddr = p->tuple.dst.v4,
-					     .daddr = p->tuple.src.v4,
-					     .proto = IPPROTO_TCP,
-					     .length = bpf_htons(sizeof(struct tcphdr))};
-		return fold(bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0));
-	}
-	struct ipv6_pseudo pseudo = {.saddr = p->tuple.dst,
-				     .daddr = p->tuple.src,
-				     .length = bpf_htonl(sizeof(struct tcphdr)),
-				     .next = IPPROTO_TCP};
-	return fold(bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0));
-}
-
-always_inline bool answer_reset_ip(struct packet *p)
-{
-	__u32 header = p->l4_offset - p->l3_offset;
-
-	if (p->tuple.family == FAMILY_IPV4) {
-		struct iphdr *ip = answer_l3(p);
-		if ((void *)(ip + 1) > p->end)
-			return false;
-		ip->saddr = p->tuple.dst.v4;
-		ip->daddr = p->tuple.src.v4;
-		ip->tot_len = bpf_htons(header + sizeof(struct tcphdr));
-		ip->ttl = ANSWER_TTL;
-		ip->check = 0;
-		ip->check = ~fold(bpf_csum_diff(0, 0, (void *)ip, sizeof(*ip), 0));
-		return true;
-	}
-	struct ipv6hdr *ip = answer_l3(p);
-	if ((void *)(ip + 1) > p->end)
-		return false;
-	__builtin_memcpy(&ip->saddr, &p->tuple.dst, sizeof(p->tuple.dst));
-	__builtin_memcpy(&ip->daddr, &p->tuple.src, sizeof(p->tuple.src));
-	ip->payload_len = bpf_htons(header - sizeof(*ip) + sizeof(struct tcphdr));
-	ip->hop_limit = ANSWER_TTL;
-	return true;
-}
-
-/* RFC 9293 3.10.7.1: a reset that the sender of this segment will take. */
-always_inline int answer_reset(struct packet *p)
-{
-	const struct tcphdr *tcp = packet_tcp(p);
-	struct answer_link link;
-	struct tcphdr was;
-
-	if (!tcp || p->tuple.proto != IPPROTO_TCP || p->fragment != FRAGMENT_NONE || p->tcp_flags & TCP_RST)
-		return conclude(p, REASON_DROP_MIDSTREAM);
-	if (!answer_allowed())
-		return conclude(p, REASON_DROP_RATE_LIMITED);
-	was = *tcp;
-	__u32 header = p->l4_offset - p->l3_offset;
-	__u32 payload = p->l3_length - header - was.doff * 4;
-	if (!answer_link_save(p, &link) || !packet_resize(p, header + sizeof(was), 0) || !answer_link_write(p, &link) ||
-	    !answer_reset_ip(p))
-		return conclude(p, REASON_DROP_ANSWER_FAILED);
-	p->l4 = p->data + (p->l4_offset & L4_OFFSET_MASK);
-	if (!answer_reset_tcp(p, &was, payload, answer_pseudo(p)))
-		return conclude(p, REASON_DROP_ANSWER_FAILED);
-	return conclude(p, REASON_ANSWER_RESET);
-}
-
-/* Over the MTU, and the sender allows fragments: translated by us, fragmented by Linux on its way out. */
-always_inline int leave_to_fragment(struct packet *p, const struct flow *f)
-{
-	if (!rewrite(p, f))
-		return conclude(p, REASON_DROP_REWRITE_FAILED);
-	return conclude(p, REASON_PUNT_TO_FRAGMENT);
-}
-
-/* The other programs send here what they cannot forward; why, shows again. */
-always_inline int answer(struct packet *p, struct scratch *s)
-{
-	if (p->ttl <= 1)
-		return answer_ttl(p);
-	if (p->fragment == FRAGMENT_LATER && !fragment_load(p))
-		return conclude(p, REASON_DROP_FRAGMENT_UNKNOWN);
-	struct flow *f = flow_lookup(&p->tuple);
-	if (!f)
-		return answer_reset(p);
-	flow_refresh(f, p->length);
-	if (p->dont_fragment)
-		return answer_too_big(p, f->mtu);
-	return leave_to_fragment(p, f);
 }

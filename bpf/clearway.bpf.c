@@ -34,6 +34,7 @@
 #include "opening.h"
 #include "icmp.h"
 #include "answer.h"
+#include "reset.h"
 
 #ifdef HOOK_XDP
 #define PROGRAM(NAME) SEC("xdp.frags") int cw_xdp##NAME(context *ctx)
@@ -120,6 +121,30 @@ SEC("tc") int cw_tc_behind(context *ctx)
 }
 #endif
 
+/* Over the MTU, and the sender allows fragments: translated by us, fragmented by Linux on its way out. */
+always_inline int leave_to_fragment(struct packet *p, const struct flow *f)
+{
+	if (!rewrite(p, f))
+		return conclude(p, REASON_DROP_REWRITE_FAILED);
+	return conclude(p, REASON_PUNT_TO_FRAGMENT);
+}
+
+/* The other programs send here what they cannot forward; why, shows again. */
+always_inline int enter_answer(struct packet *p, struct scratch *s)
+{
+	if (p->ttl <= 1)
+		return answer_ttl(p);
+	if (p->fragment == FRAGMENT_LATER && !fragment_load(p))
+		return conclude(p, REASON_DROP_FRAGMENT_UNKNOWN);
+	struct flow *f = flow_lookup(&p->tuple);
+	if (!f)
+		return answer_reset(p);
+	flow_refresh(f, p->length);
+	if (p->dont_fragment)
+		return answer_too_big(p, f->mtu);
+	return leave_to_fragment(p, f);
+}
+
 /* A program behind the entry. */
 #define STAGE(NAME, WORK) \
 	PROGRAM(NAME) \
@@ -132,7 +157,7 @@ SEC("tc") int cw_tc_behind(context *ctx)
 	}
 
 STAGE(_first, enter_first)
-STAGE(_icmp, icmp_error)
-STAGE(_answer, answer)
+STAGE(_icmp, enter_icmp)
+STAGE(_answer, enter_answer)
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

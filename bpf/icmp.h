@@ -132,7 +132,7 @@ always_inline __u32 icmp_outer(struct packet *p, const struct flow *f, const str
 	return deltas.addr_delta;
 }
 
-always_inline int icmp_error(struct packet *p, struct scratch *s)
+always_inline int enter_icmp(struct packet *p, struct scratch *s)
 {
 	struct quote q;
 
