@@ -50,7 +50,34 @@ beyond a limit are refused, each with the path of the key, its line, and what to
 ```yaml
 {example}```
 
-A key without a default is required. `[]` stands for each item of a list.
+A key without a default is required. `[]` stands for each item of a list. Values are written like this:
+
+| value | for example |
+|---|---|
+| duration | `2h`, `1h30m`, `60s`, `500ms`, or a number of seconds; `100ms` to `10d` |
+| ports | `1024-32767`, both included |
+| addresses | `198.51.100.8/29` (all eight), `198.51.100.8-198.51.100.15`, `198.51.100.8` |
+| IPv4 or IPv6 prefix | `10.0.0.0/8`, `"fd00::/8"`, or a single address |
+| name | up to 63 letters, digits, dots, dashes and underscores |
+| interface | `eth0`: the name of an interface, as the kernel has it |
+
+In `{{...}}` and `[...]`, put IPv6 addresses into quotes.
+"""
+
+TAIL = """\
+## What depends on the machine
+
+Checked before anything is touched, by `clearway plan` and `clearway apply` alike:
+
+- Interfaces of `nat` and `interfaces` must exist when they are named for the first time; one that goes away
+  later is waited for.
+- Ports that `masquerade` and `full-nat` translate to must not overlap the host's own local port range,
+  `net.ipv4.ip_local_port_range`: the host could take the same port for itself. A pool may use any port.
+- The sizes of tables, `conntrack.max_flows` and `limits`, are those that the data path was loaded with.
+  Other sizes show in a plan with `!`; they take effect after `clearway down` and a new `clearway run`. Until
+  then, a configuration that does not fit the loaded ones is refused with the figure that it needs.
+
+`clearway plan` also says how much kernel memory the tables take: empty, and when all of them are full.
 """
 
 
@@ -110,7 +137,7 @@ def reference() -> str:
     """The whole document. The example in it is parsed, so it is one that works."""
     parse_config(EXAMPLE, "example")
     schema = Config.model_json_schema(mode="validation")
-    return "\n".join([HEAD.format(example=EXAMPLE), *sections("", schema, schema.get("$defs", {}), {})])
+    return "\n".join([HEAD.format(example=EXAMPLE), *sections("", schema, schema.get("$defs", {}), {}), TAIL])
 
 
 def main() -> int:

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what the user said to rows of tables, and to the plan of a change. Pure: needs no kernel."""
+
+from .compile import compile_tables
+from .facts import HostFacts, TableSizes
+from .memory import MemoryEstimate, TableMemory, estimate_memory
+from .plan import Change, FieldChange, Plan, plan_configs, plan_tables
+from .tables import EndpointRow, NatRow, ServiceRow, Tables, Wheel
+
+__all__ = [
+    "Change",
+    "EndpointRow",
+    "FieldChange",
+    "HostFacts",
+    "MemoryEstimate",
+    "NatRow",
+    "Plan",
+    "ServiceRow",
+    "TableMemory",
+    "TableSizes",
+    "Tables",
+    "Wheel",
+    "compile_tables",
+    "estimate_memory",
+    "plan_configs",
+    "plan_tables",
+]

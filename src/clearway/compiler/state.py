@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is configured, as items to compare and to show: from a configuration, or from rows read back.
+
+Fields are text, because a plan only shows them. Only states of the same kind are compared: a configuration
+says weights and names, rows say shares and ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from clearway.model import Config, Endpoint, Nat, Service, Timeouts, format_duration, host_port
+from clearway.model.config import Model
+
+from .facts import HostFacts, TableSizes
+from .tables import EndpointRow, NatRow, ServiceIdentity, ServiceRow, Tables
+
+Kind = Literal["service", "endpoint", "nat", "interface", "timeout", "conntrack", "limit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that is configured. `key` is what makes it the same thing before and after a change."""
+
+    kind: Kind
+    key: Hashable
+    name: str
+    title: str
+    """How a person recognizes it, as in "web 203.0.113.10:80/tcp"."""
+    summary: str
+    """What is said of it when it comes, after the title."""
+    fields: Mapping[str, str]
+    children: tuple[Item, ...] = ()
+
+
+def state_of_config(config: Config) -> tuple[Item, ...]:
+    """Everything a configuration asks for, but for the sizes of tables."""
+    return (
+        *(
+            Item("interface", i.name, i.name, i.name, f"hook {i.hook}", {"hook": i.hook})
+            for i in config.interfaces
+        ),
+        *map(_service, config.services),
+        *map(_nat, config.nat),
+        *_conntrack(config.conntrack.timeouts, config.conntrack.midstream),
+    )
+
+
+def state_of_tables(tables: Tables, config: Config, facts: HostFacts) -> tuple[Item, ...]:
+    """What rows say. Names come from the configuration where it has the same thing, else there are none."""
+    names = {(s.address, s.port, s.protocol): s.name for s in config.services}
+    rules = {(nat.source, facts.interfaces.get(nat.interface)): nat.name for nat in config.nat}
+    interfaces = {index: name for name, index in facts.interfaces.items()}
+    endpoints: dict[int, list[EndpointRow]] = {row.id: [] for row in tables.services}
+    for row in tables.endpoints:
+        endpoints.setdefault(row.service, []).append(row)
+    return (
+        *(_service_of_row(row, names, endpoints[row.id]) for row in tables.services),
+        *(_nat_of_row(row, rules.get(row.identity, ""), interfaces) for row in tables.nats),
+        *_conntrack(tables.timeouts, tables.midstream),
+    )
+
+
+def sizes_of(config: Config, running: TableSizes | None = None) -> tuple[Item, ...]:
+    """Sizes of tables, which only loading the data path changes: as it was loaded, or as configured."""
+    limits = running or config.limits
+    sizes = {
+        "conntrack.max_flows": (running or config.conntrack).max_flows,
+        "limits.services": limits.services,
+        "limits.endpoints": limits.endpoints,
+        "limits.nats": limits.nats,
+        "limits.wheel_slots": limits.wheel_slots,
+    }
+    return tuple(_setting("limit", name, str(size)) for name, size in sizes.items())
+
+
+def _setting(kind: Kind, name: str, value: str) -> Item:
+    return Item(kind, name, name, name, value, {"value": value})
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "automatic" if value is None else str(value)
+
+
+def _count(endpoints: int) -> str:
+    return f"-> {endpoints} endpoint{'' if endpoints == 1 else 's'}"
+
+
+def _title(name: str, rest: str) -> str:
+    return f"{name} {rest}" if name else rest
+
+
+def _service(service: Service) -> Item:
+    fields = {"name": service.name, "mode": service.mode, "algorithm": service.algorithm}
+    if service.algorithm == "maglev":
+        fields["maglev_size"] = str(service.maglev_size)
+    if service.mode == "full-nat":
+        fields["ports"] = _text(service.ports)
+    address = f"{host_port(service.address, service.port)}/{service.protocol}"
+    return Item(
+        "service",
+        (service.address, service.port, service.protocol),
+        service.name,
+        _title(service.name, address),
+        _count(len(service.endpoints)),
+        fields,
+        tuple(map(_endpoint, service.endpoints)),
+    )
+
+
+def _endpoint(endpoint: Endpoint) -> Item:
+    address = host_port(endpoint.address, endpoint.port)
+    fields = {"weight": str(endpoint.weight), "drain": _text(endpoint.drain)}
+    summary = f"weight {endpoint.weight}{', draining' if endpoint.drain else ''}"
+    return Item("endpoint", address, address, address, summary, fields)
+
+
+def _nat(nat: Nat) -> Item:
+    fields = {"name": nat.name, "to": _text(nat.pool or "masquerade"), "ports": _text(nat.ports)}
+    title = _title(nat.name, f"{nat.source} on {nat.interface}")
+    summary = f"-> {fields['to']}, ports {fields['ports']}"
+    return Item("nat", (nat.source, nat.interface), nat.name, title, summary, fields)
+
+
+def _service_of_row(
+    row: ServiceRow, names: Mapping[ServiceIdentity, str], endpoints: Iterable[EndpointRow]
+) -> Item:
+    name = names.get(row.identity, "")
+    title = _title(name, f"{host_port(row.address, row.port)}/{row.protocol}")
+    fields = {"mode": row.mode, "algorithm": row.algorithm, "slots": str(len(row.wheel))}
+    if row.ports is not None:
+        fields["ports"] = str(row.ports)
+    numbers, counts = np.unique(row.wheel.slots, return_counts=True)
+    slots = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    children = tuple(_endpoint_of_row(e, slots.get(e.id, 0) / max(1, len(row.wheel))) for e in endpoints)
+    return Item("service", row.identity, name, title, _count(len(children)), fields, children)
+
+
+def _endpoint_of_row(row: EndpointRow, share: float) -> Item:
+    address = host_port(row.address, row.port)
+    fields = {"share": f"{share:.1%}", "drain": _text(row.draining)}
+    summary = "draining" if row.draining else f"{share:.1%}"
+    return Item("endpoint", address, address, address, summary, fields)
+
+
+def _nat_of_row(row: NatRow, name: str, interfaces: Mapping[int, str]) -> Item:
+    fields = {"to": _text(row.pool or "masquerade"), "ports": str(row.ports)}
+    interface = interfaces.get(row.ifindex, f"interface {row.ifindex}")
+    title = _title(name, f"{row.source} on {interface}")
+    return Item("nat", row.identity, name, title, f"-> {fields['to']}, ports {row.ports}", fields)
+
+
+def _conntrack(timeouts: Timeouts, midstream: str) -> Iterator[Item]:
+    for name, milliseconds in _values(timeouts):
+        yield _setting("timeout", name, format_duration(milliseconds))
+    yield _setting("conntrack", "midstream", midstream)
+
+
+def _values(timeouts: Model) -> Iterator[tuple[str, int]]:
+    for name in type(timeouts).model_fields:
+        yield name, getattr(timeouts, name)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the data path's configuration tables (bpf/types.h), as immutable values without a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearway.model import (
+    AddressRange,
+    Algorithm,
+    IPAddress,
+    IPNetwork,
+    Midstream,
+    Mode,
+    PortRange,
+    Protocol,
+    Timeouts,
+)
+
+EPOCH_MAX = 0xFFFF_FFFF
+
+ServiceIdentity = tuple[IPAddress, int, Protocol]
+EndpointIdentity = tuple[ServiceIdentity, IPAddress, int]
+NatIdentity = tuple[IPNetwork, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """Slot -> endpoint id. Compares by content."""
+
+    slots: NDArray[np.uint32] = field(compare=False, repr=False)
+    digest: bytes
+    """Of the slots; stands for them in comparisons."""
+    recipe: bytes = field(default=b"", compare=False, repr=False)
+    """Digest of what the wheel was made from; empty if unknown, as of a wheel that was read back."""
+
+    @classmethod
+    def of(cls, slots: NDArray[np.uint32], recipe: bytes = b"") -> Wheel:
+        own = np.array(slots, dtype="<u4")
+        own.setflags(write=False)
+        return cls(own, blake2b(own.tobytes(), digest_size=16).digest(), recipe)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """Slots base .. base + size - 1 of the wheel table."""
+
+    base: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.base + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRow:
+    """A row of service_v1, and the wheel it points to."""
+
+    id: int
+    address: IPAddress
+    port: int
+    protocol: Protocol
+    mode: Mode
+    algorithm: Algorithm
+    ports: PortRange | None
+    """Source ports towards the endpoints; None for mode nat."""
+    wheel_base: int
+    wheel: Wheel
+
+    @property
+    def identity(self) -> ServiceIdentity:
+        return (self.address, self.port, self.protocol)
+
+    @property
+    def area(self) -> Area:
+        return Area(self.wheel_base, len(self.wheel))
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRow:
+    """A row of endpoint_v1 that is in use."""
+
+    id: int
+    service: int
+    address: IPAddress
+    port: int
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NatRow:
+    """A row of nat_v1."""
+
+    id: int
+    source: IPNetwork
+    ifindex: int
+    pool: AddressRange | None
+    """None: masquerade."""
+    ports: PortRange
+
+    @property
+    def identity(self) -> NatIdentity:
+        return (self.source, self.ifindex)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Everything that one epoch of the configuration puts into tables. Compares by content, not by epoch.
+
+    Rows are in the order of their ids.
+    """
+
+    epoch: int = field(default=0, compare=False)
+    """Which epoch these rows are of, or will be of; 0: a data path that was never configured."""
+    services: tuple[ServiceRow, ...] = ()
+    endpoints: tuple[EndpointRow, ...] = ()
+    nats: tuple[NatRow, ...] = ()
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    midstream: Midstream = "pick-up"
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch after this one: never 0, and of the other parity, because config_v1 has two rows."""
+        return self.epoch + 1 if self.epoch < EPOCH_MAX else 2
+
+    @cached_property
+    def service_by_identity(self) -> dict[ServiceIdentity, ServiceRow]:
+        return {row.identity: row for row in self.services}
+
+    @cached_property
+    def endpoint_by_identity(self) -> dict[EndpointIdentity, EndpointRow]:
+        """Endpoints by what they are; rows of a service that is not there are left out."""
+        services = {row.id: row.identity for row in self.services}
+        return {
+            (services[row.service], row.address, row.port): row
+            for row in self.endpoints
+            if row.service in services
+        }
+
+    @cached_property
+    def nat_by_identity(self) -> dict[NatIdentity, NatRow]:
+        return {row.identity: row for row in self.nats}
+
+    def service_id(self, address: IPAddress, port: int, protocol: Protocol) -> int | None:
+        row = self.service_by_identity.get((address, port, protocol))
+        return None if row is None else row.id

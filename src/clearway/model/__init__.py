@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user can say: models of the configuration file, the API and the commands. Needs no kernel."""
+
+from .config import (
+    Algorithm,
+    Config,
+    Conntrack,
+    Endpoint,
+    Hook,
+    Interface,
+    Limits,
+    Midstream,
+    Mode,
+    Nat,
+    Protocol,
+    Service,
+    Timeouts,
+)
+from .edit import add_endpoint, add_service, drain_endpoint, remove_endpoint, remove_service
+from .errors import ConfigError, Origin, Problem
+from .load import config_from_data, load_config, parse_config, to_data, to_yaml
+from .values import AddressRange, IPAddress, IPNetwork, PortRange, format_duration, host_port
+
+__all__ = [
+    "AddressRange",
+    "Algorithm",
+    "Config",
+    "ConfigError",
+    "Conntrack",
+    "Endpoint",
+    "Hook",
+    "IPAddress",
+    "IPNetwork",
+    "Interface",
+    "Limits",
+    "Midstream",
+    "Mode",
+    "Nat",
+    "Origin",
+    "PortRange",
+    "Problem",
+    "Protocol",
+    "Service",
+    "Timeouts",
+    "add_endpoint",
+    "add_service",
+    "config_from_data",
+    "drain_endpoint",
+    "format_duration",
+    "host_port",
+    "load_config",
+    "parse_config",
+    "remove_endpoint",
+    "remove_service",
+    "to_data",
+    "to_yaml",
+]

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user can say. These models are the configuration file, the API and the commands alike.
+
+A `Config` that exists is valid: values, families, names and sizes were checked when it was made. What
+depends on the machine (interfaces, its local port range) is checked when it is compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
+
+from . import checks
+from .errors import Origin, Problem, refuse_all
+from .values import (
+    MAGLEV_SIZE_MAX,
+    AddressRange,
+    IPAddress,
+    IPNetwork,
+    PortRange,
+    format_duration,
+    parse_address,
+    parse_duration,
+    parse_interface_name,
+    parse_maglev_size,
+    parse_name,
+    parse_pool,
+    parse_port_range,
+    parse_prefix,
+    pool_text,
+)
+
+Hook = Literal["auto", "xdp", "xdp-generic", "tc"]
+Protocol = Literal["tcp", "udp"]
+Mode = Literal["nat", "full-nat"]
+Algorithm = Literal["maglev", "round-robin"]
+Midstream = Literal["pick-up", "drop", "reset"]
+
+Name = Annotated[str, PlainValidator(parse_name), WithJsonSchema({"type": "string", "title": "name"})]
+InterfaceName = Annotated[
+    str, PlainValidator(parse_interface_name), WithJsonSchema({"type": "string", "title": "interface"})
+]
+Address = Annotated[
+    IPAddress,
+    PlainValidator(parse_address),
+    PlainSerializer(str, when_used="json"),
+    WithJsonSchema({"type": "string", "title": "IPv4 or IPv6 address"}),
+]
+Prefix = Annotated[
+    IPNetwork,
+    PlainValidator(parse_prefix),
+    PlainSerializer(str, when_used="json"),
+    WithJsonSchema({"type": "string", "title": "IPv4 or IPv6 prefix"}),
+]
+Pool = Annotated[
+    AddressRange,
+    PlainValidator(parse_pool),
+    PlainSerializer(pool_text, when_used="json"),
+    WithJsonSchema({"type": "string", "title": "addresses"}),
+]
+Ports = Annotated[
+    PortRange,
+    PlainValidator(parse_port_range),
+    PlainSerializer(str, when_used="json"),
+    WithJsonSchema({"type": "string", "title": "ports"}),
+]
+Duration = Annotated[
+    int,
+    PlainValidator(parse_duration),
+    PlainSerializer(format_duration, when_used="json"),
+    WithJsonSchema({"type": "string", "title": "duration"}),
+]
+MaglevSize = Annotated[
+    int,
+    PlainValidator(parse_maglev_size),
+    WithJsonSchema({"type": "integer", "title": "prime", "minimum": 2, "maximum": MAGLEV_SIZE_MAX}),
+]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+Item = TypeVar("Item")
+# Strict means that nothing is converted; a list for a tuple is all the same.
+Several = Annotated[tuple[Item, ...], Field(strict=False)]
+
+
+class Model(BaseModel):
+    """Frozen and strict: unknown keys and values of another type are refused, never converted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Interface(Model):
+    """An interface that clearway takes packets from."""
+
+    name: InterfaceName = Field(description="Name of the interface, as `ip link` shows it.")
+    hook: Hook = Field(
+        default="auto",
+        description="Where packets are taken: `xdp` (in the driver), `xdp-generic` (above it, slow, for "
+        "tests), `tc`, or `auto`: XDP where the driver and the ways out allow it, TC elsewhere.",
+    )
+
+
+class Endpoint(Model):
+    """A server behind a service."""
+
+    address: Address = Field(description="Address of the server, of the same family as the service.")
+    port: Port = Field(description="Port of the server.")
+    weight: int = Field(
+        default=1,
+        ge=0,
+        le=65535,
+        description="Share of new connections in proportion to the other endpoints' weights. 0: no new "
+        "connections, those it has go on.",
+    )
+    drain: bool = Field(
+        default=False,
+        description="`true`: no new connections, those it has go on; the weight is kept for later.",
+    )
+
+
+class Service(Model):
+    """An address and port that clients connect to, and the endpoints that answer."""
+
+    name: Name = Field(description="Name of the service, for people and commands.")
+    address: Address = Field(description="Address that clients connect to.")
+    port: Port = Field(description="Port that clients connect to.")
+    protocol: Protocol = Field(description="Protocol of the service.")
+    mode: Mode = Field(
+        default="nat",
+        description="`nat` rewrites the destination: endpoints see the client's address and must send their"
+        " answers back through this machine. `full-nat` rewrites the source too, to the address"
+        " of the interface towards the endpoint: answers come back by themselves.",
+    )
+    algorithm: Algorithm = Field(
+        default="maglev",
+        description="How the endpoint of a new connection is chosen: `maglev` by consistent hash of the "
+        "connection (every node chooses alike, few connections move when endpoints change), "
+        "`round-robin` by turns. Both respect weights.",
+    )
+    maglev_size: MaglevSize = Field(
+        default=65537,
+        description="Slots of the Maglev wheel, a prime; unused by `round-robin`. At least 100 for each "
+        "endpoint (with weights: 100 x all weights / the smallest weight) keep every share "
+        "within 1 %; while there are at most sqrt(size) / 2 endpoints, one that goes moves less"
+        " than twice its own share. The default serves 128 endpoints so, and 655 within 1 %, "
+        "for 256 KiB. Nodes of one service must agree on it, and a change of it moves most "
+        "connections that are not in the flow table: choose it once.",
+    )
+    ports: Ports | None = Field(
+        default=None,
+        description="Source ports towards the endpoints, `full-nat` only. Without it: the largest range "
+        "within 1024-65535 that stays clear of the host's own local port range "
+        "(`net.ipv4.ip_local_port_range`).",
+    )
+    endpoints: Several[Endpoint] = Field(
+        default=(),
+        description="The servers. None, or none that takes new connections: these are dropped and counted.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return _checked(self, checks.service_problems(self))
+
+
+class Nat(Model):
+    """Source NAT of what leaves through an interface. Exactly one of `masquerade` and `pool` is given."""
+
+    name: Name = Field(description="Name of the rule, for people and commands.")
+    source: Prefix = Field(
+        description="Sources to translate: a prefix or an address. Of several rules, the longest prefix "
+        "wins.",
+    )
+    interface: InterfaceName = Field(
+        description="Interface that packets leave through, as the routing table names it.",
+    )
+    masquerade: bool = Field(
+        default=False,
+        description="`true`: translate to the primary address of the interface.",
+    )
+    pool: Pool | None = Field(
+        default=None,
+        description="Translate to these addresses: a prefix (all of its addresses), `first-last`, or a "
+        "single one; at most 65536. They must be routed to this machine.",
+    )
+    ports: Ports | None = Field(
+        default=None,
+        description="Source ports to translate to. Without it: the largest range within 1024-65535 that "
+        "stays clear of the host's own local port range (`net.ipv4.ip_local_port_range`).",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return _checked(self, checks.nat_problems(self))
+
+
+class Timeouts(Model):
+    """How long a flow is kept after its last packet, by protocol and state."""
+
+    tcp_syn_sent: Duration = Field(
+        default=120_000,
+        description="Opened, not yet answered. Default of nf_conntrack: RFC 5382's four minutes would let "
+        "floods of SYNs fill the table.",
+    )
+    tcp_syn_received: Duration = Field(
+        default=60_000,
+        description="Answered, not yet confirmed. Default of nf_conntrack, for the same reason.",
+    )
+    tcp_established: Duration = Field(
+        default=7_440_000,
+        description="Open in both directions. RFC 5382 (REQ-5) demands no less than 2 hours 4 minutes.",
+    )
+    tcp_half_closed: Duration = Field(
+        default=240_000,
+        description="One side has closed, the other may still send. RFC 5382 (REQ-5): no less than four "
+        "minutes.",
+    )
+    tcp_time_wait: Duration = Field(
+        default=120_000,
+        description="Both sides have closed. Default of nf_conntrack, twice Linux' TIME-WAIT.",
+    )
+    tcp_closed: Duration = Field(default=10_000, description="Reset. Default of nf_conntrack.")
+    udp: Duration = Field(
+        default=30_000,
+        description="One side has sent, the other has not answered. Default of nf_conntrack.",
+    )
+    udp_stream: Duration = Field(
+        default=300_000,
+        description="Both sides have sent. RFC 4787 (REQ-5) recommends five minutes.",
+    )
+    icmp: Duration = Field(
+        default=60_000,
+        description="Echo requests. RFC 5508 (REQ-1): no less than 60 seconds.",
+    )
+
+
+class Conntrack(Model):
+    """The flow table."""
+
+    max_flows: int = Field(
+        default=1_048_576,
+        ge=1024,
+        le=67_108_864,
+        description="Connections the flow table has room for, for each of IPv4 and IPv6. Memory for them is"
+        " taken when they open. Takes effect when the data path is loaded.",
+    )
+    timeouts: Timeouts = Field(
+        default=Timeouts(),
+        description="Idle timeouts: `2h`, `1h30m`, `60s`, `500ms`, or a number of seconds.",
+    )
+    midstream: Midstream = Field(
+        default="pick-up",
+        description="TCP to a service without a flow and without SYN, as after a restart of the machine: "
+        "`pick-up` (Maglev leads it to the endpoint that has it), `drop`, or `reset` (answer "
+        "with RST).",
+    )
+
+
+class Limits(Model):
+    """Sizes of the tables. They take effect when the data path is loaded: `clearway down`, `clearway run`."""
+
+    services: int = Field(default=256, ge=1, le=1_048_576, description="Services.")
+    endpoints: int = Field(
+        default=4096,
+        ge=1,
+        le=4_194_304,
+        description="Endpoints of all services. Those that go keep their place until those that come have "
+        "theirs: leave room for as many as are exchanged at once.",
+    )
+    nats: int = Field(default=256, ge=1, le=1_048_576, description="NAT rules.")
+    wheel_slots: int = Field(
+        default=4_194_304,
+        ge=2,
+        le=268_435_456,
+        description="Slots of all wheels: twice what the services need, because a new wheel is complete "
+        "before the old one is given up. 4 bytes each; the default, 16 MiB, serves 31 services "
+        "of the default `maglev_size`.",
+    )
+
+
+class Config(Model):
+    """A whole configuration."""
+
+    interfaces: Several[Interface] = Field(
+        default=(),
+        description="Interfaces that clearway takes packets from.",
+    )
+    services: Several[Service] = Field(default=(), description="Load-balanced services.")
+    nat: Several[Nat] = Field(default=(), description="Source NAT rules.")
+    conntrack: Conntrack = Field(default=Conntrack(), description="The flow table and its timeouts.")
+    limits: Limits = Field(default=Limits(), description="Sizes of the tables.")
+
+    _origin: Origin = PrivateAttr(default_factory=lambda: Origin("configuration", {}))
+
+    @property
+    def origin(self) -> Origin:
+        """Where it was read from; errors found later use its line numbers."""
+        return self._origin
+
+    def read_from(self, origin: Origin) -> Self:
+        """The same configuration, with its origin."""
+        copy = self.model_copy()
+        copy._origin = origin
+        return copy
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return _checked(self, checks.config_problems(self))
+
+
+Checked = TypeVar("Checked", bound=Model)
+
+
+def _checked(model: Checked, problems: list[Problem]) -> Checked:
+    if problems:
+        raise refuse_all(problems)
+    return model

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small changes to a configuration, as the commands make them. Pure: a new, valid one comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .config import Config, Endpoint, Service
+from .errors import ConfigError, Problem
+from .load import config_from_data, to_data
+from .values import host_port
+
+
+def add_service(config: Config, data: Mapping[str, object]) -> Config:
+    """Add a service given as plain data. Raises ConfigError if the result is not valid."""
+    services = [to_service_data(service) for service in config.services]
+    return _with_services(config, [*services, dict(data)])
+
+
+def remove_service(config: Config, name: str) -> Config:
+    """Remove a service. Raises ConfigError if there is none of that name."""
+    gone = _service(config, name)
+    return _with_services(
+        config, [to_service_data(service) for service in config.services if service is not gone]
+    )
+
+
+def add_endpoint(config: Config, service: str, data: Mapping[str, object]) -> Config:
+    """Add an endpoint given as plain data to a service. Raises ConfigError if the result is not valid."""
+    changed = _service(config, service)
+    return _with_endpoints(config, changed, [*_endpoints_data(changed), dict(data)])
+
+
+def remove_endpoint(config: Config, service: str, endpoint: str) -> Config:
+    """Remove an endpoint ("10.0.0.2:8080", or its address if only one has it).
+
+    Raises ConfigError if there is none.
+    """
+    changed = _service(config, service)
+    gone = changed.endpoints.index(_endpoint(changed, endpoint))
+    data = _endpoints_data(changed)
+    return _with_endpoints(config, changed, data[:gone] + data[gone + 1 :])
+
+
+def drain_endpoint(config: Config, service: str, endpoint: str, drain: bool = True) -> Config:
+    """Give an endpoint no new connections any more, or again with drain=False.
+
+    Raises ConfigError if there is none.
+    """
+    changed = _service(config, service)
+    index = changed.endpoints.index(_endpoint(changed, endpoint))
+    data = _endpoints_data(changed)
+    data[index] = data[index] | {"drain": drain}
+    return _with_endpoints(config, changed, data)
+
+
+def to_service_data(service: Service) -> dict[str, object]:
+    return service.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+
+
+def _endpoints_data(service: Service) -> list[dict[str, object]]:
+    return [endpoint.model_dump(mode="json", exclude_defaults=True) for endpoint in service.endpoints]
+
+
+def _with_services(config: Config, services: list[dict[str, object]]) -> Config:
+    return config_from_data(to_data(config) | {"services": services}, config.origin.source)
+
+
+def _with_endpoints(config: Config, changed: Service, endpoints: list[dict[str, object]]) -> Config:
+    services = [
+        to_service_data(service) | ({"endpoints": endpoints} if service is changed else {})
+        for service in config.services
+    ]
+    return _with_services(config, services)
+
+
+def _service(config: Config, name: str) -> Service:
+    for service in config.services:
+        if service.name == name:
+            return service
+    known = ", ".join(service.name for service in config.services) or "none"
+    raise _unknown(f"there is no service {name}", f"services: {known}")
+
+
+def _endpoint(service: Service, text: str) -> Endpoint:
+    exact = [e for e in service.endpoints if host_port(e.address, e.port) == text]
+    matching = exact or [e for e in service.endpoints if str(e.address) == text]
+    if len(matching) == 1:
+        return matching[0]
+    known = ", ".join(host_port(e.address, e.port) for e in matching or service.endpoints) or "none"
+    what = (
+        f"several endpoints of service {service.name} have the address {text}"
+        if matching
+        else (f"service {service.name} has no endpoint {text}")
+    )
+    raise _unknown(what, f"endpoints: {known}")
+
+
+def _unknown(what: str, fix: str) -> ConfigError:
+    return ConfigError([Problem(("request",), what, fix)], "request")
