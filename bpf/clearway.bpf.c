@@ -87,7 +87,7 @@ always_inline int enter_first(struct packet *p, struct scratch *s)
 	if (f && known(p, f, stamp, s, &verdict) != CONTINUE)
 		return verdict;
 	if (p->fragment == FRAGMENT_LATER)
-		return conclude(p, fragment_unknown(p, s));
+		return conclude(p, REASON_PUNT_FRAGMENT); /* as its first one was */
 	return open_flow(p, stamp, s);
 }
 
@@ -124,7 +124,7 @@ SEC("tc") int cw_tc_behind(context *ctx)
 /* Over the MTU, and the sender allows fragments: translated by us, fragmented by Linux on its way out. */
 always_inline int leave_to_fragment(struct packet *p, const struct flow *f)
 {
-	if (!rewrite(p, f))
+	if (!rewrite(p, f, 0))
 		return conclude(p, REASON_DROP_REWRITE_FAILED);
 	return conclude(p, REASON_PUNT_TO_FRAGMENT);
 }

@@ -8,7 +8,7 @@ always_inline struct fragment_key fragment_key(const struct packet *p)
 	struct fragment_key key = {.src = p->tuple.src,
 				   .dst = p->tuple.dst,
 				   .id = p->fragment_id,
-				   .proto = p->tuple.proto,
+				   .proto = p->tuple.family == FAMILY_IPV4 ? p->tuple.proto : 0,
 				   .family = p->tuple.family};
 	return key;
 }
@@ -16,12 +16,13 @@ always_inline struct fragment_key fragment_key(const struct packet *p)
 always_inline void fragment_store(const struct packet *p)
 {
 	struct fragment_key key = fragment_key(p);
-	struct fragment row = {.sport = p->tuple.sport, .dport = p->tuple.dport, .seen = now()};
+	struct fragment row = {
+		.sport = p->tuple.sport, .dport = p->tuple.dport, .proto = p->tuple.proto, .seen = now()};
 
 	bpf_map_update_elem(&fragment_v1, &key, &row, BPF_ANY);
 }
 
-/* Gives a later fragment the ports of its datagram. */
+/* Gives a later fragment the ports of its datagram, and the protocol behind all its headers. */
 always_inline bool fragment_load(struct packet *p)
 {
 	struct fragment_key key = fragment_key(p);
@@ -31,15 +32,27 @@ always_inline bool fragment_load(struct packet *p)
 		return false;
 	p->tuple.sport = row->sport;
 	p->tuple.dport = row->dport;
+	p->tuple.proto = row->proto;
 	return true;
 }
 
-/* Linux may have what belongs to it; what a NAT rule claims must not leave with its private source. */
+/* Does a service's address or an endpoint's stand at either end? */
+always_inline bool fragment_of_service(const struct packet *p, const struct config *config)
+{
+	return config->services && (service_claims(config->epoch, p->tuple.family, &p->tuple.dst) ||
+				    service_claims(config->epoch, p->tuple.family, &p->tuple.src));
+}
+
+/* Linux may have what belongs to it; what is translated must not leave half-translated. */
 always_inline int fragment_unknown(struct packet *p, struct scratch *s)
 {
 	const struct config *config = config_of(active_now().epoch);
 
-	if (!config || !config->nats)
+	if (!config)
+		return REASON_PUNT_FRAGMENT;
+	if (fragment_of_service(p, config))
+		return REASON_DROP_FRAGMENT_UNKNOWN;
+	if (!config->nats)
 		return REASON_PUNT_FRAGMENT;
 	s->leaves = p->tuple;
 	route_lookup(p, s);

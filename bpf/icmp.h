@@ -66,6 +66,8 @@ always_inline __u32 quote_checksum(const struct packet *p, struct quote *q, __u1
 		addr_delta = 0; /* no pseudo header */
 	__u16 from = *checksum;
 	*checksum = checksum_apply(from, (__u32)addr_delta + port_delta);
+	if (q->tuple.proto == IPPROTO_UDP && *checksum == 0)
+		*checksum = 0xffff;
 	return delta16(from, *checksum);
 }
 

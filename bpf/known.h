@@ -37,7 +37,7 @@ always_inline int forward_neighbour(struct packet *p, const struct flow *f, cons
 	return hand_over(p, REASON_DROP_NO_NEIGHBOUR);
 #endif
 	route_next_hop(route, &next);
-	if (!rewrite(p, f))
+	if (!rewrite(p, f, 1))
 		return conclude(p, REASON_DROP_REWRITE_FAILED);
 	count(p, REASON_FORWARD_NEIGHBOUR);
 	return packet_neighbour(p, route->fib.ifindex, &next);

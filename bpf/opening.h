@@ -130,9 +130,10 @@ always_inline void opening_entries(struct packet *p, struct opening *o, struct s
 	forward->flags |= (source_nat ? FLOW_SOURCE_NAT : 0) | (o->service ? FLOW_DEST_NAT : 0);
 	forward->tcp_scale = reply->tcp_scale;
 	route_store(&s->route, stamp, forward);
-	if (p->tuple.proto == IPPROTO_TCP && o->midstream)
+	if (p->tuple.proto == IPPROTO_TCP && o->midstream) {
 		tcp_track(p, forward);
-	else if (p->tuple.proto == IPPROTO_TCP)
+		forward->sent |= p->tcp_flags & TCP_FIN ? SENT_FIN : 0;
+	} else if (p->tuple.proto == IPPROTO_TCP)
 		tcp_opened(p, forward);
 }
 
@@ -168,9 +169,11 @@ always_inline int opening_failed(struct packet *p, int reason)
 	return conclude(p, reason);
 }
 
-/* Will this hook send the packet itself? What it hands over is counted by the one that takes over. */
-always_inline bool opening_sends(const struct scratch *s)
+/* Will this program send the packet itself? What goes on to another one is counted in the flow there. */
+always_inline bool opening_sends(const struct packet *p, const struct scratch *s)
 {
+	if (s->route.result == BPF_FIB_LKUP_RET_SUCCESS && packet_segment(p) > s->forward.mtu)
+		return false;
 #ifdef HOOK_XDP
 	return s->route.result == BPF_FIB_LKUP_RET_SUCCESS && s->route.device.xdp_transmit;
 #else
@@ -189,7 +192,7 @@ always_inline int open_flow(struct packet *p, __u32 stamp, struct scratch *s)
 	if (reason != CONTINUE)
 		return opening_failed(p, reason);
 	opening_entries(p, &o, s, stamp);
-	if (opening_sends(s)) {
+	if (opening_sends(p, s)) {
 		s->forward.packets = 1;
 		s->forward.bytes = p->length;
 	}

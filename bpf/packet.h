@@ -6,6 +6,7 @@
  *   packet_for_us    is the frame addressed to this machine's link address?
  *   packet_reload    set data and end again after a call that may have moved the packet
  *   packet_segment   layer 3 bytes of the largest packet this becomes on the wire (GSO)
+ *   packet_l4_length bytes of layer 4, header and payload, of the whole packet
  *   packet_checksum  apply differences to the checksum at that offset of layer 4; the packet must be
  *                    reloaded afterwards
  *   packet_link      write tags and link addresses; everything above layer 2 is finished by then

@@ -54,6 +54,11 @@ always_inline bool packet_is_gso(const struct packet *p)
 	return false;
 }
 
+always_inline __u32 packet_l4_length(const struct packet *p)
+{
+	return p->l3_length - (p->l4_offset - p->l3_offset);
+}
+
 always_inline bool packet_partial(const struct packet *p)
 {
 	return false;

@@ -251,17 +251,21 @@ always_inline int parse_ipv6(struct packet *p)
 	return parse_extensions(p, ip->nexthdr);
 }
 
+/* Does the IP packet, padding aside, hold a header of this size? */
+always_inline bool parse_fits(const struct packet *p, __u32 size)
+{
+	return packet_is_gso(p) || p->l4_offset - p->l3_offset + size <= p->l3_length;
+}
+
 always_inline int parse_tcp(struct packet *p)
 {
 	struct tcphdr *tcp = p->data + p->l4_offset;
 
 	keep_register(tcp);
-	if ((void *)(tcp + 1) > p->end)
+	if ((void *)(tcp + 1) > p->end || !parse_fits(p, sizeof(*tcp)))
 		return REASON_DROP_L4_SHORT;
-	if (tcp->doff < 5 || p->l4_offset - p->l3_offset + tcp->doff * 4 > p->l3_length) {
-		if (!packet_is_gso(p))
-			return REASON_DROP_L4_HEADER;
-	}
+	if (tcp->doff < 5 || !parse_fits(p, tcp->doff * 4))
+		return REASON_DROP_L4_HEADER;
 	p->l4 = tcp;
 	p->l4_header = tcp->doff * 4;
 	p->tuple.sport = tcp->source;
@@ -275,11 +279,10 @@ always_inline int parse_udp(struct packet *p)
 	struct udphdr *udp = p->data + p->l4_offset;
 
 	keep_register(udp);
-	if ((void *)(udp + 1) > p->end)
+	if ((void *)(udp + 1) > p->end || !parse_fits(p, sizeof(*udp)))
 		return REASON_DROP_L4_SHORT;
 	__u32 length = bpf_ntohs(udp->len);
-	if (!packet_is_gso(p) && p->fragment == FRAGMENT_NONE &&
-	    (length < sizeof(*udp) || p->l4_offset - p->l3_offset + length > p->l3_length))
+	if (p->fragment == FRAGMENT_NONE && (length < sizeof(*udp) || !parse_fits(p, length)))
 		return REASON_DROP_L4_HEADER;
 	p->l4 = udp;
 	p->l4_header = sizeof(*udp);
@@ -315,7 +318,7 @@ always_inline int parse_icmp(struct packet *p)
 	struct icmphdr *icmp = p->data + p->l4_offset;
 
 	keep_register(icmp);
-	if ((void *)(icmp + 1) > p->end)
+	if ((void *)(icmp + 1) > p->end || !parse_fits(p, sizeof(*icmp)))
 		return REASON_DROP_L4_SHORT;
 	p->l4 = icmp;
 	p->l4_header = sizeof(*icmp);

@@ -4,17 +4,17 @@
 
 #define DECREMENT_TTL ((__u16)~bpf_htons(0x0100)) /* checksum difference: TTL is the upper byte of its word */
 
-always_inline void rewrite_ipv4(struct packet *p, const struct flow *f)
+always_inline void rewrite_ipv4(struct packet *p, const struct flow *f, __u8 hops)
 {
 	struct iphdr *ip = p->l3;
 
 	ip->saddr = f->src.v4;
 	ip->daddr = f->dst.v4;
-	ip->ttl--;
-	ip->check = checksum_apply(ip->check, (__u32)f->addr_delta + DECREMENT_TTL);
+	ip->ttl -= hops;
+	ip->check = checksum_apply(ip->check, (__u32)f->addr_delta + (hops ? DECREMENT_TTL : 0));
 }
 
-always_inline bool rewrite_ipv6(struct packet *p, const struct flow *f)
+always_inline bool rewrite_ipv6(struct packet *p, const struct flow *f, __u8 hops)
 {
 	struct ipv6hdr *ip = packet_ipv6(p);
 
@@ -22,8 +22,9 @@ always_inline bool rewrite_ipv6(struct packet *p, const struct flow *f)
 		return false;
 	__builtin_memcpy(&ip->saddr, &f->src, sizeof(f->src));
 	__builtin_memcpy(&ip->daddr, &f->dst, sizeof(f->dst));
-	ip->hop_limit--;
-	packet_hop_limit_decremented(p);
+	ip->hop_limit -= hops;
+	if (hops)
+		packet_hop_limit_decremented(p);
 	return true;
 }
 
@@ -41,8 +42,7 @@ always_inline bool rewrite_l4(struct packet *p, const struct flow *f)
 		struct udphdr *udp = p->l4;
 		udp->source = f->sport;
 		udp->dest = f->dport;
-		return packet_checksum(p, offsetof(struct udphdr, check), addr_delta, port_delta,
-				       p->tuple.family == FAMILY_IPV4);
+		return packet_checksum(p, offsetof(struct udphdr, check), addr_delta, port_delta, true);
 	}
 	struct icmphdr *icmp = p->l4;
 	icmp->echo.id = p->icmp_type == icmp_request(p->tuple.family) ? f->sport : f->dport;
@@ -50,12 +50,12 @@ always_inline bool rewrite_l4(struct packet *p, const struct flow *f)
 			       port_delta, false);
 }
 
-/* Layers 3 and 4. A later fragment has no layer 4 of its own: the first one carries the checksum of all. */
-always_inline bool rewrite(struct packet *p, const struct flow *f)
+/* Layers 3 and 4; hops: 1, or 0 where Linux will forward the packet and count the hop. A later fragment has no layer 4 of its own: the first one carries the checksum of all. */
+always_inline bool rewrite(struct packet *p, const struct flow *f, __u8 hops)
 {
 	if (p->tuple.family == FAMILY_IPV4)
-		rewrite_ipv4(p, f);
-	else if (!rewrite_ipv6(p, f))
+		rewrite_ipv4(p, f, hops);
+	else if (!rewrite_ipv6(p, f, hops))
 		return false;
 	if (!p->l4)
 		return true;
@@ -64,7 +64,7 @@ always_inline bool rewrite(struct packet *p, const struct flow *f)
 
 always_inline int forward(struct packet *p, const struct flow *f, int reason)
 {
-	if (!rewrite(p, f) || !packet_link(p, f->dmac, f->smac, f->vlan_outer, f->vlan_inner))
+	if (!rewrite(p, f, 1) || !packet_link(p, f->dmac, f->smac, f->vlan_outer, f->vlan_inner))
 		return conclude(p, REASON_DROP_REWRITE_FAILED);
 	count(p, reason);
 	return packet_transmit(p, f->ifindex);

@@ -10,6 +10,14 @@ always_inline const struct service *service_lookup(__u32 epoch, const struct tup
 	return bpf_map_lookup_elem(&service_v1, &key);
 }
 
+/* Is it the address of a service or of an endpoint? */
+always_inline bool service_claims(__u32 epoch, __u8 family, const union addr *address)
+{
+	struct claim key = {.epoch = epoch, .family = family, .address = *address};
+
+	return bpf_map_lookup_elem(&claim_v1, &key);
+}
+
 /* Maglev and round-robin differ in who fills the wheel (compiler/) and in how a slot is picked. */
 always_inline __u32 service_slot(const struct service *service, const struct tuple *t)
 {

@@ -98,8 +98,8 @@ struct flow {
 	__u32 endpoint;	  /* id, if FLOW_HAS_SERVICE */
 	__u32 nat;	  /* id, if FLOW_HAS_NAT */
 	__u32 created;	  /* jiffies (low 32 bits) */
-	__u32 tcp_opened; /* TCP: the sequence number after this direction's SYN */
-	__u8 tcp_scale;	  /* TCP: window scale this direction announced */
+	__u32 tcp_next;	  /* TCP: the sequence number after what this direction has sent */
+	__u8 tcp_scale;	  /* TCP: the window scale in force for this direction (TCP_SCALE_OFFERED: tcp.h) */
 	__u8 pad[3];	  /* to the alignment of an address */
 	union addr src;	  /* as it leaves */
 	union addr dst;
@@ -111,8 +111,8 @@ _Static_assert(sizeof(struct flow) == 120, "struct flow");
 struct fragment_key {
 	union addr src;
 	union addr dst;
-	__u32 id; /* IPv4: 16 bits; IPv6: 32 bits; network order */
-	__u8 proto;
+	__u32 id;   /* IPv4: 16 bits; IPv6: 32 bits; network order */
+	__u8 proto; /* IPv6: 0; options may follow the fragment header (RFC 8200 4.5 does not identify by it) */
 	__u8 family;
 	__u8 pad[2]; /* hashed: always zero */
 };
@@ -121,9 +121,11 @@ _Static_assert(sizeof(struct fragment_key) == 40, "struct fragment_key");
 struct fragment {
 	__be16 sport;
 	__be16 dport;
+	__u8 proto;
+	__u8 pad[3];
 	__u32 seen; /* jiffies; believed for FRAGMENT_LIFETIME_MS (parse.h) */
 };
-_Static_assert(sizeof(struct fragment) == 8, "struct fragment");
+_Static_assert(sizeof(struct fragment) == 12, "struct fragment");
 
 /* ---- configuration: rows carry the epoch they belong to, active.epoch says which one counts ---- */
 
@@ -192,6 +194,14 @@ struct service {
 	__u8 pad[2];
 };
 _Static_assert(sizeof(struct service) == 20, "struct service");
+
+/* An address that services translate from or to: what cannot be told to be a flow's is not leaked past it. */
+struct claim {
+	__u32 epoch;
+	__u32 family;
+	union addr address;
+};
+_Static_assert(sizeof(struct claim) == 24, "struct claim");
 
 enum endpoint_state {
 	ENDPOINT_FREE,

@@ -237,6 +237,7 @@ def test_memory_uses_the_sizes_of_the_layouts() -> None:
     assert sizes["flow"] == memory.FLOW
     assert sizes["service_key"] == memory.SERVICE_KEY
     assert sizes["service"] == memory.SERVICE
+    assert sizes["claim"] == memory.CLAIM
     assert sizes["endpoint"] == memory.ENDPOINT
     assert sizes["opened"] == memory.OPENED
     assert sizes["nat_key"] == memory.NAT_KEY

@@ -14,6 +14,7 @@ from clearway.model import Config
 # Sizes of the structures in bpf/types.h.
 FLOW4_KEY, FLOW6_KEY, FLOW = 16, 40, 120
 SERVICE_KEY, SERVICE = 24, 20
+CLAIM, CLAIMED = 24, 4
 ENDPOINT, WHEEL_SLOT, CURSOR, OPENED = 24, 4, 4, 8
 NAT_KEY, NAT = 32, 32
 
@@ -72,6 +73,7 @@ def estimate_memory(config: Config, cpus: int = 1) -> MemoryEstimate:
             _hash("flow4_v1", flows, FLOW4_KEY, FLOW),
             _hash("flow6_v1", flows, FLOW6_KEY, FLOW),
             _hash("service_v1", 2 * limits.services, SERVICE_KEY, SERVICE),
+            _hash("claim_v1", 2 * (limits.services + limits.endpoints), CLAIM, CLAIMED),
             _array("wheel_v1", limits.wheel_slots, WHEEL_SLOT),
             _array("endpoint_v1", limits.endpoints, ENDPOINT),
             _array("cursor_v1", limits.services, CURSOR),

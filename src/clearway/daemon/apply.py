@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one configuration to the next with nothing in between: write beside, switch by one word, clean up.
+
+Rows of services and NAT rules carry their epoch, endpoints and wheels are found through them, and a packet
+reads the epoch once. So the rows of the next epoch are written while nobody looks at them, and set_epoch()
+is the switch.
+
+Cleaning up is the same before, after and instead of the switch: settle() makes the tables hold exactly the
+rows in force. What a crash leaves behind is found by the next apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from clearway.compiler import Tables, Wheel
+from clearway.compiler.tables import Area
+from clearway.datapath.errors import DatapathError
+
+from . import rows
+from .grace import wait_for_readers
+from .rows import Array, Names, Table
+
+LOOKUP_COST = 8
+"""Looking rows up one by one costs about this many times what reading them in batches costs."""
+
+
+class DatapathTables(Protocol):
+    """What is needed of a data path: its tables, the names of numbers in them, and the epoch in force."""
+
+    def table(self, name: str) -> Table: ...
+    def enum(self, name: str) -> Names: ...
+    def active(self) -> tuple[int, int]: ...
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What is in force after an apply."""
+
+    tables: Tables
+    switched: bool
+    """False: everything was in force already."""
+    leftover: str | None = None
+    """Why cleaning up after the switch failed; the next apply cleans up what is left."""
+
+
+def apply_tables(
+    datapath: DatapathTables,
+    previous: Tables,
+    desired: Tables,
+    wait: Callable[[], None] = wait_for_readers,
+) -> Applied:
+    """Puts `desired` in force in place of `previous`, which it was compiled to replace.
+
+    Traffic sees the one or the other. Raises DatapathError if `desired` could not be put in force: then
+    `previous` is, and what had been written is taken back. Not for two threads at once.
+    """
+    epoch, _ = datapath.active()
+    if epoch != previous.epoch:
+        raise DatapathError(
+            f"epoch {epoch} is in force, not {previous.epoch}: read the tables again and compile anew"
+        )
+    settle(datapath, previous)
+    if previous.epoch and desired == previous:
+        return Applied(previous, switched=False)
+    if desired.epoch != previous.next_epoch:
+        raise DatapathError(f"epoch {desired.epoch} cannot follow {previous.epoch}: compile anew")
+    try:
+        _write_beside(datapath, previous, desired)
+        datapath.set_epoch(desired.epoch)
+    except BaseException:
+        # Also when interrupted; and an interrupt may come just after the switch.
+        if datapath.active()[0] != desired.epoch:
+            _take_back(datapath, previous)
+        raise
+    return Applied(desired, switched=True, leftover=_clean_up(datapath, desired, wait))
+
+
+def read_tables(datapath: DatapathTables) -> Tables:
+    """The rows in force, read from the tables themselves. Epoch 0 and no rows: never configured."""
+    epoch, _ = datapath.active()
+    if epoch == 0:
+        return Tables()
+    config, _ = datapath.table("config_v1").lookup([epoch & 1])
+    services, nats = datapath.table("service_v1"), datapath.table("nat_v1")
+    service_keys, service_values = _rows_of(services, epoch)
+    wheels = _read_wheels(
+        datapath.table("wheel_v1"),
+        [Area(int(value["wheel_base"]), int(value["wheel_slots"])) for value in service_values],
+    )
+    modes, algorithms = datapath.enum("service_mode"), datapath.enum("service_algorithm")
+    read = [
+        rows.read_service(key, value, wheel, modes, algorithms)
+        for key, value, wheel in zip(service_keys, service_values, wheels, strict=True)
+    ]
+    live = {row.id for row in read}
+    states = datapath.enum("endpoint_state")
+    numbers, endpoints = _used_endpoints(datapath)
+    found = [rows.read_endpoint(int(n), value, states) for n, value in zip(numbers, endpoints, strict=True)]
+    rules = [rows.read_nat(nats, key, value) for key, value in zip(*_rows_of(nats, epoch), strict=True)]
+    return Tables(
+        epoch=epoch,
+        services=tuple(sorted(read, key=lambda row: row.id)),
+        # Endpoints of no service in force are what a crash left behind: settle() frees them.
+        endpoints=tuple(sorted((row for row in found if row.service in live), key=lambda row: row.id)),
+        nats=tuple(sorted(rules, key=lambda row: row.id)),
+        timeouts=rows.read_timeouts(config[0], datapath.enum("timeout")),
+        midstream=rows.read_midstream(config[0], datapath.enum("midstream")),
+    )
+
+
+def settle(datapath: DatapathTables, tables: Tables) -> None:
+    """Makes the tables hold the rows of `tables`, whose epoch is in force, and nothing else.
+
+    Deletes rows of other epochs, frees endpoints that are not there, and sets the states of those that are.
+    Touches nothing that packets of this epoch read, but for the state of an endpoint.
+    """
+    for name in ("service_v1", "claim_v1", "nat_v1"):
+        table = datapath.table(name)
+        keys, _ = table.items()
+        others = keys[keys["epoch"] != tables.epoch]
+        if len(others):
+            table.delete(others)
+    config = datapath.table("config_v1")
+    keys, values = config.items()
+    stale = (values["epoch"] != tables.epoch) & (values["epoch"] != 0)
+    if stale.any():
+        config.update(keys[stale], np.zeros_like(values[stale]))
+    _settle_endpoints(datapath, tables)
+
+
+def _settle_endpoints(datapath: DatapathTables, tables: Tables) -> None:
+    table = datapath.table("endpoint_v1")
+    present = table.items()[1]
+    wanted = np.zeros_like(present)
+    keys, values = rows.endpoint_rows(table, datapath.enum("endpoint_state"), tables.endpoints)
+    wanted[keys] = values
+    different = np.flatnonzero(present != wanted)
+    freed = different[wanted["state"][different] == datapath.enum("endpoint_state")["ENDPOINT_FREE"]]
+    if len(freed):
+        # Whoever gets the id next begins to count at zero.
+        opened = datapath.table("opened_v1")
+        numbers, zeros = opened.rows(len(freed))
+        numbers[:] = freed
+        opened.update(numbers, zeros)
+    if len(different):
+        table.update(different.astype(table.key_dtype), wanted[different])
+
+
+def _write_beside(datapath: DatapathTables, previous: Tables, desired: Tables) -> None:
+    """Writes what is new into rows that no packet of the epoch in force reads."""
+    present = set(previous.endpoints)
+    held = {row.id for row in present}
+    endpoints = datapath.table("endpoint_v1")
+    # One that begins to drain is marked after the switch, one that has stopped to before it.
+    coming = [row for row in desired.endpoints if row.id not in held or not row.draining]
+    new = [row for row in coming if row not in present]
+    _update(endpoints, rows.endpoint_rows(endpoints, datapath.enum("endpoint_state"), new))
+    wheel = datapath.table("wheel_v1")
+    live = {(row.wheel_base, row.wheel.digest) for row in previous.services}
+    for service in desired.services:
+        if (service.wheel_base, service.wheel.digest) not in live:
+            slots = np.arange(service.area.base, service.area.end, dtype=wheel.key_dtype)
+            _update(wheel, (slots, service.wheel.slots))
+    config = datapath.table("config_v1")
+    _update(config, rows.config_row(config, datapath.enum("timeout"), datapath.enum("midstream"), desired))
+    services = datapath.table("service_v1")
+    modes, algorithms = datapath.enum("service_mode"), datapath.enum("service_algorithm")
+    _update(services, rows.service_rows(services, modes, algorithms, desired.services, desired.epoch))
+    claims = datapath.table("claim_v1")
+    _update(claims, rows.claim_rows(claims, desired))
+    nats = datapath.table("nat_v1")
+    _update(nats, rows.nat_rows(nats, desired.nats, desired.epoch))
+
+
+def _update(table: Table, keys_and_values: tuple[Array, Array]) -> None:
+    keys, values = keys_and_values
+    if len(keys):
+        table.update(keys, values)
+
+
+def _take_back(datapath: DatapathTables, previous: Tables) -> None:
+    """Removes what was written for an epoch that did not come. What is left over, the next apply removes."""
+    try:
+        settle(datapath, previous)
+    except DatapathError:
+        return  # the caller is told of the first failure
+
+
+def _clean_up(datapath: DatapathTables, desired: Tables, wait: Callable[[], None]) -> str | None:
+    """Removes what only packets of the old epoch used, once there are none. Returns why it failed, if so."""
+    wait()
+    try:
+        settle(datapath, desired)
+    except DatapathError as error:
+        return str(error)
+    return None
+
+
+def _rows_of(table: Table, epoch: int) -> tuple[Array, Array]:
+    keys, values = table.items()
+    mine = keys["epoch"] == epoch
+    return keys[mine], values[mine]
+
+
+def _used_endpoints(datapath: DatapathTables) -> tuple[Array, Array]:
+    keys, values = datapath.table("endpoint_v1").items()
+    used = values["state"] != datapath.enum("endpoint_state")["ENDPOINT_FREE"]
+    return keys[used], values[used]
+
+
+def _read_wheels(table: Table, areas: list[Area]) -> list[Wheel]:
+    """The wheels in the given areas."""
+    if LOOKUP_COST * sum(area.size for area in areas) > table.max_entries:
+        keys, values = table.items()
+        slots: np.ndarray[Any, Any] = np.zeros(table.max_entries, dtype=np.uint32)
+        slots[keys] = values
+        return [Wheel.of(slots[area.base : area.end]) for area in areas]
+    return [
+        Wheel.of(table.lookup(np.arange(area.base, area.end, dtype=table.key_dtype))[0]) for area in areas
+    ]

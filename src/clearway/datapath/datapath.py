@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data path of one instance, as the rest of clearway sees it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clearway.datapath import bpf, features, flows, install, pins
+from clearway.datapath.attach import Attacher, Attachment, facts_of
+from clearway.datapath.btf import Btf
+from clearway.datapath.calls import Clock, SweepResult, run_clock, run_sweep
+from clearway.datapath.errors import DatapathError, reason
+from clearway.datapath.hooks import choose_hooks
+from clearway.datapath.install import Sizes
+from clearway.datapath.interfaces import interface_exists
+from clearway.datapath.pins import Load, Pins
+from clearway.datapath.tables import Array, Table
+
+REASON_COUNT = "REASON_COUNT"
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Packets and bytes, summed over CPUs."""
+
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Counters:
+    """`received`: everything that reached a hook. `reasons`: what became of it, by name without its prefix
+    and in small letters, "drop_no_port"; reasons that never happened are there with zeros.
+    """
+
+    received: Counter
+    reasons: dict[str, Counter]
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    """A loaded program. `instructions`: after the verifier's rewriting; `verified`: how many instructions
+    it walked; `load_ms`: how long loading took, None if this process did not load it.
+    """
+
+    name: str
+    id: int
+    tag: str
+    instructions: int
+    jited_bytes: int
+    verified: int
+    load_ms: float | None
+
+
+class Datapath:
+    """An instance's tables, programs and attachments. A context manager that closes file descriptors only:
+    traffic goes on. Interfaces are those of the calling thread's network namespace. Raises DatapathError.
+    """
+
+    def __init__(self, where: Pins, load: Load, *, adopted: bool, load_ms: Mapping[str, float]) -> None:
+        self.instance = where.instance
+        self.adopted = adopted
+        self._pins = where
+        self._load = load
+        self._load_ms = dict(load_ms)
+        self._attacher = Attacher(where, load.directory)
+        self._tables: dict[str, Table] = {}
+        self._programs: dict[str, int] = {}
+        self._enums: dict[str, dict[str, int]] = {}
+        self._reasons: dict[str, str] = {}
+        self._open_lock = threading.Lock()
+        # Both the epoch and the mirror's number live in one row; two threads must not undo each other's
+        # change.
+        self._active_lock = threading.Lock()
+
+    # ---- coming and going ----
+
+    @classmethod
+    def load(
+        cls, instance: str, sizes: Sizes, *, objects: Path | None = None, log_dir: Path | None = None
+    ) -> Datapath:
+        """The instance with these sizes and the objects of this package (or of the directory `objects`).
+
+        Pinned tables are reused, and so are the programs if they are the same (`adopted`); otherwise new
+        ones are loaded and every attachment is moved to them, each packet being seen by the old or the new
+        program.
+        """
+        features.require()
+        pins.mount()
+        where = Pins.of(instance)
+        fresh = not where.root.exists()
+        where.make()
+        try:
+            installed = install.install(where, sizes, objects, log_dir)
+        except BaseException as error:
+            if fresh:
+                pins.remove_tree(where.root)
+            if isinstance(error, OSError):
+                raise DatapathError(f"instance {instance} cannot be loaded: {reason(error)}") from error
+            raise
+        made = cls(where, installed.load, adopted=installed.adopted, load_ms=installed.load_ms)
+        made._attacher.replace_programs()
+        install.retire(where, installed.load)
+        return made
+
+    @classmethod
+    def open(cls, instance: str) -> Datapath:
+        """The instance as it is loaded; no object file is needed. DatapathError if it is not loaded."""
+        where = Pins.of(instance)
+        newest = where.newest()
+        if newest is None:
+            raise DatapathError(f"instance {instance} is not loaded: start it with `clearway run`")
+        return cls(where, newest, adopted=True, load_ms={})
+
+    @staticmethod
+    def exists(instance: str) -> bool:
+        """Whether the instance has pins, whole or not."""
+        return Pins.of(instance).root.exists()
+
+    def close(self) -> None:
+        for table in self._tables.values():
+            table.close()
+        for fd in self._programs.values():
+            os.close(fd)
+        self._tables.clear()
+        self._programs.clear()
+
+    def __enter__(self) -> Datapath:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def remove(self) -> None:
+        """Detaches every interface, also those that are gone, and removes every pin."""
+        self.close()
+        remove(self.instance)
+
+    # ---- tables and types ----
+
+    def tables(self) -> list[str]:
+        return sorted(entry.name for entry in self._pins.maps.iterdir())
+
+    def table(self, name: str) -> Table:
+        """A table by its name in bpf/maps.h. It stays open until close()."""
+        with self._open_lock:
+            if name not in self._tables:
+                self._tables[name] = Table(self._open(self._pins.maps / name, "table"))
+            return self._tables[name]
+
+    def _open(self, pin: Path, kind: str) -> int:
+        """The file descriptor of something pinned; DatapathError tells what there is instead."""
+        try:
+            return bpf.obj_get(pin)
+        except FileNotFoundError:
+            present = ", ".join(sorted(entry.name for entry in pin.parent.iterdir() if entry.is_file()))
+            raise DatapathError(
+                f"instance {self.instance} has no {kind} {pin.name}: it has {present or 'none'}"
+            ) from None
+
+    def sizes(self) -> Sizes:
+        """What the pinned tables were made for."""
+        return Sizes.of_tables({name: self.table(name).max_entries for name in self.tables()})
+
+    def enum(self, name: str) -> dict[str, int]:
+        """An enum of bpf/*.h by name, as the loaded programs have it."""
+        if name not in self._enums:
+            with self._types() as types:
+                self._enums[name] = types.enum(name)
+        return self._enums[name]
+
+    def struct(self, name: str) -> np.dtype[Any]:
+        """A struct of bpf/types.h by name, as the loaded programs have it."""
+        with self._types() as types:
+            return types.struct(name)
+
+    def _types(self) -> Btf:
+        return Btf.of_id(bpf.program_info(self.program_fd("sweep")).btf_id)
+
+    @functools.cached_property
+    def kernel_context(self) -> bool:
+        """Whether programs read generations from the packet's context; if not, bump_mirror() has to tell
+        them.
+        """
+        return features.has_kernel_context()
+
+    # ---- programs ----
+
+    def program_fd(self, name: str) -> int:
+        """A program's file descriptor, open until close()."""
+        with self._open_lock:
+            if name not in self._programs:
+                self._programs[name] = self._open(self._load.directory / name, "program")
+            return self._programs[name]
+
+    def programs(self) -> list[ProgramInfo]:
+        """Every program of the load in force, by name."""
+        names = sorted(
+            entry.name
+            for entry in self._load.directory.iterdir()
+            if entry.is_file() and "stages" not in entry.name
+        )
+        return [self._program(name) for name in names]
+
+    def _program(self, name: str) -> ProgramInfo:
+        info = bpf.program_info(self.program_fd(name))
+        return ProgramInfo(
+            name=name,
+            id=info.id,
+            tag=bytes(info.tag).hex(),
+            instructions=info.xlated_prog_len // 8,
+            jited_bytes=info.jited_prog_len,
+            verified=info.verified_insns,
+            load_ms=self._load_ms.get(name),
+        )
+
+    def sweep(self) -> SweepResult:
+        """Removes the flows that have expired."""
+        return run_sweep(self.program_fd("sweep"))
+
+    def clock(self) -> Clock:
+        return run_clock(self.program_fd("clock"))
+
+    # ---- interfaces ----
+
+    def attach(self, ifname: str, hook: str = "auto", asked: Mapping[str, str] | None = None) -> Attachment:
+        """Brings an interface to a hook: auto | xdp | xdp-generic | tc. Does nothing if it is there; moves
+        from another hook without a gap; attaches anew to an interface that came back. `auto` also looks at
+        the other interfaces, because packets have to get out of them: at those in `asked` with the hooks
+        they are to have, or at those that are attached already; one that does not exist does not count.
+        """
+        if asked is None:
+            asked = {a.ifname: a.hook for a in self.attachments()}
+        present = {name: its for name, its in asked.items() if interface_exists(name)}
+        present[ifname] = hook
+        choice = choose_hooks(present, facts_of(present if hook == "auto" else []))[ifname]
+        attachment = self._attacher.attach(ifname, choice)
+        self._reasons[ifname] = attachment.reason
+        return attachment
+
+    def detach(self, ifname: str) -> None:
+        """Detaches an interface; no error if it is not attached, or gone."""
+        self._attacher.detach(ifname)
+        self._reasons.pop(ifname, None)
+
+    def attachments(self) -> list[Attachment]:
+        """What is attached, as the kernel says now."""
+        return [replace(a, reason=self._reasons.get(a.ifname, "")) for a in self._attacher.attachments()]
+
+    # ---- what traffic sees ----
+
+    def active(self) -> tuple[int, int]:
+        """Epoch of the configuration in force, and the mirror's number."""
+        values, _ = self.table("active_v1").lookup([0])
+        return int(values["epoch"][0]), int(values["mirror"][0])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Switches traffic to the configuration of that epoch."""
+        with self._active_lock:
+            self._set_active(epoch, self.active()[1])
+
+    def bump_mirror(self) -> None:
+        """Makes every flow look up its next hop again: neighbours, links, addresses or routes changed."""
+        with self._active_lock:
+            epoch, mirror = self.active()
+            self._set_active(epoch, mirror + 1 & 0xFFFFFFFF)
+
+    def _set_active(self, epoch: int, mirror: int) -> None:
+        table = self.table("active_v1")
+        keys, values = table.rows(1)
+        values["epoch"], values["mirror"] = epoch, mirror
+        table.update(keys, values)
+
+    # ---- what it did ----
+
+    def counters(self) -> Counters:
+        """Packets and bytes, received and by reason. Read one after the other while packets arrive: under
+        load the reasons may add up to more than what was received a moment before.
+        """
+        received = self._sums("received_v1")
+        sums = self._sums("counter_v1")
+        reasons = {
+            name.removeprefix("REASON_").lower(): Counter(*sums[index])
+            for name, index in self.enum("reason").items()
+            if name != REASON_COUNT
+        }
+        return Counters(Counter(*received[0]), reasons)
+
+    def _sums(self, name: str) -> list[tuple[int, int]]:
+        """(packets, bytes) by index of a per-CPU table of struct counter."""
+        _, values = self.table(name).items()
+        columns = (values[column].sum(axis=0).tolist() for column in ("packets", "bytes"))
+        return list(zip(*columns, strict=True))
+
+    def flows(self) -> Array:
+        """Every connection: an array of flows.CONNECTION."""
+        tables = {
+            flows.FAMILY_IPV4: self.table("flow4_v1").items(),
+            flows.FAMILY_IPV6: self.table("flow6_v1").items(),
+        }
+        clock = self.clock()
+        enums = {name: self.enum(name) for name in ("flow_flags", "tcp_sent", "timeout")}
+        return flows.connections(tables, jiffies=clock.jiffies, hz=clock.hz, enums=enums)
+
+
+def remove(instance: str) -> None:
+    """Detaches and removes an instance in whatever state it is; no error if there is none."""
+    where = Pins.of(instance)
+    if not where.root.exists():
+        return
+    attacher = Attacher(where, where.progs)
+    for ifname in where.interfaces():
+        attacher.detach(ifname)
+    pins.remove_tree(where.root)

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this kernel, machine and process can do: for `clearway doctor`, and for one clear error before
+loading.
+
+Kernel features are asked of the kernel (its BTF, or a program of a few instructions), not derived from its
+version.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+import shutil
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from clearway.datapath import bpf, btf, libbpf, pins, test_run
+from clearway.datapath.btf import Btf
+from clearway.datapath.errors import DatapathError, reason
+
+KERNEL = (6, 1)
+LIBBPF = (1, 1)
+# <linux/capability.h>
+CAP_NET_ADMIN = 12
+CAP_SYS_ADMIN = 21
+CAP_BPF = 39
+# <linux/bpf.h>
+BPF_F_PSEUDO_HDR = 1 << 4
+BPF_F_IPV6 = 1 << 7
+BPF_FUNC_L4_CSUM_REPLACE = 11
+# Opcodes (Documentation/bpf/standardization/instruction-set.rst)
+MOV64_IMM, CALL, EXIT = 0xB7, 0x85, 0x95
+TOOLS = {
+    "ip": "iproute2: needed for the lab and the demo",
+    "nft": "nftables: needed for the demo's comparison",
+    "ethtool": "ethtool: needed for the lab's offload settings",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. `needed`: without it nothing loads. `detail`: what was found. `fallback`: what
+    happens without it, or what to do when it is needed.
+    """
+
+    name: str
+    ok: bool
+    needed: bool
+    detail: str
+    fallback: str
+
+
+def checks() -> list[Check]:
+    """Every check; the first ones are those that the later ones build on."""
+    return [*must_haves(), *_kernel_features(), *_settings(), *_tools()]
+
+
+def require() -> None:
+    """DatapathError naming everything that is needed and missing, and what to do about each."""
+    missing = [check for check in must_haves() if not check.ok]
+    if missing:
+        said = "; ".join(f"{check.name}: {check.detail}, {check.fallback}" for check in missing)
+        raise DatapathError(f"the data path cannot be loaded here: {said}")
+
+
+# ---- must-haves ----
+
+
+def must_haves() -> list[Check]:
+    return [_kernel_version(), _libbpf_version(), _privileges(), _kernel_btf(), _programs_load(), _bpffs()]
+
+
+def _kernel_version() -> Check:
+    release = platform.release()
+    return Check(
+        "kernel",
+        version_of(release) >= KERNEL,
+        True,
+        f"Linux {release}",
+        f"Linux {KERNEL[0]}.{KERNEL[1]} or newer is needed",
+    )
+
+
+def version_of(text: str) -> tuple[int, int]:
+    """Major and minor number at the beginning of a version; (0, 0) if there are none."""
+    found = re.match(r"v?(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _libbpf_version() -> Check:
+    fallback = f"libbpf {LIBBPF[0]}.{LIBBPF[1]} or newer is needed (Debian: libbpf1)"
+    try:
+        version = libbpf.library().libbpf_version_string().decode().removeprefix("v")
+    except DatapathError as error:
+        return Check("libbpf", False, True, str(error), fallback)
+    return Check("libbpf", version_of(version) >= LIBBPF, True, version, fallback)
+
+
+def _privileges() -> Check:
+    """CAP_BPF and CAP_NET_ADMIN are what programs need; mounting bpffs needs CAP_SYS_ADMIN, which contains
+    CAP_BPF.
+    """
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    effective = int(found[1], 16) if found else 0
+    lacking = []
+    if not effective >> CAP_NET_ADMIN & 1:
+        lacking.append("CAP_NET_ADMIN")
+    if not (effective >> CAP_BPF & 1 or effective >> CAP_SYS_ADMIN & 1):
+        lacking.append("CAP_BPF")
+    detail = f"{' and '.join(lacking)} missing" if lacking else "CAP_BPF and CAP_NET_ADMIN"
+    return Check("privileges", not lacking, True, detail, "run as root")
+
+
+def _kernel_btf() -> Check:
+    ok = Path("/sys/kernel/btf/vmlinux").exists()
+    return Check(
+        "kernel BTF",
+        ok,
+        True,
+        "/sys/kernel/btf/vmlinux" if ok else "/sys/kernel/btf/vmlinux is missing",
+        "a kernel with CONFIG_DEBUG_INFO_BTF is needed",
+    )
+
+
+def _programs_load() -> Check:
+    """Whether the kernel takes an XDP and a TC program at all: CONFIG_BPF_SYSCALL, lockdown, seccomp, ..."""
+    fallback = "bpf(2) has to be allowed (container profile, lockdown) and built in"
+    try:
+        for kind in (bpf.BPF_PROG_TYPE_XDP, bpf.BPF_PROG_TYPE_SCHED_CLS):
+            os.close(bpf.load_instructions(kind, "cw_probe", _program(0)))
+    except DatapathError as error:
+        return Check("BPF programs", False, True, str(error), fallback)
+    except OSError as error:
+        return Check("BPF programs", False, True, f"refused: {reason(error)}", fallback)
+    return Check("BPF programs", True, True, "XDP and TC programs load", fallback)
+
+
+def _bpffs() -> Check:
+    """loading mounts it where it is missing, so a kernel that can is enough."""
+    mounted = pins.is_mounted()
+    possible = "\tbpf" in Path("/proc/filesystems").read_text()
+    detail = f"mounted at {pins.BPFFS}" if mounted else f"not mounted at {pins.BPFFS}, done when loading"
+    if not possible:
+        detail = "this kernel has no BPF filesystem"
+    return Check(
+        "BPF filesystem", mounted or possible, True, detail, "a kernel with CONFIG_BPF_SYSCALL is needed"
+    )
+
+
+# ---- kernel features ----
+
+
+def has_kernel_context() -> bool:
+    """Whether a program can reach the packet's network namespace and its generation numbers (kfunc since
+    6.2).
+    """
+    return _in_kernel(_context_in)
+
+
+def has_nft_generation() -> bool:
+    """Whether struct net tells a program which nftables ruleset is in force (since 6.17)."""
+    return _in_kernel(lambda types: types.has_member("netns_nftables", "base_seq"))
+
+
+def has_csum_ipv6_flag() -> bool:
+    """Whether bpf_l4_csum_replace knows BPF_F_IPV6 (since 6.16, and stable kernels of mid-2025).
+
+    An offset out of range is refused after the flags were: EFAULT says that they are known, EINVAL that not.
+    """
+    flags = BPF_F_PSEUDO_HDR | BPF_F_IPV6 | 4
+    code = (
+        _instruction(MOV64_IMM, 2, imm=0x10000)
+        + _instruction(MOV64_IMM, 3)
+        + _instruction(MOV64_IMM, 4)
+        + _instruction(MOV64_IMM, 5, imm=flags)
+        + _instruction(CALL, imm=BPF_FUNC_L4_CSUM_REPLACE)
+        + _instruction(EXIT)
+    )
+    with suppress(OSError):
+        fd = bpf.load_instructions(bpf.BPF_PROG_TYPE_SCHED_CLS, "cw_probe", code)
+        try:
+            return test_run.run_tc(fd, bytes(64)).code == -errno.EFAULT
+        finally:
+            os.close(fd)
+    return False
+
+
+def has_tcx() -> bool:
+    """Whether TC programs attach as links (since 6.6)."""
+    return _in_kernel(lambda types: types.find("tcx_link", btf.STRUCT) is not None)
+
+
+def has_live_frames() -> bool:
+    """Whether test runs can send real frames (BPF_F_TEST_XDP_LIVE_FRAMES, since 5.18)."""
+    with suppress(OSError):
+        fd = bpf.load_instructions(bpf.BPF_PROG_TYPE_XDP, "cw_probe", _program(1))  # XDP_DROP
+        try:
+            test_run.run_live(fd, bytes(64), ifindex=0, repeat=1)
+        finally:
+            os.close(fd)
+        return True
+    return False
+
+
+def _kernel_features() -> list[Check]:
+    context, tcx, live = has_kernel_context(), has_tcx(), has_live_frames()
+    csum = has_csum_ipv6_flag()
+    conntrack = _in_kernel(_conntrack_in)
+    nft = has_nft_generation()
+    return [
+        Check(
+            "kernel context",
+            context,
+            False,
+            "bpf_cast_to_kern_ctx" if context else "no kfunc bpf_cast_to_kern_ctx (Linux 6.2)",
+            "route changes reach established flows by netlink events, a moment later",
+        ),
+        Check(
+            "nftables generation",
+            nft,
+            False,
+            "nft.base_seq in struct net" if nft else "struct net has no nft.base_seq (Linux 6.17)",
+            "rule changes are noticed by netlink events, a moment later",
+        ),
+        Check(
+            "conntrack kfuncs",
+            conntrack,
+            False,
+            "bpf_xdp_ct_lookup" if conntrack else "no kfunc bpf_xdp_ct_lookup (nf_conntrack not loaded?)",
+            "none needed yet: clearway keeps its own flows",
+        ),
+        Check(
+            "TCX",
+            tcx,
+            False,
+            "TC programs attach as links" if tcx else "no TCX (Linux 6.6)",
+            "TC programs attach to the clsact qdisc",
+        ),
+        Check(
+            "IPv6 checksum flag",
+            csum,
+            False,
+            "bpf_l4_csum_replace knows BPF_F_IPV6" if csum else "no BPF_F_IPV6 (Linux 6.16)",
+            "skb->csum of IPv6 packets is put right by other means",
+        ),
+        Check(
+            "live frames",
+            live,
+            False,
+            "BPF_F_TEST_XDP_LIVE_FRAMES" if live else "no BPF_F_TEST_XDP_LIVE_FRAMES",
+            "make bench cannot generate packets in the kernel",
+        ),
+    ]
+
+
+def _context_in(types: Btf) -> bool:
+    return types.find("bpf_cast_to_kern_ctx", btf.FUNC) is not None and types.has_member(
+        "netns_ipv4", "rt_genid"
+    )
+
+
+def _conntrack_in(types: Btf) -> bool:
+    if types.find("bpf_xdp_ct_lookup", btf.FUNC) is not None:
+        return True
+    with suppress(OSError), types.of_module("nf_conntrack") as module:
+        return module.find("bpf_xdp_ct_lookup", btf.FUNC) is not None
+    return False
+
+
+def _in_kernel(holds: Callable[[Btf], bool]) -> bool:
+    """Whether something holds for the running kernel's types; not, if it has none."""
+    with suppress(OSError), Btf.of_kernel() as types:
+        return holds(types)
+    return False
+
+
+def _instruction(opcode: int, destination: int = 0, imm: int = 0) -> bytes:
+    """struct bpf_insn without source register and offset."""
+    return struct.pack("BBhi", opcode, destination, 0, imm)
+
+
+def _program(code: int) -> bytes:
+    """A program that returns `code`."""
+    return _instruction(MOV64_IMM, 0, imm=code) + _instruction(EXIT)
+
+
+# ---- settings and tools ----
+
+
+def _settings() -> list[Check]:
+    jit = _sysctl("net/core/bpf_jit_enable")
+    return [
+        Check(
+            "JIT",
+            jit in ("1", "2"),
+            False,
+            f"net.core.bpf_jit_enable = {jit or 'unknown'}",
+            "programs are interpreted, several times slower: sysctl -w net.core.bpf_jit_enable=1",
+        ),
+        *(
+            Check(
+                f"{family} forwarding",
+                _sysctl(path) == "1",
+                False,
+                f"{path.replace('/', '.')} = {_sysctl(path) or 'unknown'} in this network namespace",
+                f"nothing is routed: sysctl -w {path.replace('/', '.')}=1",
+            )
+            for family, path in (("IPv4", "net/ipv4/ip_forward"), ("IPv6", "net/ipv6/conf/all/forwarding"))
+        ),
+    ]
+
+
+def _sysctl(path: str) -> str:
+    """The value of a sysctl, of the caller's network namespace where it has one; "" if it cannot be read."""
+    with suppress(OSError):
+        return (Path("/proc/sys") / path).read_text().strip()
+    return ""
+
+
+def _tools() -> list[Check]:
+    found = {tool: shutil.which(tool) for tool in TOOLS}
+    return [
+        Check(tool, bool(found[tool]), False, found[tool] or "not installed", TOOLS[tool]) for tool in TOOLS
+    ]

@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attaching: what the kernel lists is what was asked for, and moving or replacing lets no packet slip by."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from clearway.datapath import Datapath, DatapathError
+from clearway.datapath.attach import Attacher
+from clearway.datapath.hooks import Choice
+from clearway.datapath.pins import BPFFS, Pins
+from clearway.lab.run import run
+from tests.net.datapath.conftest import SIZES, Wire, bpftool
+
+DEVICE = "cw-near"
+XDP_MODES = {"xdp": 1, "xdp-generic": 2}  # IFLA_XDP_ATTACHED
+HOOKS = ["xdp", "xdp-generic", "tc"]
+
+
+@pytest.fixture(autouse=True)
+def inside(wire: Wire) -> Iterator[None]:
+    """The calling thread is in the near namespace, as the daemon of a node is."""
+    with wire.near.entered():
+        yield
+
+
+def ids(datapath: Datapath) -> dict[str, int]:
+    return {program.name: program.id for program in datapath.programs()}
+
+
+def tc_program(instance: str, device: str = DEVICE) -> int:
+    """The program of the pinned TCX link, as bpftool tells it; 0 without a link."""
+    pin = BPFFS / instance / "links" / device / "tc"
+    return int(bpftool("link", "show", "pinned", str(pin))["prog_id"]) if pin.exists() else 0
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_kernel_lists_what_was_attached(datapath: Datapath, wire: Wire, hook: str) -> None:
+    attachment = datapath.attach(DEVICE, hook)
+    assert (attachment.hook, attachment.driver, attachment.stale) == (hook, "veth", False)
+    assert attachment.ifindex == wire.link()["ifindex"]
+    assert datapath.attachments() == [attachment]
+    if hook == "tc":
+        assert "xdp" not in wire.link()
+        assert tc_program(datapath.instance) == ids(datapath)["cw_tc"]
+    else:
+        assert wire.link()["xdp"]["mode"] == XDP_MODES[hook]
+        assert wire.link()["xdp"]["prog"]["id"] == ids(datapath)["cw_xdp"]
+        assert tc_program(datapath.instance) == ids(datapath)["cw_tc_behind"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_detach_leaves_nothing(datapath: Datapath, wire: Wire, hook: str) -> None:
+    datapath.attach(DEVICE, hook)
+    links = len(bpftool("link", "show"))
+    datapath.detach(DEVICE)
+    assert datapath.attachments() == []
+    assert "xdp" not in wire.link()
+    assert len(bpftool("link", "show")) == links - (1 if hook == "tc" else 2)
+    assert list((BPFFS / datapath.instance / "links").iterdir()) == []
+    datapath.detach(DEVICE)  # once more is no error
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_attaching_again_changes_nothing(datapath: Datapath, wire: Wire, hook: str) -> None:
+    first = datapath.attach(DEVICE, hook)
+    listed = bpftool("link", "show")
+    assert datapath.attach(DEVICE, hook) == first
+    assert bpftool("link", "show") == listed
+
+
+def test_attachment_outlives_the_process(datapath: Datapath, wire: Wire) -> None:
+    attachment = datapath.attach(DEVICE, "xdp")
+    datapath.close()  # all that the end of a process does
+    assert wire.link()["xdp"]["mode"] == XDP_MODES["xdp"]
+    with Datapath.open(datapath.instance) as other:
+        assert other.attachments() == [attachment]
+
+
+def test_auto_takes_tc_on_veth_and_says_why(datapath: Datapath) -> None:
+    attachment = datapath.attach(DEVICE)
+    assert attachment.hook == "tc"
+    assert attachment.reason.startswith("veth is a software device")
+    assert datapath.attachments() == [attachment]
+
+
+def test_auto_does_not_mind_interfaces_that_are_yet_to_come(datapath: Datapath) -> None:
+    assert datapath.attach(DEVICE, "auto", {"cw-later": "auto"}).hook == "tc"
+
+
+def test_interface_with_a_dot_in_its_name(datapath: Datapath, wire: Wire) -> None:
+    wire.connect("cw-n.10", "cw-f.10", 2)
+    datapath.attach("cw-n.10", "xdp")
+    assert [a.ifname for a in datapath.attachments()] == ["cw-n.10"]
+    assert wire.link("cw-n.10")["xdp"]["mode"] == XDP_MODES["xdp"]
+
+
+# ---- no packet slips by ----
+
+
+@contextmanager
+def stream(datapath: Datapath, wire: Wire, *targets: str) -> Iterator[None]:
+    """UDP packets from the far side throughout; afterwards the data path has seen as many, or more."""
+    stop, sent = threading.Event(), [0]
+
+    def send() -> None:
+        with wire.far.open_socket(kind=socket.SOCK_DGRAM) as sender:
+            while not stop.is_set():
+                for target in targets or ("10.9.1.1",):
+                    sender.sendto(b"x" * 64, (target, 9))
+                    sent[0] += 1
+                if sent[0] % 60 == 0:
+                    time.sleep(0.001)
+
+    before = datapath.counters().received.packets
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        time.sleep(0.05)
+        yield
+        time.sleep(0.05)
+    finally:
+        stop.set()
+        sender.join()
+    time.sleep(0.1)  # for packets still in the backlog
+    assert sent[0] > 100
+    assert datapath.counters().received.packets - before >= sent[0]
+
+
+@pytest.mark.parametrize("start", HOOKS)
+@pytest.mark.parametrize("end", HOOKS)
+def test_moving_between_hooks_misses_no_packet(datapath: Datapath, wire: Wire, start: str, end: str) -> None:
+    datapath.attach(DEVICE, start)
+    with stream(datapath, wire):
+        for hook in (end, start, end):
+            assert datapath.attach(DEVICE, hook).hook == hook
+    assert [a.hook for a in datapath.attachments()] == [end]
+    assert wire.link().get("xdp", {}).get("mode") == XDP_MODES.get(end)
+
+
+def test_replacing_the_programs_misses_no_packet(
+    own_datapath: Datapath, instance: str, wire: Wire, changed_objects: Path
+) -> None:
+    for number, hook in enumerate(HOOKS, 2):
+        wire.connect(f"cw-n{number}", f"cw-f{number}", number)
+        own_datapath.attach(f"cw-n{number}", hook)
+    before = ids(own_datapath)
+    targets = [f"10.9.{number}.1" for number, _ in enumerate(HOOKS, 2)]
+    with (
+        stream(own_datapath, wire, *targets),
+        Datapath.load(instance, SIZES, objects=changed_objects) as upgraded,
+    ):
+        after = ids(upgraded)
+    assert not set(before.values()) & set(after.values())
+    for number, hook in enumerate(HOOKS, 2):
+        device = f"cw-n{number}"
+        assert tc_program(instance, device) == after["cw_tc" if hook == "tc" else "cw_tc_behind"]
+        if hook != "tc":
+            assert wire.link(device)["xdp"]["prog"]["id"] == after["cw_xdp"]
+
+
+def test_start_after_a_crash_in_mid_upgrade_moves_the_links(
+    own_datapath: Datapath,
+    instance: str,
+    wire: Wire,
+    changed_objects: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own_datapath.attach(DEVICE, "xdp")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(_: Attacher) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Attacher, "replace_programs", killed)
+        with pytest.raises(Killed):
+            Datapath.load(instance, SIZES, objects=changed_objects)
+    with Datapath.load(instance, SIZES, objects=changed_objects) as again:
+        assert again.adopted
+        assert wire.link()["xdp"]["prog"]["id"] == ids(again)["cw_xdp"]
+        assert tc_program(instance) == ids(again)["cw_tc_behind"]
+    assert len(Pins.of(instance).loads()) == 1
+
+
+# ---- interfaces come and go ----
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_interface_that_vanished_is_stale_and_can_be_detached(
+    datapath: Datapath, wire: Wire, hook: str
+) -> None:
+    datapath.attach(DEVICE, hook)
+    wire.near.ip("link", "del", DEVICE)
+    (attachment,) = datapath.attachments()
+    assert (attachment.ifindex, attachment.stale, attachment.hook) == (0, True, hook)
+    with pytest.raises(DatapathError, match=f"there is no interface {DEVICE} in this network namespace"):
+        datapath.attach(DEVICE, hook)
+    datapath.detach(DEVICE)
+    assert datapath.attachments() == []
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_interface_that_came_back_is_stale_until_attached_again(
+    datapath: Datapath, wire: Wire, hook: str
+) -> None:
+    datapath.attach(DEVICE, hook)
+    wire.near.ip("link", "del", DEVICE)
+    wire.connect(DEVICE, "cw-far", 1)
+    (attachment,) = datapath.attachments()
+    assert attachment.stale
+    assert attachment.ifindex == wire.link()["ifindex"]
+    attachment = datapath.attach(DEVICE, hook)
+    assert not attachment.stale
+    with stream(datapath, wire):
+        pass
+
+
+def test_renamed_interface_keeps_its_programs(datapath: Datapath, wire: Wire) -> None:
+    datapath.attach(DEVICE, "xdp")
+    wire.near.ip("link", "set", DEVICE, "down")
+    wire.near.ip("link", "set", DEVICE, "name", "cw-other")
+    program = wire.link("cw-other")["xdp"]["prog"]["id"]
+    attachment = datapath.attach("cw-other", "xdp")
+    assert not attachment.stale
+    assert [a.ifname for a in datapath.attachments()] == ["cw-other"]
+    assert wire.link("cw-other")["xdp"]["prog"]["id"] == program
+
+
+def test_load_skips_stale_attachments(
+    own_datapath: Datapath, instance: str, wire: Wire, objects: Path
+) -> None:
+    own_datapath.attach(DEVICE, "xdp")
+    wire.near.ip("link", "del", DEVICE)
+    Pins.of(instance).maps.joinpath("config_v1").unlink()  # makes it load anew
+    with Datapath.load(instance, SIZES, objects=objects) as again:
+        assert not again.adopted
+        assert [a.stale for a in again.attachments()] == [True]
+
+
+# ---- refusals ----
+
+
+def test_missing_interface_is_refused_and_leaves_nothing(datapath: Datapath) -> None:
+    with pytest.raises(DatapathError, match="there is no interface cw-absent in this network namespace"):
+        datapath.attach("cw-absent", "tc")
+    assert list((BPFFS / datapath.instance / "links").iterdir()) == []
+
+
+def test_unknown_hook_is_refused(datapath: Datapath) -> None:
+    with pytest.raises(DatapathError, match=f"interface {DEVICE}: hook 'best' does not exist"):
+        datapath.attach(DEVICE, "best")
+
+
+def test_driver_without_native_xdp_is_refused_with_what_to_do(datapath: Datapath) -> None:
+    with pytest.raises(
+        DatapathError, match=r"interface lo: driver none refuses native XDP .*use hook: auto, tc"
+    ):
+        datapath.attach("lo", "xdp")
+    assert datapath.attachments() == []
+    assert list((BPFFS / datapath.instance / "links").iterdir()) == []
+
+
+@pytest.mark.parametrize("hook", ["xdp", "xdp-generic"])
+def test_foreign_xdp_program_is_left_alone(
+    datapath: Datapath, wire: Wire, objects: Path, lab_names: Iterator[str], hook: str
+) -> None:
+    pin = BPFFS / Pins.of(datapath.instance).instance / "progs" / "1" / "cw_xdp"
+    run(
+        [
+            "nsenter",
+            f"--net={wire.near.path}",
+            "bpftool",
+            "net",
+            "attach",
+            "xdp",
+            "pinned",
+            str(pin),
+            "dev",
+            DEVICE,
+        ]
+    )
+    before = wire.link()["xdp"]
+    with pytest.raises(DatapathError, match=f"interface {DEVICE}: another XDP program is attached"):
+        datapath.attach(DEVICE, hook)
+    assert wire.link()["xdp"] == before
+    assert datapath.attachments() == []
+
+
+def test_refused_xdp_leaves_tc_at_work(datapath: Datapath, wire: Wire) -> None:
+    datapath.attach("lo", "tc")
+    with pytest.raises(DatapathError):
+        datapath.attach("lo", "xdp")
+    (attachment,) = datapath.attachments()
+    assert (attachment.ifname, attachment.hook, attachment.stale) == ("lo", "tc", False)
+
+
+def test_auto_falls_back_to_tc_where_the_driver_refuses(datapath: Datapath) -> None:
+    attacher = Attacher(Pins.of(datapath.instance), Pins.of(datapath.instance).progs / "1")
+    attachment = attacher.attach("lo", Choice("xdp", "native XDP is tried", tentative=True))
+    assert attachment.hook == "tc"
+    assert (
+        attachment.reason.startswith("driver  refused native XDP")
+        or "refused native XDP" in attachment.reason
+    )
+
+
+# ---- clsact, for kernels before TCX; it works on newer ones as well ----
+
+
+@pytest.fixture
+def clsact(datapath: Datapath) -> Attacher:
+    pins = Pins.of(datapath.instance)
+    return Attacher(pins, pins.progs / "1", use_tcx=False)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_clsact_filter_is_listed_and_removed_with_its_qdisc(
+    clsact: Attacher, datapath: Datapath, wire: Wire, hook: str
+) -> None:
+    attachment = clsact.attach(DEVICE, Choice(hook))
+    assert (attachment.hook, attachment.mechanism, attachment.stale) == (hook, "clsact", False)
+    (listed,) = wire.filters()
+    assert listed["options"]["direct-action"] is True
+    assert listed["options"]["prog"]["id"] == ids(datapath)["cw_tc" if hook == "tc" else "cw_tc_behind"]
+    assert clsact.attachments() == [attachment]
+    clsact.detach(DEVICE)
+    assert clsact.attachments() == []
+    assert "clsact" not in wire.qdiscs()
+
+
+def test_clsact_qdisc_of_others_stays(clsact: Attacher, wire: Wire) -> None:
+    wire.near.run("tc", "qdisc", "add", "dev", DEVICE, "clsact")
+    clsact.attach(DEVICE, Choice("tc"))
+    clsact.detach(DEVICE)
+    assert "clsact" in wire.qdiscs()
+    assert wire.filters() == []
+
+
+def test_own_clsact_qdisc_stays_while_others_use_it(clsact: Attacher, wire: Wire, datapath: Datapath) -> None:
+    clsact.attach(DEVICE, Choice("tc"))
+    add_filter(wire, datapath, "egress", "pref", "5")
+    clsact.detach(DEVICE)
+    assert "clsact" in wire.qdiscs()
+    assert "pref 5 bpf" in wire.near.run("tc", "filter", "show", "dev", DEVICE, "egress").stdout
+
+
+def add_filter(wire: Wire, datapath: Datapath, direction: str, *place: str) -> None:
+    """A filter of somebody else's."""
+    pin = str(BPFFS / datapath.instance / "progs" / "1" / "cw_tc_first")
+    program = ("bpf", "direct-action", "object-pinned", pin)
+    wire.near.run("tc", "filter", "add", "dev", DEVICE, direction, *place, *program)
+
+
+def test_clsact_place_of_another_program_is_left_alone(
+    clsact: Attacher, wire: Wire, datapath: Datapath
+) -> None:
+    wire.near.run("tc", "qdisc", "add", "dev", DEVICE, "clsact")
+    add_filter(wire, datapath, "ingress", "pref", "10", "handle", "0xc1ea")
+    before = wire.filters()
+    with pytest.raises(
+        DatapathError, match=f"interface {DEVICE}: tc filter pref 10 handle 0xc1ea runs another"
+    ):
+        clsact.attach(DEVICE, Choice("tc"))
+    assert wire.filters() == before
+    assert clsact.attachments() == []
+
+
+@pytest.mark.parametrize("start", HOOKS)
+@pytest.mark.parametrize("end", HOOKS)
+def test_clsact_moves_between_hooks_without_missing_a_packet(
+    clsact: Attacher, datapath: Datapath, wire: Wire, start: str, end: str
+) -> None:
+    clsact.attach(DEVICE, Choice(start))
+    with stream(datapath, wire):
+        for hook in (end, start, end):
+            clsact.attach(DEVICE, Choice(hook))
+    (listed,) = wire.filters()
+    assert listed["options"]["prog"]["id"] == ids(datapath)["cw_tc" if end == "tc" else "cw_tc_behind"]
+
+
+def test_clsact_interface_that_came_back_is_attached_again(
+    clsact: Attacher, datapath: Datapath, wire: Wire
+) -> None:
+    clsact.attach(DEVICE, Choice("tc"))
+    wire.near.ip("link", "del", DEVICE)
+    wire.connect(DEVICE, "cw-far", 1)
+    assert [a.stale for a in clsact.attachments()] == [True]
+    assert not clsact.attach(DEVICE, Choice("tc")).stale
+    with stream(datapath, wire):
+        pass
+    clsact.detach(DEVICE)
+    assert "clsact" not in wire.qdiscs()

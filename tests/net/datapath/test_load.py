@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading: everything pinned, adopted by the next process, replaced without a gap, refused without damage."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clearway.datapath import Datapath, DatapathError, Sizes, remove
+from clearway.datapath.install import FILES
+from clearway.datapath.pins import BPFFS, Pins
+from tests.net.datapath.conftest import SIZES, bpftool
+
+
+def pinned_under(instance: str) -> set[str]:
+    root = BPFFS / instance
+    return {str(path.relative_to(root)) for path in root.rglob("*")} if root.exists() else set()
+
+
+def test_every_program_is_in_the_kernel_as_told(datapath: Datapath) -> None:
+    told = {p.name: p for p in datapath.programs()}
+    assert {"cw_xdp", "cw_tc", "cw_tc_behind", "sweep", "clock"} <= set(told)
+    assert {f"cw_{hook}_{stage}" for hook in ("xdp", "tc") for stage in ("first", "icmp", "answer")} <= set(
+        told
+    )
+    for name, program in told.items():
+        listed = bpftool("prog", "show", "id", str(program.id))
+        assert listed["name"] == name[:15]
+        assert listed["tag"] == program.tag
+        assert listed["bytes_xlated"] == program.instructions * 8
+        assert listed["bytes_jited"] == program.jited_bytes
+        assert program.verified > 0
+        assert program.load_ms is not None and program.load_ms > 0
+
+
+def test_every_table_is_in_the_kernel_with_its_size(datapath: Datapath) -> None:
+    wanted = SIZES.rows()
+    for name in datapath.tables():
+        table = datapath.table(name)
+        listed = bpftool("map", "show", "pinned", str(BPFFS / datapath.instance / "maps" / name))
+        assert listed["name"] == name
+        assert listed["max_entries"] == table.max_entries == wanted.get(name, table.max_entries)
+        assert (listed["bytes_key"], listed["bytes_value"]) == (
+            table.key_dtype.itemsize,
+            table.value_dtype.itemsize,
+        )
+    assert set(wanted) <= set(datapath.tables())
+    assert datapath.sizes() == SIZES
+
+
+@pytest.mark.parametrize("hook", ["xdp", "tc"])
+def test_tail_calls_lead_to_the_programs_of_the_same_load(datapath: Datapath, hook: str) -> None:
+    ids = {p.name: p.id for p in datapath.programs()}
+    listed = bpftool(
+        "map", "dump", "pinned", str(BPFFS / datapath.instance / "progs" / "1" / f"{hook}_stages")
+    )
+    found = {entry["key"][0]: entry["value"] for entry in listed if isinstance(entry["value"], list)}
+    for stage, index in (("first", "0x00"), ("icmp", "0x01"), ("answer", "0x02")):
+        number = int.from_bytes(bytes(int(byte, 16) for byte in found[index]), "little")
+        assert number == ids[f"cw_{hook}_{stage}"]
+
+
+def test_all_objects_share_one_set_of_tables(datapath: Datapath) -> None:
+    shared = bpftool("map", "show", "pinned", str(BPFFS / datapath.instance / "maps" / "flow4_v1"))["id"]
+    for name in ("sweep", "cw_xdp", "cw_tc"):
+        (program,) = (p for p in datapath.programs() if p.name == name)
+        assert shared in bpftool("prog", "show", "id", str(program.id))["map_ids"]
+
+
+def test_restart_adopts_the_running_programs(own_datapath: Datapath, instance: str, objects: Path) -> None:
+    before = {p.name: p.id for p in own_datapath.programs()}
+    own_datapath.set_epoch(7)
+    own_datapath.close()
+    with Datapath.load(instance, SIZES, objects=objects) as again:
+        assert again.adopted
+        assert {p.name: p.id for p in again.programs()} == before
+        assert again.active() == (7, 0)
+        assert all(p.load_ms is None for p in again.programs())
+
+
+def test_open_needs_no_object_file_and_knows_the_types(datapath: Datapath) -> None:
+    instance = datapath.instance
+    with Datapath.open(instance) as other:
+        assert other.enum("reason")["REASON_FORWARD_FLOW"] == 0
+        assert other.struct("sweep_args").names == ("visited", "expired")
+        assert other.tables() == datapath.tables()
+        with pytest.raises(
+            DatapathError, match=f"instance {instance} has no table absent_v1: it has active_v1"
+        ):
+            other.table("absent_v1")
+        with pytest.raises(DatapathError, match=f"instance {instance} has no program absent"):
+            other.program_fd("absent")
+
+
+def test_upgrade_loads_anew_over_the_same_tables(
+    own_datapath: Datapath, instance: str, changed_objects: Path
+) -> None:
+    before = {p.name: p.id for p in own_datapath.programs()}
+    own_datapath.set_epoch(3)
+    with Datapath.load(instance, SIZES, objects=changed_objects) as upgraded:
+        assert not upgraded.adopted
+        after = {p.name: p.id for p in upgraded.programs()}
+        assert set(after) == set(before)
+        assert not set(after.values()) & set(before.values())
+        assert upgraded.active() == (3, 0)
+    assert {name for name in pinned_under(instance) if name.startswith("progs/1")} == set()
+
+
+def test_other_sizes_are_refused_and_nothing_changes(datapath: Datapath, objects: Path) -> None:
+    instance = datapath.instance
+    before = pinned_under(instance)
+    with pytest.raises(DatapathError) as error:
+        Datapath.load(instance, replace(SIZES, max_flows=8192), objects=objects)
+    assert "table flow4_v1 has max_entries 8192, needed 16384" in str(error.value)
+    assert f"`clearway --instance {instance} down`" in str(error.value)
+    assert pinned_under(instance) == before
+
+
+def test_object_that_does_not_load_leaves_the_former_load(
+    own_datapath: Datapath, instance: str, changed_objects: Path, tmp_path: Path
+) -> None:
+    before = pinned_under(instance)
+    ids = [p.id for p in own_datapath.programs()]
+    (changed_objects / FILES["tc"]).write_bytes(b"\x7fELF is not all it takes")
+    with pytest.raises(DatapathError, match=r"tc\.bpf\.o is not a usable BPF object"):
+        Datapath.load(instance, SIZES, objects=changed_objects)
+    assert pinned_under(instance) == before
+    with Datapath.open(instance) as still:
+        assert [p.id for p in still.programs()] == ids
+
+
+def test_failed_first_load_leaves_nothing_and_keeps_the_log(
+    instance: str, objects: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DatapathError, match="does not load") as error:
+        Datapath.load(instance, replace(SIZES, endpoints=0), objects=objects, log_dir=tmp_path)
+    assert error.value.log_path is not None
+    assert "failed to create" in error.value.log_path.read_text()
+    assert error.value.log_path.parent == tmp_path
+    assert not (BPFFS / instance).exists()
+
+
+def test_missing_objects_say_what_to_do(instance: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        DatapathError, match=r"sweep\.bpf\.o is not in .*: compile the objects with `make build`"
+    ):
+        Datapath.load(instance, SIZES, objects=tmp_path)
+    assert not (BPFFS / instance).exists()
+
+
+def test_unfinished_load_of_a_killed_process_is_cleared_away(
+    own_datapath: Datapath, instance: str, objects: Path, changed_objects: Path
+) -> None:
+    pins = Pins.of(instance)
+    (pins.progs / "2").mkdir()
+    with Datapath.load(instance, SIZES, objects=objects) as again:
+        assert again.adopted
+    assert [load.number for load in pins.loads()] == [1]
+
+
+def test_lost_table_is_made_again_with_new_programs(
+    own_datapath: Datapath, instance: str, objects: Path
+) -> None:
+    Pins.of(instance).maps.joinpath("config_v1").unlink()
+    with Datapath.load(instance, SIZES, objects=objects) as repaired:
+        assert not repaired.adopted
+        assert repaired.table("config_v1").max_entries == 2
+
+
+def test_remove_leaves_no_trace(own_datapath: Datapath, instance: str) -> None:
+    ids = [p.id for p in own_datapath.programs()]
+    own_datapath.remove()
+    assert not (BPFFS / instance).exists()
+    deadline = time.monotonic() + 10  # the kernel empties tables of tail calls in its own time
+    while left := {p["id"] for p in bpftool("prog", "show")} & set(ids):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    assert not Datapath.exists(instance)
+    with pytest.raises(
+        DatapathError, match=f"instance {instance} is not loaded: start it with `clearway run`"
+    ):
+        Datapath.open(instance)
+    remove(instance)  # once more is no error
+
+
+def test_instances_do_not_share_anything(datapath: Datapath, instance: str, objects: Path) -> None:
+    second = f"{instance}-b"
+    try:
+        with Datapath.load(second, Sizes(8, 1, 1, 1, 1), objects=objects) as other:
+            other.set_epoch(datapath.active()[0] + 5)
+            assert datapath.active()[0] != other.active()[0]
+            assert not {p.id for p in other.programs()} & {p.id for p in datapath.programs()}
+    finally:
+        remove(second)
+    assert datapath.clock().jiffies > 0
+
+
+def test_clock_agrees_with_the_system(datapath: Datapath) -> None:
+    with Path("/proc/uptime").open() as file:
+        uptime = float(file.read().split()[0])
+    clock = datapath.clock()
+    assert clock.boot_ns / 1e9 == pytest.approx(uptime, abs=2)
+    assert (clock.jiffies - (1 << 32)) / clock.hz + 300 == pytest.approx(uptime, abs=5)
+
+
+def test_epoch_and_mirror_do_not_disturb_each_other(datapath: Datapath) -> None:
+    mirror = datapath.active()[1]
+    datapath.set_epoch(4)
+    datapath.bump_mirror()
+    datapath.bump_mirror()
+    assert datapath.active() == (4, mirror + 2)
+    datapath.set_epoch(5)
+    assert datapath.active() == (5, mirror + 2)
+
+
+def test_sweep_of_empty_tables_finds_nothing(datapath: Datapath) -> None:
+    result = datapath.sweep()
+    assert (result.visited, result.expired) == (0, 0)
+    assert len(datapath.flows()) == 0
+
+
+def test_map_without_layout_is_no_table(own_datapath: Datapath, instance: str) -> None:
+    pin = str(BPFFS / instance / "maps" / "foreign")
+    shape = ("type", "hash", "key", "4", "value", "4", "entries", "1", "name", "foreign")
+    bpftool("map", "create", pin, *shape)
+    with pytest.raises(DatapathError, match="table foreign has no BTF: it was not made by clearway"):
+        own_datapath.table("foreign")
