@@ -101,21 +101,28 @@ always_inline __s64 answer_sum(const struct packet *p, void *at, __u32 size)
 		return answer_sum_of(p, at, 128);
 	case 64:
 		return answer_sum_of(p, at, 64);
+	case 60:
+		return answer_sum_of(p, at, 60);
 	case 48:
 		return answer_sum_of(p, at, 48);
+	case 40:
+		return answer_sum_of(p, at, 40);
 	default:
 		return answer_sum_of(p, at, 28);
 	}
 }
 
-/* How much of the packet is quoted: enough for every stack, little enough for every minimum MTU. */
+/* How much of the packet is quoted: a whole TCP header, enough for every stack, little enough for every minimum
+ * MTU. Steps, because the verifier wants to sum over constants. */
 always_inline __u32 answer_quote(const struct packet *p)
 {
 	__u32 there = packet_length((struct packet *)p) - p->l3_offset;
 
 	if (there > p->l3_length && !packet_is_gso(p))
 		there = p->l3_length;
-	return there >= 512 ? 512 : there >= 128 ? 128 : there >= 64 ? 64 : there >= 48 ? 48 : 28;
+	if (there >= 64)
+		return there >= 512 ? 512 : there >= 128 ? 128 : 64;
+	return there >= 60 ? 60 : there >= 48 ? 48 : there >= 40 ? 40 : 28;
 }
 
 /* What an ICMP error says. rest: the second word of its header. */

@@ -36,7 +36,10 @@ always_inline struct flow *flow_lookup(const struct tuple *t)
 {
 	if (t->family == FAMILY_IPV4) {
 		struct flow4_key key = flow4_key(t);
-		return bpf_map_lookup_elem(&flow4_v1, &key);
+		struct flow *f = bpf_map_lookup_elem(&flow4_v1, &key);
+
+		keep_register(f); /* one call for both tables could not be inlined by the verifier */
+		return f;
 	}
 	struct flow6_key key = flow6_key(t);
 	return bpf_map_lookup_elem(&flow6_v1, &key);
@@ -51,13 +54,18 @@ always_inline void flow_leaves(const struct flow *f, const struct tuple *t, stru
 	out->dport = f->dport;
 }
 
+/* NULL also when the key has been taken by another connection: the entry there must lead back to this one. */
 never_inline struct flow *flow_pair(const struct flow *f, const struct tuple *t)
 {
 	struct tuple leaves, key;
 
 	flow_leaves(f, t, &leaves);
 	tuple_reverse(&leaves, &key);
-	return flow_lookup(&key);
+	struct flow *other = flow_lookup(&key);
+	if (!other || other->sport != t->dport || other->dport != t->sport || !addr_equal(&other->src, &t->dst) ||
+	    !addr_equal(&other->dst, &t->src))
+		return NULL;
+	return other;
 }
 
 always_inline long flow_delete(const struct tuple *t)

@@ -38,6 +38,23 @@ struct packet {
 	struct parsed;
 };
 
+/* The checksum at `offset` of layer 4 updated in the packet. UDP: 0 says "none" and stays, a computed 0 is sent as
+ * 0xffff (RFC 768, RFC 8200 8.1). */
+always_inline bool packet_checksum_write(struct packet *p, __u32 offset, __u16 addr_delta, __u16 port_delta, bool udp)
+{
+	__u16 *checksum = p->l4 + offset;
+
+	keep_register(checksum);
+	if ((void *)(checksum + 1) > p->end)
+		return false;
+	if (udp && *checksum == 0)
+		return true;
+	*checksum = checksum_apply(*checksum, (__u32)addr_delta + port_delta);
+	if (udp && *checksum == 0)
+		*checksum = 0xffff;
+	return true;
+}
+
 #ifdef HOOK_XDP
 #include "packet_xdp.h"
 #else

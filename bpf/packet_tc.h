@@ -12,6 +12,7 @@ struct hand_over {
 
 #define HEADERS_MAX 192 /* what must lie in the skb's linear part: tags, two IPv6 headers, TCP */
 #define VLAN_VID_MASK 0xfff
+#define CHECKSUM_UNNECESSARY 1
 #define CHECKSUM_PARTIAL 3
 
 always_inline void packet_reload(struct packet *p)
@@ -70,19 +71,29 @@ always_inline __u32 packet_l4_length(const struct packet *p)
 	return packet_is_gso(p) ? p->ctx->len - p->l4_offset : p->l3_length - (p->l4_offset - p->l3_offset);
 }
 
-always_inline bool packet_partial(const struct packet *p)
+/* skb->ip_summed, where the kernel lets us see it; PARTIAL otherwise, which asks for the most care. */
+always_inline __u8 packet_summed(const struct packet *p)
 {
 	if (!cw_kernel_context)
-		return false;
+		return CHECKSUM_PARTIAL;
 	struct sk_buff *skb = bpf_cast_to_kern_ctx(p->ctx);
-	return BPF_CORE_READ_BITFIELD(skb, ip_summed) == CHECKSUM_PARTIAL;
+	return BPF_CORE_READ_BITFIELD(skb, ip_summed);
 }
 
-/* The helper knows what PARTIAL and COMPLETE need; ports are not part of what PARTIAL has already summed. */
+always_inline bool packet_partial(const struct packet *p)
+{
+	return cw_kernel_context && packet_summed(p) == CHECKSUM_PARTIAL;
+}
+
+/* Where nobody's sum covers the checksum it is updated in the packet. The helper knows what PARTIAL and COMPLETE need;
+ * ports are not part of what PARTIAL has already summed. */
 always_inline bool packet_checksum(struct packet *p, __u32 offset, __u16 addr_delta, __u16 port_delta, bool udp)
 {
 	__u64 flags = udp ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 at = p->l4_offset + offset;
+
+	if (packet_summed(p) <= CHECKSUM_UNNECESSARY)
+		return packet_checksum_write(p, offset, addr_delta, port_delta, udp);
 	__u64 pseudo = BPF_F_PSEUDO_HDR;
 
 	if (port_delta && bpf_l4_csum_replace(p->ctx, at, 0, port_delta, flags))
@@ -109,7 +120,7 @@ always_inline bool packet_tags(struct packet *p, __u16 outer, __u16 inner)
 
 always_inline bool packet_link(struct packet *p, const __u8 *dmac, const __u8 *smac, __u16 outer, __u16 inner)
 {
-	if ((p->vlan_outer || outer) && !packet_tags(p, outer, inner))
+	if ((p->tags || p->ctx->vlan_present || outer) && !packet_tags(p, outer, inner))
 		return false;
 	packet_reload(p);
 	struct ethhdr *eth = p->data;
@@ -136,17 +147,42 @@ always_inline bool packet_hand_over(struct packet *p)
 	return false;
 }
 
+/* Generic XDP since kernel 6.9 copies the skb and forgets how long its link header is (net/core/skbuff.c,
+ * skb_pp_cow_data): data then begins at layer 3, and the metadata seems to be the end of the link header. Put the
+ * header where it belongs. */
+always_inline bool packet_header_back(struct packet *p)
+{
+	struct ethhdr was, *eth;
+
+	if (bpf_skb_load_bytes_relative(p->ctx, 0, &was, sizeof(was), BPF_HDR_START_MAC) ||
+	    bpf_skb_change_head(p->ctx, sizeof(was), 0))
+		return false;
+	packet_reload(p);
+	eth = p->data;
+	if ((void *)(eth + 1) > p->end)
+		return false;
+	*eth = was;
+	return true;
+}
+
 /* Did the XDP program in front leave this packet to us? */
 always_inline bool packet_handed_over(struct packet *p)
 {
+	void *data = (void *)(long)p->ctx->data;
 	struct hand_over *meta = (void *)(long)p->ctx->data_meta;
 
-	return (void *)(meta + 1) <= (void *)(long)p->ctx->data && meta->magic == HAND_OVER_MAGIC;
+	if ((void *)(meta + 1) > data)
+		return false;
+	if (meta->magic == HAND_OVER_MAGIC)
+		return true;
+	if (meta->magic >> 16 != (__u16)p->ctx->protocol) /* the last two bytes of a link header */
+		return false;
+	return (void *)(meta + 2) > data && packet_header_back(p);
 }
 
 always_inline int packet_neighbour(struct packet *p, __u32 ifindex, struct bpf_redir_neigh *next)
 {
-	if ((p->vlan_outer || p->tags) && !packet_tags(p, 0, 0))
+	if ((p->tags || p->ctx->vlan_present) && !packet_tags(p, 0, 0))
 		return TC_ACT_SHOT;
 	return bpf_redirect_neigh(ifindex, next, sizeof(*next), 0);
 }

@@ -66,17 +66,7 @@ always_inline bool packet_partial(const struct packet *p)
 
 always_inline bool packet_checksum(struct packet *p, __u32 offset, __u16 addr_delta, __u16 port_delta, bool udp)
 {
-	__u16 *checksum = p->l4 + offset;
-
-	keep_register(checksum);
-	if ((void *)(checksum + 1) > p->end)
-		return false;
-	if (udp && *checksum == 0)
-		return true;
-	*checksum = checksum_apply(*checksum, (__u32)addr_delta + port_delta);
-	if (udp && *checksum == 0)
-		*checksum = 0xffff;
-	return true;
+	return packet_checksum_write(p, offset, addr_delta, port_delta, udp);
 }
 
 /* Tags are written anew even when their number stays, so that a frame may change its VLAN. */

@@ -42,8 +42,8 @@ always_inline void visit(const struct tuple *t, const struct flow *f, struct swe
 	__u32 limit;
 
 	if (!other) {
-		if (idle(sweep->now, f, f) > ticks(ORPHAN_MS))
-			flow_delete_pair(f, t);
+		if ((__s32)(sweep->now - f->created) > (__s32)ticks(ORPHAN_MS))
+			flow_delete(t);
 		return;
 	}
 	if (f->flags & FLOW_REPLY)

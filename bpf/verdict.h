@@ -2,6 +2,7 @@
 /* How a packet ends: counted under one reason and turned into what the hook understands. */
 #pragma once
 
+/* Once the parser has settled the length. */
 always_inline void count_received(const struct packet *p)
 {
 	__u32 zero = 0;

@@ -54,6 +54,10 @@ enum {
 	BPF_F_CURRENT_NETNS = -1,
 };
 
+enum {
+	BPF_HDR_START_MAC = 0,
+};
+
 enum xdp_action {
 	XDP_ABORTED = 0,
 	XDP_DROP = 1,
