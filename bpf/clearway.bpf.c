@@ -97,8 +97,8 @@ PROGRAM()
 
 	if (!packet_open(&p))
 		return conclude(&p, REASON_DROP_ETHERNET_SHORT);
-	int reason = parse(&p);
 	count_received(&p);
+	int reason = parse(&p);
 	if (reason != CONTINUE)
 		return conclude(&p, reason);
 	return enter(&p);

@@ -141,11 +141,14 @@ always_inline int enter_icmp(struct packet *p, struct scratch *s)
 	if (!p->l4 || !icmp_is_error(p) || !quote_parse(p, &q))
 		return conclude(p, REASON_PUNT_ICMP);
 	tuple_reverse(&q.tuple, &s->reply);
-	struct flow *f = flow_lookup(&s->reply);
-	if (!f)
+	const struct flow *found = flow_lookup(&s->reply);
+	if (!found)
 		return conclude(p, REASON_PUNT_ICMP);
 	if (p->ttl <= 1)
 		return conclude(p, REASON_DROP_NO_ANSWER);
+	/* A copy: whether the flow may go on is not for an error to decide, so the entry stays as it is. */
+	struct flow *f = &s->forward;
+	*f = *found;
 	flow_leaves(f, &s->reply, &s->leaves);
 	route_lookup(p, s);
 	if (!route_found(&s->route))

@@ -108,7 +108,9 @@ always_inline int parse_length(struct packet *p)
 		return CONTINUE; /* the stack made it; IPv6 jumbo says 0 */
 	if (p->l3_offset + p->l3_length <= p->length)
 		return CONTINUE;
-	p->length = packet_length(p);
+	__u32 whole = packet_length(p);
+	count_received_rest(whole - p->length);
+	p->length = whole;
 	return p->l3_offset + p->l3_length <= p->length ? CONTINUE : REASON_DROP_IP_LENGTH;
 }
 

@@ -2,7 +2,6 @@
 /* How a packet ends: counted under one reason and turned into what the hook understands. */
 #pragma once
 
-/* Once the parser has settled the length. */
 always_inline void count_received(const struct packet *p)
 {
 	__u32 zero = 0;
@@ -12,6 +11,17 @@ always_inline void count_received(const struct packet *p)
 		counter->packets++;
 		counter->bytes += p->length;
 	}
+}
+
+/* The parser has found that a frame is longer than its first buffer. Counting it only then would keep values alive
+ * across the parser, which costs every packet 15-25 ns. */
+always_inline void count_received_rest(__u32 bytes)
+{
+	__u32 zero = 0;
+	struct counter *counter = bpf_map_lookup_elem(&received_v1, &zero);
+
+	if (counter)
+		counter->bytes += bytes;
 }
 
 always_inline void count(const struct packet *p, __u32 reason)
