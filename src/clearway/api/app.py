@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP interface: what it offers is listed here, what it does is the daemon's business (control.py).
+
+Every refusal has the same form, {"errors": [{"message": ...}]}: 400 for what was asked wrongly, 404 for what
+is not there, 409 for what cannot be done now, 413 and 408 for requests that are too big or too slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+
+from clearway import __version__
+from clearway.api.control import Control, FilterError
+from clearway.api.refusals import REQUEST, described
+from clearway.api.views import (
+    Endpoints,
+    Errors,
+    FlowFilter,
+    Interfaces,
+    Nats,
+    Reasons,
+    Services,
+    StatusView,
+)
+from clearway.compiler import Plan
+from clearway.datapath import DatapathError
+from clearway.linux.netlink import NetlinkError
+from clearway.model import (
+    Config,
+    ConfigError,
+    Origin,
+    add_endpoint,
+    add_service,
+    drain_endpoint,
+    parse_config,
+    remove_endpoint,
+    remove_service,
+    to_data,
+)
+from clearway.model.document import read_document
+
+log = structlog.get_logger()
+
+
+class TooBigError(Exception):
+    """The body is bigger than a request may be."""
+
+
+class TooSlowError(Exception):
+    """The body did not arrive in time."""
+
+
+REFUSED: dict[int | str, dict[str, Any]] = {400: {"model": Errors}, 409: {"model": Errors}}
+
+
+def build_app(control: Control) -> FastAPI:
+    """The application; `control` is what it drives."""
+    app = FastAPI(title="clearway", version=__version__, docs_url=None, redoc_url=None)
+    app.include_router(_state_routes(control), prefix="/v1")
+    app.include_router(_traffic_routes(control), prefix="/v1")
+    app.include_router(_whole_routes(control), prefix="/v1", responses=REFUSED)
+    app.include_router(_edit_routes(control), prefix="/v1", responses=REFUSED)
+    for kind, answer in HANDLERS.items():
+        app.add_exception_handler(kind, answer)
+    return app
+
+
+# ---- what is ----
+
+
+def _state_routes(control: Control) -> APIRouter:
+    """Answered without reading flows."""
+    router = APIRouter(tags=["state"])
+
+    @router.get("/status")
+    def status() -> StatusView:
+        return control.status()
+
+    @router.get("/config")
+    def config() -> dict[str, Any]:
+        """The configuration in force, complete with defaults."""
+        return to_data(control.config(), complete=True)
+
+    @router.get("/interfaces")
+    def interfaces() -> Interfaces:
+        return control.interfaces()
+
+    @router.get("/reasons")
+    def reasons() -> Reasons:
+        return control.reasons()
+
+    return router
+
+
+def _traffic_routes(control: Control) -> APIRouter:
+    """Answered from the flow table."""
+    router = APIRouter(tags=["traffic"])
+
+    @router.get("/services")
+    def services() -> Services:
+        return control.services()
+
+    @router.get("/endpoints")
+    def endpoints(service: str | None = None) -> Endpoints:
+        return control.endpoints(service)
+
+    @router.get("/nat")
+    def nat() -> Nats:
+        return control.nat()
+
+    @router.get("/flows")
+    def flows(
+        service: str | None = None,
+        endpoint: str | None = None,
+        address: str | None = None,
+        protocol: str | None = None,
+        state: str | None = None,
+        limit: int | None = None,
+    ) -> Response:
+        """{"matched": .., "total": .., "flows": [..]}, those that carried most first, sent as it is made."""
+        if limit is not None and limit < 0:
+            raise FilterError(f"limit {limit} is negative; leave it out for all flows")
+        wanted = FlowFilter(
+            service=service, endpoint=endpoint, address=address, protocol=protocol, state=state, limit=limit
+        )
+        return StreamingResponse(control.flows(wanted), media_type="application/json")
+
+    return router
+
+
+# ---- what changes ----
+
+
+def _whole_routes(control: Control) -> APIRouter:
+    """Whole configurations, as YAML or JSON, and the daemon as such."""
+    router = APIRouter(tags=["configuration"])
+
+    @router.post("/plan")
+    async def plan(request: Request, source: str = REQUEST) -> dict[str, Any]:
+        """What applying the configuration in the body would change; nothing is touched."""
+        desired = parse_config(await request.body(), source)
+        return _planned(await control.plan(desired))
+
+    @router.post("/apply")
+    async def apply(request: Request, source: str = REQUEST) -> dict[str, Any]:
+        """Put the configuration in the body in force: all of it, or nothing."""
+        desired = parse_config(await request.body(), source)
+        return _applied(await control.change(lambda _running: desired))
+
+    @router.post("/reload")
+    async def reload() -> dict[str, Any]:
+        """Take the configuration file anew."""
+        plan = await control.reload()
+        return {"reloaded": plan is not None, **(_applied(plan) if plan else {})}
+
+    @router.post("/down")
+    async def down() -> Response:
+        """Detach everything, remove every pin, and end the daemon."""
+        await control.remove()
+        return JSONResponse({"removed": True}, background=BackgroundTask(control.stop))
+
+    return router
+
+
+def _edit_routes(control: Control) -> APIRouter:
+    """Single services and endpoints, in the form that they have in the configuration."""
+    router = APIRouter(tags=["configuration"])
+
+    async def changed(edit: Callable[[Config], Config]) -> dict[str, Any]:
+        # What is wrong with the result is the request's fault, not that of the file it began with.
+        unnamed = Origin(REQUEST, {})
+        return _applied(await control.change(lambda config: edit(config.read_from(unnamed))))
+
+    @router.post("/services")
+    async def service_add(request: Request) -> dict[str, Any]:
+        data = await _object(request)
+        return await changed(lambda config: add_service(config, data))
+
+    @router.delete("/services/{service}")
+    async def service_remove(service: str) -> dict[str, Any]:
+        return await changed(lambda config: remove_service(config, service))
+
+    @router.post("/services/{service}/endpoints")
+    async def endpoint_add(service: str, request: Request) -> dict[str, Any]:
+        data = await _object(request)
+        return await changed(lambda config: add_endpoint(config, service, data))
+
+    @router.delete("/services/{service}/endpoints/{endpoint}")
+    async def endpoint_remove(service: str, endpoint: str) -> dict[str, Any]:
+        return await changed(lambda config: remove_endpoint(config, service, endpoint))
+
+    @router.post("/services/{service}/endpoints/{endpoint}/drain")
+    async def endpoint_drain(service: str, endpoint: str, drain: bool = True) -> dict[str, Any]:
+        """No new connections for the endpoint from now on; with drain=false it gets them again."""
+        return await changed(lambda config: drain_endpoint(config, service, endpoint, drain))
+
+    return router
+
+
+def _planned(plan: Plan) -> dict[str, Any]:
+    return {**plan.to_dict(), "text": plan.human()}
+
+
+def _applied(plan: Plan) -> dict[str, Any]:
+    lines = [line for change in plan.changes for line in change.lines()]
+    return {**plan.to_dict(), "text": "\n".join([*lines, f"applied: {plan.summary()}"])}
+
+
+async def _object(request: Request) -> dict[str, object]:
+    """The body as an object: JSON, or YAML for people who type it."""
+    body = await request.body()
+    data = read_document(body, REQUEST).data if body.strip() else None
+    if not isinstance(data, dict):
+        raise HTTPException(HTTPStatus.BAD_REQUEST, 'the body has to be an object, {"key": value, ...}')
+    return data
+
+
+# ---- what is refused ----
+
+
+def refusal(status: int, *errors: dict[str, Any]) -> JSONResponse:
+    # Of a body that was given up, the rest may still be on its way: nothing can follow it.
+    given_up = status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT)
+    headers = {"Connection": "close"} if given_up else None
+    return JSONResponse({"errors": list(errors)}, status_code=int(status), headers=headers)
+
+
+def _on_config_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ConfigError)
+    return refusal(HTTPStatus.BAD_REQUEST, *described(error))
+
+
+def _on_bad_filter(_request: Request, error: Exception) -> Response:
+    return refusal(HTTPStatus.BAD_REQUEST, {"message": str(error)})
+
+
+def _on_impossible(_request: Request, error: Exception) -> Response:
+    return refusal(HTTPStatus.CONFLICT, {"message": str(error)})
+
+
+def _on_too_big(_request: Request, error: Exception) -> Response:
+    return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"message": str(error)})
+
+
+def _on_too_slow(_request: Request, error: Exception) -> Response:
+    return refusal(HTTPStatus.REQUEST_TIMEOUT, {"message": str(error)})
+
+
+def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        message = f"there is no {request.url.path}; /openapi.json lists what there is"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        message = f"{request.url.path} does not know {request.method}; /openapi.json lists what it knows"
+    return refusal(error.status_code, {"message": message})
+
+
+def _on_invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = [(".".join(map(str, problem["loc"][1:])), problem["msg"]) for problem in error.errors()]
+    return refusal(
+        HTTPStatus.BAD_REQUEST, *({"message": f"{path}: {what}", "path": path} for path, what in problems)
+    )
+
+
+def _on_bug(_request: Request, error: Exception) -> Response:
+    message = f"the daemon could not do that ({type(error).__name__}); its log says more"
+    return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, {"message": message})
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
+    ConfigError: _on_config_error,
+    FilterError: _on_bad_filter,
+    DatapathError: _on_impossible,
+    NetlinkError: _on_impossible,
+    OSError: _on_impossible,
+    TooBigError: _on_too_big,
+    TooSlowError: _on_too_slow,
+    HTTPException: _on_http_error,
+    RequestValidationError: _on_invalid,
+    Exception: _on_bug,
+}

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API needs from the daemon; tests give it something smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from clearway.api.views import Endpoints, FlowFilter, Interfaces, Nats, Reasons, Services, StatusView
+from clearway.compiler import Plan
+from clearway.model import Config
+
+
+class FilterError(Exception):
+    """A filter that cannot match anything; one line that says what could be meant."""
+
+
+class Control(Protocol):
+    """Plain methods read and may take a while: they are called in threads. Coroutines change things.
+
+    What is refused is raised as ConfigError, FilterError, DatapathError or OSError.
+    """
+
+    def status(self) -> StatusView: ...
+
+    def config(self) -> Config: ...
+
+    def services(self) -> Services: ...
+
+    def endpoints(self, service: str | None) -> Endpoints: ...
+
+    def nat(self) -> Nats: ...
+
+    def interfaces(self) -> Interfaces: ...
+
+    def reasons(self) -> Reasons: ...
+
+    def flows(self, wanted: FlowFilter) -> Iterator[bytes]: ...
+
+    async def plan(self, desired: Config) -> Plan: ...
+
+    async def change(self, edit: Callable[[Config], Config]) -> Plan: ...
+
+    async def reload(self) -> Plan | None: ...
+
+    async def remove(self) -> None: ...
+
+    def stop(self) -> None: ...

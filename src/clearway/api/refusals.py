@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a refused configuration is told, over the API and on the command line alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clearway.model import ConfigError
+
+REQUEST = "request"  # what a configuration is called that came without a name
+
+
+def described(error: ConfigError) -> list[dict[str, Any]]:
+    """One entry a problem, each with a message that stands alone (views.ErrorView)."""
+    return [
+        {"message": _located(str(problem), problem.path, error.source), **problem.to_dict()}
+        for problem in error.problems
+    ]
+
+
+def _located(message: str, path: str, source: str) -> str:
+    """A problem of a file begins with the file's name, as compilers do it; a request has none."""
+    if source == REQUEST:
+        return message.removeprefix(f"{REQUEST}: ")
+    return message if source == path else f"{source}: {message}"

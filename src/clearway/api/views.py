@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API answers with. What it is asked with are the models of the configuration (clearway.model).
+
+Plain dataclasses: the server turns them into JSON and OpenAPI, and the command line reads them back without
+importing a validation library. Numbers are plain: packets, bytes, seconds; times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigView:
+    """Where the configuration in force comes from."""
+
+    file: str
+    file_sha256: str  # of the file as it was last taken
+    changed_by_api: bool  # what is in force differs from the file
+    refused: str | None  # why the file's newest content was not taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepView:
+    """The last ageing run."""
+
+    connections: int  # looked at
+    expired: int
+    seconds: float
+    ago: float  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusView:
+    """How the daemon and its data path are."""
+
+    instance: str
+    version: str
+    pid: int
+    uptime: float  # seconds
+    kernel: str
+    network_namespace: int
+    adopted: bool  # the data path was running already when the daemon started
+    kernel_context: bool  # routes and rules are checked by the data path itself
+    epoch: int
+    mirror: int
+    config: ConfigView
+    interfaces: int  # attached
+    services: int
+    endpoints: int
+    nat: int
+    max_flows: int  # of each family
+    sweep: SweepView | None
+    received_packets: int
+    received_bytes: int
+    waiting: list[str]  # a sentence for each thing that is configured and not in force yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceView:
+    name: str
+    address: str
+    port: int
+    protocol: str
+    mode: str
+    algorithm: str
+    endpoints: int
+    taking: int  # endpoints that take new connections
+    flows: int  # connections in the flow table
+    opened: int  # connections opened since the endpoints came
+    packets: int  # of the connections in the flow table, both directions
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointView:
+    service: str
+    endpoint: str  # address:port, as commands take it
+    address: str
+    port: int
+    weight: int
+    state: str  # active | draining | idle (weight 0)
+    share: float  # of the service's new connections, 0..1
+    flows: int
+    opened: int
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NatView:
+    name: str
+    source: str
+    interface: str
+    to: str  # "masquerade", or the pool
+    ports: str
+    state: str  # active | waiting (for the interface)
+    flows: int
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterfaceView:
+    name: str
+    ifindex: int  # 0: there is no such interface
+    asked: str  # hook as configured
+    hook: str  # in force; "" none
+    mechanism: str  # link | tcx | clsact
+    driver: str
+    state: str  # attached | absent | failed
+    reason: str  # why this hook, or why none
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonView:
+    reason: str
+    verdict: str  # forward | answer | punt | drop
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    services: list[ServiceView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoints:
+    endpoints: list[EndpointView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nats:
+    nat: list[NatView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interfaces:
+    interfaces: list[InterfaceView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reasons:
+    """Every packet ends under exactly one reason: the reasons add up to what was received."""
+
+    reasons: list[ReasonView]
+    received_packets: int
+    received_bytes: int
+    accounted_packets: int
+    accounted_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowView:
+    """A connection. Addresses as the client sends them, then as they leave."""
+
+    family: int
+    protocol: str
+    state: str
+    client: str
+    client_port: int
+    destination: str
+    destination_port: int
+    source_out: str
+    source_out_port: int
+    destination_out: str
+    destination_out_port: int
+    service: str | None
+    endpoint: str | None
+    nat: str | None
+    packets: int
+    bytes: int
+    reply_packets: int
+    reply_bytes: int
+    age: float  # seconds
+    idle: float  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowFilter:
+    """Which connections, and how many at most (None: all). Every condition that is given must hold."""
+
+    service: str | None = None
+    endpoint: str | None = None  # address, or address:port
+    address: str | None = None  # an address or a prefix, on either side
+    protocol: str | None = None
+    state: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorView:
+    message: str
+    path: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """The one form that every refusal has."""
+
+    errors: list[ErrorView]

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`clearway status` and `clearway get ...`: what is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from clearway.cli import complete
+from clearway.cli.common import Output, OutputOption, group, options_of, print_json, say, write_out
+from clearway.cli.text import Column, count, duration, print_facts, print_table, size
+
+SERVICE_COLUMNS = (
+    Column("name", "name"),
+    Column("address", "at"),
+    Column("mode", "mode"),
+    Column("algorithm", "algorithm"),
+    Column("endpoints", "taking_of", True),
+    Column("flows", "flows", True),
+    Column("opened", "opened", True),
+    Column("packets", "packets", True),
+    Column("bytes", "size", True),
+)
+ENDPOINT_COLUMNS = (
+    Column("service", "service"),
+    Column("endpoint", "endpoint"),
+    Column("state", "state"),
+    Column("weight", "weight", True),
+    Column("share", "percent", True),
+    Column("flows", "flows", True),
+    Column("opened", "opened", True),
+    Column("packets", "packets", True),
+    Column("bytes", "size", True),
+)
+NAT_COLUMNS = (
+    Column("name", "name"),
+    Column("source", "source"),
+    Column("interface", "interface"),
+    Column("to", "to"),
+    Column("ports", "ports"),
+    Column("state", "state"),
+    Column("flows", "flows", True),
+    Column("packets", "packets", True),
+    Column("bytes", "size", True),
+)
+INTERFACE_COLUMNS = (
+    Column("name", "name"),
+    Column("state", "state"),
+    Column("hook", "hook"),
+    Column("asked", "asked"),
+    Column("tc by", "mechanism"),
+    Column("driver", "driver"),
+    Column("why", "reason"),
+)
+REASON_COLUMNS = (
+    Column("verdict", "verdict"),
+    Column("reason", "name"),
+    Column("packets", "packets", True),
+    Column("bytes", "size", True),
+    Column("of all", "percent", True),
+)
+FLOW_COLUMNS = (
+    Column("proto", "protocol"),
+    Column("state", "state"),
+    Column("client", "from"),
+    Column("destination", "to"),
+    Column("sent as", "from_out"),
+    Column("sent to", "to_out"),
+    Column("service", "owner"),
+    Column("packets", "packets_both", True),
+    Column("bytes", "size", True),
+    Column("idle", "idle_for", True),
+)
+
+ServiceOption = Annotated[
+    str | None, typer.Option(help="Only of this service.", metavar="NAME", autocompletion=complete.services)
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(status)
+    getting, _alone = group("get", "Show services, endpoints, flows, NAT rules, interfaces or reasons.")
+    for command in (services, endpoints, flows, nat, interfaces, reasons):
+        getting.command()(command)
+    app.add_typer(getting)
+
+
+def status(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Show how the daemon and its data path are.
+
+    \b
+    Example:
+      clearway status
+    """
+    found = options_of(context, output).client().get("status")
+    if output is Output.JSON:
+        print_json(found)
+    else:
+        print_facts(_status_facts(found))
+
+
+def services(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Show the services: what they are, and what they carry.
+
+    \b
+    Example:
+      clearway get services
+    """
+    found = options_of(context, output).client().get("services")
+    if output is Output.JSON:
+        print_json(found)
+        return
+    rows = [
+        {
+            **item,
+            "at": f"{host_port(item['address'], item['port'])}/{item['protocol']}",
+            "taking_of": f"{item['taking']} of {item['endpoints']}",
+            "size": size(item["bytes"]),
+        }
+        for item in found["services"]
+    ]
+    print_table(SERVICE_COLUMNS, rows, "no service is configured; `clearway service add` adds one")
+
+
+def endpoints(
+    context: typer.Context, service: ServiceOption = None, output: OutputOption = Output.TABLE
+) -> None:
+    """Show the endpoints: their share of new connections, and what they carry.
+
+    \b
+    Example:
+      clearway get endpoints --service web
+    """
+    found = options_of(context, output).client().get("endpoints", service=service)
+    if output is Output.JSON:
+        print_json(found)
+        return
+    rows = [
+        {**item, "percent": f"{item['share']:.1%}", "size": size(item["bytes"])}
+        for item in found["endpoints"]
+    ]
+    print_table(ENDPOINT_COLUMNS, rows, "no endpoint is configured; `clearway endpoint add` adds one")
+
+
+def flows(
+    context: typer.Context,
+    service: ServiceOption = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Only to this endpoint.", metavar="ADDRESS[:PORT]", autocompletion=complete.endpoints
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Only with this address on either side.", metavar="ADDRESS[/LENGTH]")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="tcp, udp, icmp or icmpv6.", metavar="NAME")] = None,
+    state: Annotated[str | None, typer.Option(help="As in the list: established, udp_stream, ...")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=0, help="At most so many. [default: 50; all with -o json]")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show connections in the flow table, those first that have carried most.
+
+    \b
+    Example:
+      clearway get flows --service web --state established --limit 20
+    """
+    client = options_of(context, output).client()
+    wanted: dict[str, str | int | None] = {
+        "service": service,
+        "endpoint": endpoint,
+        "address": address,
+        "protocol": protocol,
+        "state": state,
+    }
+    if output is Output.JSON:
+        write_out(client.stream("flows", **wanted, limit=limit))
+        return
+    found = client.get("flows", **wanted, limit=50 if limit is None else limit)
+    print_table(FLOW_COLUMNS, [_flow_row(item) for item in found["flows"]], "no flow matches")
+    shown = len(found["flows"])
+    if shown < found["matched"]:
+        say(f"\n{count(shown)} of {count(found['matched'])} flows; --limit shows more")
+
+
+def nat(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Show the source NAT rules, and what they carry.
+
+    \b
+    Example:
+      clearway get nat
+    """
+    found = options_of(context, output).client().get("nat")
+    if output is Output.JSON:
+        print_json(found)
+        return
+    rows = [{**item, "size": size(item["bytes"])} for item in found["nat"]]
+    print_table(NAT_COLUMNS, rows, "no NAT rule is configured")
+
+
+def interfaces(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Show where clearway takes packets, by which hook, and why.
+
+    \b
+    Example:
+      clearway get interfaces
+    """
+    found = options_of(context, output).client().get("interfaces")
+    if output is Output.JSON:
+        print_json(found)
+        return
+    print_table(INTERFACE_COLUMNS, found["interfaces"], "no interface is configured")
+
+
+def reasons(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Show what became of every packet, by verdict; the reasons add up to what was received.
+
+    \b
+    Example:
+      clearway get reasons
+    """
+    found = options_of(context, output).client().get("reasons")
+    if output is Output.JSON:
+        print_json(found)
+        return
+    print_table(REASON_COLUMNS, _reason_rows(found), "no packet has arrived yet")
+
+
+def host_port(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _status_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    config, sweep = found["config"], found["sweep"]
+    changed = ", changed through the API" if config["changed_by_api"] else ""
+    facts = [
+        (
+            "daemon",
+            f"clearway {found['version']}, instance {found['instance']}, pid {found['pid']},"
+            f" for {duration(found['uptime'])}{', found its data path running' if found['adopted'] else ''}",
+        ),
+        ("kernel", f"{found['kernel']}, network namespace {found['network_namespace']}"),
+        ("configuration", f"{config['file']}{changed}, epoch {found['epoch']}"),
+        (
+            "carrying",
+            f"{found['services']} services, {found['endpoints']} endpoints, {found['nat']} NAT rules",
+        ),
+        ("interfaces", f"{found['interfaces']} attached"),
+        ("received", f"{count(found['received_packets'])} packets, {size(found['received_bytes'])}"),
+    ]
+    if sweep:
+        facts.append(
+            (
+                "flow table",
+                f"{count(sweep['connections'])} connections, room for {count(found['max_flows'])} a family;"
+                f" aged {duration(sweep['ago'])} ago in {sweep['seconds'] * 1000:.1f} ms",
+            )
+        )
+    if config["refused"]:
+        facts.append(("refused", f"the file's new content: {config['refused']}"))
+    return facts + [("waiting", sentence) for sentence in found["waiting"]]
+
+
+def _flow_row(item: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **item,
+        "from": host_port(item["client"], item["client_port"]),
+        "to": host_port(item["destination"], item["destination_port"]),
+        "from_out": host_port(item["source_out"], item["source_out_port"]),
+        "to_out": host_port(item["destination_out"], item["destination_out_port"]),
+        "owner": item["service"] or item["nat"],
+        "packets_both": item["packets"] + item["reply_packets"],
+        "size": size(item["bytes"] + item["reply_bytes"]),
+        "idle_for": duration(item["idle"]),
+    }
+
+
+def _reason_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Reasons that have happened, a sum under each verdict, and what was received."""
+    received = found["received_packets"]
+    rows: list[dict[str, Any]] = []
+    for verdict in ("forward", "answer", "punt", "drop"):
+        group_of = [item for item in found["reasons"] if item["verdict"] == verdict and item["packets"]]
+        rows += [
+            _reason_row(verdict, item["reason"].removeprefix(f"{verdict}_"), item, received)
+            for item in group_of
+        ]
+        if len(group_of) > 1:
+            sums = {key: sum(item[key] for item in group_of) for key in ("packets", "bytes")}
+            rows.append(_reason_row(verdict, "(all)", sums, received))
+    if not rows and not received:
+        return []
+    whole = {"packets": received, "bytes": found["received_bytes"]}
+    accounted = {"packets": found["accounted_packets"], "bytes": found["accounted_bytes"]}
+    return [
+        *rows,
+        _reason_row("all", "accounted for", accounted, received),
+        _reason_row("", "received", whole, received),
+    ]
+
+
+def _reason_row(verdict: str, name: str, item: dict[str, Any], received: int) -> dict[str, Any]:
+    share = item["packets"] / received if received else 0.0
+    return {
+        "verdict": verdict,
+        "name": name,
+        "packets": item["packets"],
+        "size": size(item["bytes"]),
+        "percent": f"{share:.1%}",
+    }

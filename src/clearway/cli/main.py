@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`clearway`: puts the commands together, and turns whatever goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+from clearway.api.client import RefusedError, UnreachableError
+from clearway.cli import configure, edit, get, laboratory, node
+from clearway.cli.common import CommandError, ExitCode, Options, complain, report
+from clearway.instance import DEFAULT_NAME
+
+ABOUT = """A fast path over Linux networking: load balancing and NAT in eBPF, with Linux as the slow path."""
+
+
+def build_app() -> typer.Typer:
+    """Every command."""
+    app = typer.Typer(
+        name="clearway",
+        help=ABOUT,
+        invoke_without_command=True,
+        rich_markup_mode=None,
+        suggest_commands=False,  # click does it
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(root)
+    node.register(app)
+    configure.register(app)
+    get.register(app)
+    edit.register(app)
+    laboratory.register(app)
+    return app
+
+
+def root(
+    context: typer.Context,
+    instance: Annotated[
+        str,
+        typer.Option(
+            help="Which node, when several live on this machine.", envvar="CLEARWAY_INSTANCE", metavar="NAME"
+        ),
+    ] = DEFAULT_NAME,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    context.obj.instance_name = instance
+    context.obj.debug = debug
+    if version:
+        from clearway import __version__
+
+        typer.echo(f"clearway {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(ExitCode.USAGE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: runs the command and exits."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; its exit code. Errors have been reported when it returns."""
+    options = Options()
+    try:
+        result = build_app()(list(arguments), standalone_mode=False, prog_name="clearway", obj=options)
+        return int(result or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        return ExitCode.INTERRUPTED
+    except click.ClickException as error:
+        complain(f"{_one_line(error.format_message())} ({_hint(error)})")
+        return error.exit_code
+    except Exception as error:
+        if options.debug:
+            raise
+        refused = _as_command_error(error)
+        report(refused, options.output)
+        return refused.code
+
+
+def _as_command_error(error: Exception) -> CommandError:
+    """The words and the exit code for what a command raised."""
+    match error:
+        case CommandError():
+            return error
+        case UnreachableError():
+            return CommandError(ExitCode.UNREACHABLE, str(error))
+        case RefusedError():
+            return CommandError(ExitCode.REFUSED, *str(error).splitlines(), errors=error.errors)
+    what = _one_line(str(error)) or "no more is known"
+    return CommandError(
+        ExitCode.BUG, f"a bug in clearway: {type(error).__name__}: {what}; --debug shows where"
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"`{context.command_path if context else 'clearway'} --help` explains it"

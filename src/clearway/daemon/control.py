@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon as the API sees it (clearway.api.control.Control)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from clearway import __version__
+from clearway.api.control import FilterError
+from clearway.api.views import (
+    ConfigView,
+    Endpoints,
+    FlowFilter,
+    Interfaces,
+    Nats,
+    Reasons,
+    Services,
+    StatusView,
+    SweepView,
+)
+from clearway.compiler import Plan
+from clearway.daemon import flowlist, report
+from clearway.daemon.flowlist import Names, Use
+from clearway.daemon.service import Daemon
+from clearway.datapath.flows import state_names
+from clearway.linux import namespace
+from clearway.model import Config
+
+USAGE_SECONDS = 1.0  # counts of connections may be this old, so that asking often costs little
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Who uses the flow table, by id, and when that was counted (monotonic seconds)."""
+
+    at: float
+    services: dict[int, Use]
+    endpoints: dict[int, Use]
+    nats: dict[int, Use]
+
+
+class DaemonControl:
+    """Reads for the API in its threads; hands changes to the daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._datapath = daemon.engine.datapath
+        self._counting = threading.Lock()
+        self._usage: Usage | None = None
+
+    # ---- what is ----
+
+    def status(self) -> StatusView:
+        daemon = self._daemon
+        epoch, mirror = self._datapath.active()
+        received = self._datapath.counters().received
+        return StatusView(
+            instance=daemon.instance.name,
+            version=__version__,
+            pid=os.getpid(),
+            uptime=round(time.monotonic() - daemon.started_at, 3),
+            kernel=platform.release(),
+            network_namespace=namespace.identity(),
+            adopted=self._datapath.adopted,
+            kernel_context=self._datapath.kernel_context,
+            epoch=epoch,
+            mirror=mirror,
+            config=self._config_view(),
+            interfaces=sum(not a.stale for a in daemon.engine.attachments.values()),
+            services=len(daemon.config.services),
+            endpoints=sum(len(service.endpoints) for service in daemon.config.services),
+            nat=len(daemon.config.nat),
+            max_flows=self._datapath.sizes().max_flows,
+            sweep=self._sweep_view(),
+            received_packets=received.packets,
+            received_bytes=received.bytes,
+            waiting=list(daemon.waiting()),
+        )
+
+    def config(self) -> Config:
+        return self._daemon.config
+
+    def services(self) -> Services:
+        daemon = self._daemon
+        return report.services(daemon.config, daemon.engine.tables, self._used().services, self._opened())
+
+    def endpoints(self, service: str | None) -> Endpoints:
+        daemon = self._daemon
+        known = [item.name for item in daemon.config.services]
+        if service is not None and service not in known:
+            raise FilterError(f"there is no service {service}; services: {', '.join(known) or 'none'}")
+        return report.endpoints(
+            daemon.config, daemon.engine.tables, self._used().endpoints, self._opened(), service
+        )
+
+    def nat(self) -> Nats:
+        daemon = self._daemon
+        ifindexes = daemon.machine().ifindexes()
+        return report.nats(daemon.config, daemon.engine.tables, ifindexes, self._used().nats)
+
+    def interfaces(self) -> Interfaces:
+        daemon = self._daemon
+        return report.interfaces(
+            daemon.config, daemon.engine.attachments, daemon.machine().ifindexes(), self._why_hook
+        )
+
+    def reasons(self) -> Reasons:
+        return report.reasons(self._datapath.counters())
+
+    def flows(self, wanted: FlowFilter) -> Iterator[bytes]:
+        names = self._names()
+        flows = self._datapath.flows()
+        chosen, matched = flowlist.choose(flows, wanted, names)
+        return flowlist.pieces(chosen, names, matched=matched, total=len(flows))
+
+    # ---- what changes ----
+
+    async def plan(self, desired: Config) -> Plan:
+        return await self._daemon.plan(desired)
+
+    async def change(self, edit: Callable[[Config], Config]) -> Plan:
+        return await self._daemon.change(edit)
+
+    async def reload(self) -> Plan | None:
+        return await self._daemon.reload()
+
+    async def remove(self) -> None:
+        await self._daemon.remove()
+
+    def stop(self) -> None:
+        self._daemon.stop()
+
+    # ---- parts ----
+
+    def _config_view(self) -> ConfigView:
+        file = self._daemon.file
+        return ConfigView(
+            file=str(file.path),
+            file_sha256=file.taken,
+            changed_by_api=self._daemon.config != file.content,
+            refused=file.refused,
+        )
+
+    def _sweep_view(self) -> SweepView | None:
+        last = self._daemon.last_sweep
+        if last is None:
+            return None
+        return SweepView(
+            connections=last.connections,
+            expired=last.expired,
+            seconds=round(last.seconds, 6),
+            ago=round(time.monotonic() - last.at, 3),
+        )
+
+    def _why_hook(self, interface: str) -> str:
+        return self._daemon.failure(interface) or self._daemon.engine.reason(interface)
+
+    def _opened(self) -> dict[int, int]:
+        _keys, values = self._datapath.table("opened_v1").items()
+        return report.opened(values, self._daemon.engine.tables.endpoints)
+
+    def _names(self) -> Names:
+        daemon = self._daemon
+        states = state_names(self._datapath.enum("timeout"))
+        return report.names(daemon.config, daemon.engine.tables, daemon.machine().ifindexes(), states)
+
+    def _used(self) -> Usage:
+        with self._counting:
+            if self._usage is None or time.monotonic() - self._usage.at > USAGE_SECONDS:
+                flows = self._datapath.flows()
+                self._usage = Usage(
+                    at=time.monotonic(),
+                    services=flowlist.usage(flows, "service"),
+                    endpoints=flowlist.usage(flows, "endpoint"),
+                    nats=flowlist.usage(flows, "nat"),
+                )
+            return self._usage

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What works on this machine: the data path's own checks, and what XDP can do on each interface."""
+
+from __future__ import annotations
+
+from clearway.datapath.features import Check, checks
+from clearway.datapath.interfaces import InterfaceFacts, interface_facts
+from clearway.linux import rtnetlink
+from clearway.linux.netlink import NETLINK_ROUTE, Conversation
+
+NO_XDP = "hook: auto takes TC; hook: xdp-generic works, slowly"
+NO_TRANSMIT = (
+    "frames that XDP sends out through it are handed to TC, unless it gets an XDP program of its own"
+)
+
+
+def examine() -> list[Check]:
+    """Every check. None of them changes anything."""
+    with Conversation(NETLINK_ROUTE) as kernel:
+        names = [link.name for link in rtnetlink.links(kernel) if link.kind != "vlan" and link.resolves]
+    return [*checks(), *(interface_check(interface_facts(name)) for name in names)]
+
+
+def interface_check(facts: InterfaceFacts) -> Check:
+    """Which XDP the driver of an interface offers."""
+    driver = facts.driver or "no driver"
+    if facts.xdp_native is None:
+        detail = f"{driver}; this kernel does not tell what XDP it does (since 6.3)"
+        return Check(f"interface {facts.ifname}", True, False, detail, "")
+    native = "native XDP" if facts.xdp_native else "no native XDP"
+    transmit = "takes redirected frames" if facts.xdp_transmit else "takes no redirected frames now"
+    return Check(
+        name=f"interface {facts.ifname}",
+        ok=bool(facts.xdp_native),
+        needed=False,
+        detail=f"{driver}: {native}, {transmit}",
+        fallback=NO_XDP if not facts.xdp_native else "" if facts.xdp_transmit else NO_TRANSMIT,
+    )

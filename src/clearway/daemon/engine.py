@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes the data path: the blocking work, done in one thread, one thing at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import structlog
+
+from clearway.compiler import HostFacts, Plan, Tables, compile_tables, plan_configs, plan_tables
+from clearway.daemon.apply import apply_tables, read_tables
+from clearway.daemon.core import Attached, Hooks, beside
+from clearway.datapath import Attachment, Datapath
+from clearway.linux import neighbours
+from clearway.linux.namespace import local_port_range
+from clearway.linux.netlink import NETLINK_ROUTE, Conversation
+from clearway.linux.rtnetlink import Ip, Link
+from clearway.model import Config
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What has to be known of the machine to change the data path: its devices by ifindex."""
+
+    links: Mapping[int, Link]
+
+    def ifindexes(self) -> dict[str, int]:
+        return {link.name: link.ifindex for link in self.links.values()}
+
+
+class Engine:
+    """The data path and what is known to be in it. Raises DatapathError and ConfigError."""
+
+    def __init__(self, datapath: Datapath) -> None:
+        self.datapath = datapath
+        for name in datapath.tables():
+            datapath.table(name)  # open them all now: later, several threads use them
+        self.tables: Tables = read_tables(datapath)
+        self.attachments: dict[str, Attachment] = {a.ifname: a for a in datapath.attachments()}
+        self._asked: dict[str, tuple[str, Hooks]] = {}  # interface -> hook asked for, and those beside it
+        self._reasons: dict[str, str] = {}  # interface -> why this hook
+        self._kernel = Conversation(NETLINK_ROUTE)
+
+    def close(self) -> None:
+        self._kernel.close()
+        self.datapath.close()
+
+    # ---- interfaces ----
+
+    def attached(self) -> dict[str, Attached]:
+        """As the core sees it. An attachment counts for the device that had the name when it was attached."""
+        return {name: self._as_attached(attachment) for name, attachment in self.attachments.items()}
+
+    def _as_attached(self, attachment: Attachment) -> Attached:
+        asked = self._asked.get(attachment.ifname)
+        if asked is None:
+            return Attached(attachment.ifindex, None, stale=attachment.stale)
+        return Attached(attachment.ifindex, *asked, stale=attachment.stale)
+
+    def reason(self, interface: str) -> str:
+        """Why the interface has the hook that it has; "" if it was asked for by name."""
+        return self._reasons.get(interface, "")
+
+    def attach(self, interface: str, hook: str, beside: Hooks = frozenset()) -> None:
+        """`beside`: the other interfaces and the hooks that they are to have (core.beside)."""
+        before = self.attachments.get(interface)
+        attachment = self.datapath.attach(interface, hook, dict(beside))
+        self._asked[interface] = (hook, beside)
+        self._reasons[interface] = attachment.reason
+        self.look()
+        why = attachment.reason or f"{hook} is configured"
+        if before is None or before.stale:
+            log.info("attached", interface=interface, hook=attachment.hook, why=why)
+        elif before.hook != attachment.hook:
+            log.info("moved", interface=interface, before=before.hook, hook=attachment.hook, why=why)
+        else:
+            log.debug("still attached", interface=interface, hook=attachment.hook, why=why)
+
+    def detach(self, interface: str) -> None:
+        self.datapath.detach(interface)
+        self._asked.pop(interface, None)
+        self._reasons.pop(interface, None)
+        self.look()
+
+    def look(self) -> None:
+        """Read what is attached."""
+        self.attachments = {a.ifname: a for a in self.datapath.attachments()}
+
+    # ---- configuration ----
+
+    def facts(self, machine: Machine) -> HostFacts:
+        """What the compiler has to know of this machine."""
+        first, last = local_port_range()
+        return HostFacts(
+            local_port_min=first,
+            local_port_max=last,
+            interfaces=machine.ifindexes(),
+            sizes=self.datapath.sizes(),
+            cpus=os.cpu_count() or 1,
+        )
+
+    def plan(self, running: Config, desired: Config, machine: Machine) -> Plan:
+        """What apply() would change. ConfigError when it would refuse."""
+        facts = self.facts(machine)
+        compile_tables(desired, facts, self.tables)
+        return plan_configs(running, desired, facts)
+
+    def apply(self, config: Config, machine: Machine) -> Plan:
+        """Compile for this machine and switch over; interfaces are left alone.
+
+        Returns what was different in the tables before. Raises with the old configuration in force.
+        """
+        facts = self.facts(machine)
+        desired = compile_tables(config, facts, self.tables)
+        plan = plan_tables(self.tables, desired, config, facts)
+        self._switch(desired)
+        return plan
+
+    def change(self, running: Config, desired: Config, machine: Machine) -> Plan:
+        """Apply a configuration and attach its interfaces: all of it, or nothing. Returns what has changed.
+
+        What is to be detached is left to the caller: it can wait, and can be tried again.
+        """
+        facts = self.facts(machine)
+        tables = compile_tables(desired, facts, self.tables)  # refuses before anything is touched
+        plan = plan_configs(running, desired, facts)
+        with ExitStack() as undo:
+            for interface in desired.interfaces:
+                hooks = beside(desired, facts.interfaces, interface.hook)
+                wanted = Attached(facts.interfaces[interface.name], interface.hook, hooks)
+                self._attach_or_undo(interface.name, wanted, undo)
+            # New neighbours begin to be resolved before the first packet is sent their way.
+            self.keep(endpoint_addresses(desired), machine)
+            self._switch(tables)
+            undo.pop_all()
+        return plan
+
+    def _switch(self, desired: Tables) -> None:
+        applied = apply_tables(self.datapath, self.tables, desired)
+        self.tables = applied.tables
+        if applied.leftover:
+            log.warning("the old configuration is not cleared away yet", why=applied.leftover)
+
+    def _attach_or_undo(self, interface: str, wanted: Attached, undo: ExitStack) -> None:
+        """Attach unless it is so already; should the rest fail, put it back as it was."""
+        if self.attached().get(interface) == wanted:
+            return
+        before, asked_before = self.attachments.get(interface), self._asked.get(interface)
+        self.attach(interface, wanted.asked or "auto", wanted.beside)
+        if before is None:
+            undo.callback(self.detach, interface)
+        elif not before.stale:
+            undo.callback(self.attach, interface, *(asked_before or (before.hook, frozenset())))
+
+    # ---- neighbours ----
+
+    def keep(self, destinations: Iterable[Ip], machine: Machine) -> neighbours.Kept:
+        return neighbours.keep(self._kernel, destinations, machine.links)
+
+    # ---- the end ----
+
+    def remove(self) -> None:
+        """Detach everything, remove every pin, and leave neighbours to themselves again."""
+        neighbours.release_all(self._kernel)
+        self.datapath.remove()
+
+
+def endpoint_addresses(config: Config) -> list[Ip]:
+    """Every address that packets are sent to, once."""
+    return list({endpoint.address: None for service in config.services for endpoint in service.endpoints})

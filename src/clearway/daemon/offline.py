@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be done to a data path while no daemon looks after it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from clearway import datapath
+from clearway.compiler import HostFacts, Plan, compile_tables, plan_configs, plan_tables
+from clearway.daemon import state
+from clearway.daemon.apply import read_tables
+from clearway.daemon.lock import DataPathLock
+from clearway.datapath import Datapath
+from clearway.instance import Instance
+from clearway.linux import namespace, neighbours, rtnetlink
+from clearway.linux.netlink import NETLINK_ROUTE, Conversation
+from clearway.model import Config
+
+
+def plan(instance: Instance, desired: Config) -> Plan:
+    """What a daemon started with this configuration would change in the kernel; everything, if there is
+    nothing.
+
+    Raises ConfigError when it would refuse, DatapathError when what is there cannot be read.
+    """
+    with _where_it_lives(instance):
+        if not Datapath.exists(instance.name):
+            facts = _facts(None)
+            compile_tables(desired, facts)
+            return plan_configs(None, desired, facts)
+        with Datapath.open(instance.name) as there:
+            facts = _facts(there.sizes())
+            running = read_tables(there)
+            return plan_tables(running, compile_tables(desired, facts, running), desired, facts)
+
+
+def remove(instance: Instance) -> bool:
+    """Detach everything and remove every trace; False when there was nothing.
+
+    Raises LockedError when a daemon looks after it, DatapathError when something cannot be detached.
+    """
+    if not any(path.exists() for path in (instance.pin_dir, instance.run_dir, instance.state)):
+        return False
+    with DataPathLock(instance):
+        with _where_it_lives(instance), Conversation(NETLINK_ROUTE) as kernel:
+            neighbours.release_all(kernel)
+            datapath.remove(instance.name)
+        instance.socket.unlink(missing_ok=True)
+        state.remove(instance.state)
+    return True
+
+
+def _facts(sizes: datapath.Sizes | None) -> HostFacts:
+    with Conversation(NETLINK_ROUTE) as kernel:
+        interfaces = {link.name: link.ifindex for link in rtnetlink.links(kernel)}
+    first, last = namespace.local_port_range()
+    return HostFacts(first, last, interfaces, sizes, os.cpu_count() or 1)
+
+
+def _where_it_lives(instance: Instance) -> contextlib.AbstractContextManager[None]:
+    """The network namespace that the data path was in; this one when that is unknown, or gone."""
+    with contextlib.suppress(state.StateError):
+        stored = state.read(instance.state)
+        place = namespace.find(stored.network_namespace) if stored else None
+        if place is not None:
+            return namespace.inside(place)
+    return contextlib.nullcontext()

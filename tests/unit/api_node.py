@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real API server and client over a real unix socket, before a daemon that is none."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from structlog.testing import capture_logs
+
+from clearway.api.app import build_app
+from clearway.api.control import FilterError
+from clearway.api.server import ApiServer
+from clearway.api.views import (
+    ConfigView,
+    Endpoints,
+    EndpointView,
+    FlowFilter,
+    Interfaces,
+    InterfaceView,
+    Nats,
+    NatView,
+    Reasons,
+    ReasonView,
+    Services,
+    ServiceView,
+    StatusView,
+    SweepView,
+)
+from clearway.compiler import HostFacts, Plan, compile_tables, plan_configs
+from clearway.datapath import DatapathError
+from clearway.model import Config, config_from_data
+
+FACTS = HostFacts(32768, 60999, {"lo": 1, "eth0": 2})
+
+CONFIG = config_from_data(
+    {
+        "interfaces": [{"name": "eth0", "hook": "tc"}],
+        "services": [
+            {
+                "name": "web",
+                "address": "203.0.113.10",
+                "port": 80,
+                "protocol": "tcp",
+                "endpoints": [{"address": "10.0.0.2", "port": 8080}, {"address": "10.0.0.3", "port": 8080}],
+            }
+        ],
+        "nat": [{"name": "out", "source": "10.0.0.0/8", "interface": "eth0", "masquerade": True}],
+    }
+)
+
+
+@dataclass
+class FakeControl:
+    """Holds a configuration and nothing else. `broken` is raised by whatever would touch the kernel."""
+
+    running: Config = CONFIG
+    flows_asked: list[FlowFilter] = field(default_factory=list)
+    flow_pieces: list[bytes] = field(
+        default_factory=lambda: [b'{"matched": 0, "total": 0, "flows": [', b"]}"]
+    )
+    draining_flows: int = 0
+    broken: Exception | None = None
+    removed: bool = False
+    stopped: threading.Event = field(default_factory=threading.Event)
+    log: list[MutableMapping[str, Any]] = field(default_factory=list)
+
+    def status(self) -> StatusView:
+        self._work()
+        return StatusView(
+            instance="test",
+            version="1.2.3",
+            pid=4711,
+            uptime=7384.0,
+            kernel="6.12.0",
+            network_namespace=4026531840,
+            adopted=True,
+            kernel_context=True,
+            epoch=5,
+            mirror=9,
+            config=ConfigView(
+                file="/etc/x.yaml", file_sha256="00", changed_by_api=True, refused="no: fix it"
+            ),
+            interfaces=1,
+            services=len(self.running.services),
+            endpoints=2,
+            nat=1,
+            max_flows=1048576,
+            sweep=SweepView(connections=1234567, expired=3, seconds=0.0021, ago=0.4),
+            received_packets=1000,
+            received_bytes=64000,
+            waiting=["interface eth9 is not there"],
+        )
+
+    def config(self) -> Config:
+        return self.running
+
+    def services(self) -> Services:
+        self._work()
+        return Services(
+            services=[
+                ServiceView(
+                    name=service.name,
+                    address=str(service.address),
+                    port=service.port,
+                    protocol=service.protocol,
+                    mode=service.mode,
+                    algorithm=service.algorithm,
+                    endpoints=len(service.endpoints),
+                    taking=1,
+                    flows=12345,
+                    opened=23456,
+                    packets=34567,
+                    bytes=5 << 30,
+                )
+                for service in self.running.services
+            ]
+        )
+
+    def endpoints(self, service: str | None) -> Endpoints:
+        names = [item.name for item in self.running.services]
+        if service is not None and service not in names:
+            raise FilterError(f"there is no service {service}; services: {', '.join(names)}")
+        return Endpoints(
+            endpoints=[
+                EndpointView(
+                    service=item.name,
+                    endpoint=f"{endpoint.address}:{endpoint.port}",
+                    address=str(endpoint.address),
+                    port=endpoint.port,
+                    weight=endpoint.weight,
+                    state="draining" if endpoint.drain else "active",
+                    share=0.5,
+                    flows=self.draining_flows,
+                    opened=2,
+                    packets=3,
+                    bytes=4,
+                )
+                for item in self.running.services
+                for endpoint in item.endpoints
+                if service in (None, item.name)
+            ]
+        )
+
+    def nat(self) -> Nats:
+        view = NatView(
+            name="out",
+            source="10.0.0.0/8",
+            interface="eth0",
+            to="masquerade",
+            ports="1024-32767",
+            state="active",
+            flows=1,
+            packets=2,
+            bytes=3,
+        )
+        return Nats(nat=[view])
+
+    def interfaces(self) -> Interfaces:
+        view = InterfaceView(
+            name="eth0",
+            ifindex=2,
+            asked="auto",
+            hook="xdp",
+            mechanism="tcx",
+            driver="ice",
+            state="attached",
+            reason="driver ice has native XDP",
+        )
+        return Interfaces(interfaces=[view])
+
+    def reasons(self) -> Reasons:
+        counted = {"forward_flow": 900, "forward_new": 60, "punt_icmp": 40, "drop_no_port": 0}
+        return Reasons(
+            reasons=[
+                ReasonView(reason=name, verdict=name.partition("_")[0], packets=n, bytes=64 * n)
+                for name, n in counted.items()
+            ],
+            received_packets=1000,
+            received_bytes=64000,
+            accounted_packets=1000,
+            accounted_bytes=64000,
+        )
+
+    def flows(self, wanted: FlowFilter) -> Iterator[bytes]:
+        self._work()
+        self.flows_asked.append(wanted)
+        return iter(self.flow_pieces)
+
+    async def plan(self, desired: Config) -> Plan:
+        self._work()
+        compile_tables(desired, FACTS)
+        return plan_configs(self.running, desired, FACTS)
+
+    async def change(self, edit: Callable[[Config], Config]) -> Plan:
+        desired = edit(self.running)
+        plan = await self.plan(desired)
+        self.running = desired
+        return plan
+
+    async def reload(self) -> Plan | None:
+        self._work()
+        return None
+
+    async def remove(self) -> None:
+        self._work()
+        self.removed = True
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def _work(self) -> None:
+        if self.broken is not None:
+            raise self.broken
+
+
+REFUSED_BY_KERNEL = DatapathError(
+    "interface eth0: another XDP program is attached: remove it or use hook: tc"
+)
+
+
+@contextmanager
+def serving(control: FakeControl, path: Path) -> Iterator[Path]:
+    """The API of `control` at a socket, served by a thread of its own."""
+    up = threading.Event()
+    ending: list[Callable[[], object]] = []
+
+    async def serve() -> None:
+        loop, end = asyncio.get_running_loop(), asyncio.Event()
+        server = ApiServer(build_app(control), path)
+        await server.start()
+        ending.append(lambda: loop.call_soon_threadsafe(end.set))
+        up.set()
+        await end.wait()
+        await server.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    with capture_logs() as control.log:
+        thread.start()
+        try:
+            assert up.wait(20), "the API did not start"
+            yield path
+        finally:
+            for end in ending:
+                end()
+            thread.join(20)

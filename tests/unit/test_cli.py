@@ -1,0 +1,482 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line before a daemon that is none: output, errors, exit codes, completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from clearway.api.views import FlowFilter
+from clearway.cli.common import ExitCode, Options
+from clearway.cli.main import build_app, run
+from clearway.cli.text import Column, count, duration, print_table, size
+from clearway.daemon.lock import DataPathLock
+from clearway.instance import Instance
+from tests.unit.api_node import CONFIG, REFUSED_BY_KERNEL, FakeControl, serving
+
+HEAVY = (
+    "numpy",
+    "pyroute2",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "httpx",
+    "pydantic",
+    "ruamel",
+    "structlog",
+    "rich",
+)
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Clearway:
+    """Runs command lines in this process, as the installed command would."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+
+    def __call__(self, *arguments: str) -> Ran:
+        self._capture.readouterr()
+        code = run(arguments)
+        captured = self._capture.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+
+@pytest.fixture
+def clearway(capsys: pytest.CaptureFixture[str]) -> Clearway:
+    return Clearway(capsys)
+
+
+@pytest.fixture
+def directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An instance without daemon and without traces, also where a real one is running."""
+    monkeypatch.setenv("CLEARWAY_RUN_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("CLEARWAY_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("CLEARWAY_INSTANCE", f"cw-unit-{os.getpid()}")
+    return tmp_path
+
+
+@pytest.fixture
+def control(directories: Path) -> Iterator[FakeControl]:
+    fake = FakeControl()
+    (directories / "run").mkdir()
+    with serving(fake, directories / "run" / "api.sock"):
+        yield fake
+
+
+FLOW = {
+    "family": 4,
+    "protocol": "tcp",
+    "state": "tcp_established",
+    "client": "198.51.100.1",
+    "client_port": 40000,
+    "destination": "203.0.113.10",
+    "destination_port": 80,
+    "source_out": "198.51.100.1",
+    "source_out_port": 40000,
+    "destination_out": "10.0.0.2",
+    "destination_out_port": 8080,
+    "service": "web",
+    "endpoint": "10.0.0.2:8080",
+    "nat": None,
+    "packets": 3,
+    "bytes": 1000,
+    "reply_packets": 4,
+    "reply_bytes": 1048576,
+    "age": 12.5,
+    "idle": 0.5,
+}
+
+
+# ---- reading ----
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["status"], ["instance test", "2 h 3 min", "changed through the API", "1,234,567 connections"]),
+        (["status"], ["refused", "no: fix it", "waiting", "interface eth9 is not there"]),
+        (["get", "services"], ["web", "203.0.113.10:80/tcp", "1 of 2", "12,345", "5.0 GiB"]),
+        (["get", "endpoints"], ["10.0.0.2:8080", "10.0.0.3:8080", "50.0%", "active"]),
+        (["get", "endpoints", "--service", "web"], ["10.0.0.2:8080"]),
+        (["get", "nat"], ["out", "10.0.0.0/8", "masquerade", "1024-32767"]),
+        (["get", "interfaces"], ["eth0", "attached", "xdp", "ice", "driver ice has native XDP"]),
+        (["get", "flows"], ["no flow matches"]),
+    ],
+)
+def test_tables_for_people(
+    clearway: Clearway, control: FakeControl, command: list[str], expected: list[str]
+) -> None:
+    ran = clearway(*command)
+    assert ran.code == ExitCode.OK
+    assert all(text in ran.out for text in expected), ran.out
+    assert not any(line.endswith(" ") for line in ran.out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        (["status"], "pid"),
+        (["get", "services"], "services"),
+        (["get", "endpoints"], "endpoints"),
+        (["get", "flows"], "flows"),
+        (["get", "nat"], "nat"),
+        (["get", "interfaces"], "interfaces"),
+        (["get", "reasons"], "reasons"),
+    ],
+)
+def test_json_for_programs(clearway: Clearway, control: FakeControl, command: list[str], key: str) -> None:
+    ran = clearway(*command, "-o", "json")
+    assert (ran.code, ran.err) == (0, "")
+    assert key in ran.json()
+
+
+def test_reasons_are_grouped_and_summed_against_what_came_in(
+    clearway: Clearway, control: FakeControl
+) -> None:
+    lines = [line.split() for line in clearway("get", "reasons").out.splitlines()]
+    assert lines[1:] == [
+        ["forward", "flow", "900", "56.2", "KiB", "90.0%"],
+        ["forward", "new", "60", "3.8", "KiB", "6.0%"],
+        ["forward", "(all)", "960", "60.0", "KiB", "96.0%"],
+        ["punt", "icmp", "40", "2.5", "KiB", "4.0%"],
+        ["all", "accounted", "for", "1,000", "62.5", "KiB", "100.0%"],
+        ["-", "received", "1,000", "62.5", "KiB", "100.0%"],
+    ]
+
+
+def test_flows_show_both_directions_and_how_many_are_left_out(
+    clearway: Clearway, control: FakeControl
+) -> None:
+    control.flow_pieces = [json.dumps({"matched": 1234, "total": 9999, "flows": [FLOW]}).encode()]
+    out = clearway("get", "flows", "--limit", "1").out
+    assert "198.51.100.1:40000  203.0.113.10:80" in out
+    assert "1.0 MiB" in out
+    assert out.splitlines()[-1] == "1 of 1,234 flows; --limit shows more"
+
+
+def test_flow_filters_reach_the_daemon(clearway: Clearway, control: FakeControl) -> None:
+    options = {
+        "--service": "web",
+        "--endpoint": "10.0.0.2",
+        "--address": "10.0.0.0/8",
+        "--protocol": "tcp",
+        "--state": "established",
+    }
+    arguments = [word for option in options.items() for word in option]
+    clearway("get", "flows", *arguments, "--limit", "5")
+    clearway("get", "flows")
+    clearway("get", "flows", "-o", "json")
+    words = {name.removeprefix("--"): value for name, value in options.items()}
+    expected = [FlowFilter(**words, limit=5), FlowFilter(limit=50), FlowFilter()]
+    assert control.flows_asked == expected
+
+
+# ---- changing ----
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "new.yaml"
+    path.write_text("services: []\n")
+    return path
+
+
+def test_plan_shows_and_apply_does(clearway: Clearway, control: FakeControl, file: Path) -> None:
+    planned = clearway("plan", str(file))
+    assert "- service web" in planned.out
+    assert control.running == CONFIG
+    assert clearway("plan", str(file), "-o", "json").json()["summary"] == "0 to add, 0 to change, 3 to remove"
+    assert clearway("apply", str(file)).out.endswith("applied: 0 to add, 0 to change, 3 to remove\n")
+    assert control.running.services == ()
+
+
+def test_single_things_come_drain_and_go(clearway: Clearway, control: FakeControl) -> None:
+    add = ("service", "add", "dns", "--address", "2001:db8::1", "--port", "53", "--protocol", "udp")
+    ran = clearway(*add, "--endpoint", "[2001:db8::2]:53,weight=3", "--endpoint", "[2001:db8::3]:53")
+    assert ran.code == 0, ran.err
+    assert [(str(e.address), e.weight) for e in control.running.services[1].endpoints] == [
+        ("2001:db8::2", 3),
+        ("2001:db8::3", 1),
+    ]
+    assert clearway("endpoint", "add", "dns", "[2001:db8::4]:53", "--weight", "2").code == 0
+    assert clearway("endpoint", "drain", "dns", "2001:db8::4").code == 0
+    assert control.running.services[1].endpoints[2].drain
+    assert clearway("endpoint", "drain", "dns", "2001:db8::4", "--undo").code == 0
+    assert not control.running.services[1].endpoints[2].drain
+    assert clearway("endpoint", "remove", "dns", "[2001:db8::4]:53").code == 0
+    assert clearway("service", "remove", "dns", "-o", "json").json()["empty"] is False
+    assert control.running == CONFIG
+
+
+def test_drain_waits_for_the_last_connection(clearway: Clearway, control: FakeControl) -> None:
+    ran = clearway("endpoint", "drain", "web", "10.0.0.2:8080", "--wait", "5")
+    assert (ran.code, ran.out.splitlines()[-1]) == (0, "10.0.0.2:8080 has no connection left")
+    control.draining_flows = 7
+    ran = clearway("endpoint", "drain", "web", "10.0.0.2:8080", "--wait", "0")
+    assert ran.code == ExitCode.REFUSED
+    assert "still has 7 connections after 0 s" in ran.err
+
+
+def test_down_asks_the_daemon(clearway: Clearway, control: FakeControl) -> None:
+    assert clearway("down", "-o", "json").json() == {"removed": True}
+    assert control.removed
+
+
+# ---- refusing ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nothing"], ExitCode.USAGE, "No such command 'nothing'. (`clearway --help` explains it)"),
+        (["get", "nothing"], ExitCode.USAGE, "(`clearway get --help` explains it)"),
+        (["service", "add"], ExitCode.USAGE, "(`clearway service add --help` explains it)"),
+        (["get", "flows", "--limit", "x"], ExitCode.USAGE, "--limit"),
+        (["status", "-o", "xml"], ExitCode.USAGE, "xml"),
+        (["--instance", "a/b", "status"], ExitCode.USAGE, "'a/b' cannot name an instance"),
+        (
+            ["endpoint", "add", "web", "10.0.0.9"],
+            ExitCode.USAGE,
+            "'10.0.0.9' is no endpoint; write ADDRESS:PORT",
+        ),
+        (["endpoint", "remove", "web", "9.9.9.9"], ExitCode.REFUSED, "service web has no endpoint 9.9.9.9;"),
+        (["service", "remove", "wbe"], ExitCode.REFUSED, "there is no service wbe; services: web"),
+        (
+            ["get", "endpoints", "--service", "wbe"],
+            ExitCode.REFUSED,
+            "there is no service wbe; services: web",
+        ),
+        (["apply", "/nonexistent.yaml"], ExitCode.REFUSED, "/nonexistent.yaml: No such file or directory"),
+    ],
+)
+def test_error_is_one_line_and_a_code(
+    clearway: Clearway, control: FakeControl, arguments: list[str], code: int, message: str
+) -> None:
+    ran = clearway(*arguments)
+    assert ran.code == code
+    assert ran.out == ""
+    assert ran.err.startswith("clearway: ")
+    assert message in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_every_problem_of_a_file_gets_its_line(clearway: Clearway, control: FakeControl, file: Path) -> None:
+    file.write_text("services:\n  - {name: web, prot: tcp}\n")
+    ran = clearway("apply", str(file))
+    assert ran.code == ExitCode.REFUSED
+    lines = ran.err.splitlines()
+    assert len(lines) > 1
+    assert all(line.startswith(f"clearway: {file}: services[0].") and "(line 2)" in line for line in lines)
+
+
+def test_refusal_is_json_where_json_is_asked_for(
+    clearway: Clearway, control: FakeControl, file: Path
+) -> None:
+    file.write_text("services:\n  - {name: web, prot: tcp}\n")
+    ran = clearway("apply", str(file), "-o", "json")
+    assert ran.code == ExitCode.REFUSED
+    assert ("services[0].prot", 2) in [(error["path"], error["line"]) for error in ran.json()["errors"]]
+
+
+def test_what_the_kernel_refuses_is_shown(clearway: Clearway, control: FakeControl) -> None:
+    control.broken = REFUSED_BY_KERNEL
+    ran = clearway("status")
+    assert (ran.code, ran.err) == (ExitCode.REFUSED, f"clearway: {REFUSED_BY_KERNEL}\n")
+
+
+@pytest.mark.parametrize("command", ["status", "get services", "get flows", "service remove web", "apply -"])
+def test_no_daemon_is_a_code_of_its_own(
+    clearway: Clearway, directories: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: PTH123, SIM115
+    ran = clearway(*command.split(), "-o", "json")
+    assert ran.code == ExitCode.UNREACHABLE
+    assert "start it with `clearway run`" in ran.err
+    assert "start it with `clearway run`" in ran.json()["errors"][0]["message"]
+
+
+def test_bug_is_one_line_unless_debugged(
+    clearway: Clearway, control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clearway.cli.get._status_facts", lambda _found: 1 / 0)
+    ran = clearway("status")
+    assert ran.code == ExitCode.BUG
+    assert (
+        ran.err == "clearway: a bug in clearway: ZeroDivisionError: division by zero; --debug shows where\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        run(["--debug", "status"])
+
+
+# ---- without daemon ----
+
+ALONE = "services:\n  - {name: web, address: 203.0.113.10, port: 80, protocol: tcp}\n"
+
+
+def test_plan_without_daemon_compares_with_nothing(clearway: Clearway, directories: Path, file: Path) -> None:
+    file.write_text(ALONE)
+    ran = clearway("plan", str(file))
+    assert ran.code == 0, ran.err
+    assert "+ service web" in ran.out
+    assert ran.err == "clearway: no daemon is running; compared with what is in the kernel\n"
+
+
+def test_plan_without_daemon_refuses_the_same_way(clearway: Clearway, directories: Path, file: Path) -> None:
+    file.write_text("interfaces: [{name: nowhere0}]\n")
+    ran = clearway("plan", str(file))
+    assert ran.code == ExitCode.REFUSED
+    assert ran.err.startswith(
+        f"clearway: {file}: interfaces[0].name (line 1): there is no interface nowhere0"
+    )
+
+
+def test_down_without_anything_is_fine(clearway: Clearway, directories: Path) -> None:
+    ran = clearway("down")
+    assert ran.code == 0
+    assert "nothing to remove" in ran.out
+
+
+def test_down_does_not_pull_the_rug_from_under_a_daemon(clearway: Clearway, directories: Path) -> None:
+    hanging = Instance(
+        os.environ["CLEARWAY_INSTANCE"], directories / "run", directories / "s", directories / "p"
+    )
+    with DataPathLock(hanging):
+        ran = clearway("down")
+    assert ran.code == ExitCode.LOCKED
+    assert f"pid {os.getpid()}" in ran.err
+
+
+# ---- the whole command line ----
+
+
+@pytest.mark.parametrize("arguments", [[], ["get"], ["service"], ["endpoint"], ["lab"]])
+def test_group_alone_shows_its_help(clearway: Clearway, arguments: list[str]) -> None:
+    ran = clearway(*arguments)
+    assert ran.code == ExitCode.USAGE
+    assert "Commands:" in ran.out
+
+
+def test_version_is_told(clearway: Clearway) -> None:
+    ran = clearway("--version")
+    assert ran.code == 0
+    assert ran.out.startswith("clearway ")
+
+
+def test_help_comes_from_the_runner_as_well() -> None:
+    result = CliRunner().invoke(build_app(), ["get", "flows", "--help"], obj=Options())
+    assert result.exit_code == 0
+    assert "clearway get flows --service web" in result.output
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("command", ["--version", "--help", "status", "get flows --help"])
+def test_start_imports_nothing_heavy(command: str, directories: Path) -> None:
+    code = (
+        "import sys; from clearway.cli.main import run; run(sys.argv[1:]);"
+        "sys.stderr.write('\\n' + ' '.join(sys.modules))"
+    )
+    loaded = python("-c", code, *command.split()).stderr.splitlines()[-1].split()
+    assert "clearway.cli.main" in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_module_is_the_command(directories: Path) -> None:
+    done = python("-m", "clearway", "status")
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert done.stderr.startswith("clearway: no daemon is running")
+    assert "Traceback" not in done.stderr
+
+
+def test_reader_that_goes_away_is_no_error(control: FakeControl, directories: Path) -> None:
+    control.flow_pieces = [b"x" * 65536] * 100
+    command = f"{sys.executable} -m clearway get flows -o json | head -c 10"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "x" * 10, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("clearway service remove w", ["web"]),
+        ("clearway get endpoints --service ", ["web"]),
+        ("clearway endpoint drain web 10.0.0.3", ["10.0.0.3:8080"]),
+        ("clearway get f", ["flows"]),
+        ("clearway status -o j", ["json"]),
+    ],
+)
+def test_shell_completes(control: FakeControl, line: str, expected: list[str]) -> None:
+    assert completed(line) == expected
+
+
+def test_completion_without_daemon_offers_nothing(directories: Path) -> None:
+    assert completed("clearway service remove w") == []
+
+
+def completed(line: str) -> list[str]:
+    words = line.split(" ")
+    done = python(
+        *("-c", "from clearway.cli.main import main; main()"),
+        _CLEARWAY_COMPLETE="complete_bash",
+        COMP_WORDS=line,
+        COMP_CWORD=str(len(words) - 1),
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout.split()
+
+
+# ---- words and numbers ----
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (count(1234567), "1,234,567"),
+        (size(0), "0 B"),
+        (size(1023), "1023 B"),
+        (size(1536), "1.5 KiB"),
+        (size(5 << 50), "5.0 PiB"),
+        (size(5000 << 50), "5000.0 PiB"),
+        (duration(0.25), "0.2 s"),
+        (duration(75), "1 min 15 s"),
+        (duration(7200), "2 h"),
+        (duration(90061), "1 d 1 h"),
+    ],
+)
+def test_numbers_for_people(text: str, expected: str) -> None:
+    assert text == expected
+
+
+def test_wide_table_is_not_folded_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([Column("a", "a"), Column("b", "b", True)], [{"a": "x" * 300, "b": 1.25}], "none")
+    assert capsys.readouterr().out.splitlines()[1] == "x" * 300 + "  1.2"
