@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `clearway lab up|down|shell` do."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import NoReturn
+
+from clearway.lab.lab import Lab
+from clearway.lab.namespace import Namespace
+from clearway.lab.run import LabError, interruptible
+from clearway.lab.topology import SERVER_PORT
+
+
+@dataclass(frozen=True)
+class HostSummary:
+    """A host as a user needs it: where it is and how it is reached."""
+
+    host: str
+    namespace: str
+    interface: str  # of the node, towards this host
+    ipv4: str
+    ipv6: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `clearway lab up` built."""
+
+    name: str
+    node: str
+    service_ipv4: str
+    service_ipv6: str
+    hosts: tuple[HostSummary, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def text(self) -> str:
+        lines = [f"lab {self.name} is up; the node is {self.node}"]
+        lines += [
+            f"  {host.host:<8} {host.namespace:<22} node's {host.interface:<8} {host.ipv4:<15} {host.ipv6}"
+            for host in self.hosts
+        ]
+        lines.append(
+            f"service addresses {self.service_ipv4} and {self.service_ipv6}; servers listen on {SERVER_PORT}"
+        )
+        lines.append(f"try: clearway lab shell --name {self.name} node")
+        return "\n".join(lines)
+
+
+def up(name: str = "lab") -> Summary:
+    """Build a lab that stays until `down`. LabError when it cannot be built or is up already."""
+    lab = Lab(name)
+    with interruptible():
+        lab.up(keep=True)
+    hosts = (
+        HostSummary(host.name, host.ns.name, host.plan.interface, host.address(4), host.address(6))
+        for host in lab.hosts.values()
+    )
+    return Summary(name, lab.node.name, lab.vip(4), lab.vip(6), tuple(hosts))
+
+
+def down(name: str = "lab") -> bool:
+    """Remove a lab, with everything that runs in it. False: there was none of that name."""
+    return Lab(name).down()
+
+
+def shell(name: str = "lab", host: str = "node") -> NoReturn:
+    """Become a shell inside `host`: the node or any host of the lab. LabError when it is not there."""
+    namespace = Namespace(f"{Lab(name).prefix}{host}")
+    if not namespace.path.exists():
+        raise LabError(
+            f"no {host} in a lab {name}; see `ip netns list`, start it: clearway lab up --name {name}"
+        )
+    argv = namespace.argv(os.environ.get("SHELL", "/bin/bash"))
+    os.execvp(argv[0], argv)  # noqa: S606  (no shell parses argv; the shell is what is started)
