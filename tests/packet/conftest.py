@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One world a test process; every test begins with an empty flow table and no configuration."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from tests.packet.addresses import NETS, Net
+from tests.packet.node import Node
+from tests.packet.world import World, remove_leftovers
+
+
+def pytest_configure() -> None:
+    """SIGTERM ends the run as Ctrl-C does, with every fixture torn down, instead of leaving namespaces."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    if os.geteuid() != 0:
+        pytest.skip("packet tests load BPF programs and need root")
+    remove_leftovers()
+    built = World(os.getpid())
+    try:
+        yield built
+    finally:
+        built.remove()
+
+
+@pytest.fixture(params=["xdp", "tc"])
+def hook(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def net(request: pytest.FixtureRequest) -> Net:
+    """The addresses of one family."""
+    return NETS[request.param]
+
+
+@pytest.fixture
+def node(world: World, hook: str) -> Node:
+    made = Node(world, hook)
+    made.reset()
+    return made
