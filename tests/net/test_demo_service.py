@@ -31,7 +31,7 @@ def test_quickstart_from_start_to_end(lab: Lab, hook: str) -> None:
             assert seen_from_outside(lab.client.ns, lab.outside, family) == lab.node_address("uplink", family)
         _remove_a_server_under_open_connections(lab, daemon)
         counted = added_up(daemon)
-        assert counted["forward_flow"] > counted["forward_new"] > 0
+        assert counted["forward_flow"] > 0
         daemon.stop()
         daemon.cli("down")
         assert traces(daemon.instance) == []

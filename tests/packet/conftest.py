@@ -7,12 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from types import FrameType
 
 import pytest
 
 from tests.packet.addresses import NETS, Net
 from tests.packet.node import Node
+from tests.packet.wire import Wire
 from tests.packet.world import World, remove_leftovers
 
 
@@ -54,3 +56,17 @@ def node(world: World, hook: str) -> Node:
     made = Node(world, hook)
     made.reset()
     return made
+
+
+@pytest.fixture(scope="session")
+def open_wire(world: World) -> Iterator[Wire]:
+    with closing(Wire(world)) as wire:
+        yield wire
+
+
+@pytest.fixture
+def wire(open_wire: Wire, node: Node) -> Wire:
+    """The far ends of the links of a node that has just been reset; nothing is under way."""
+    assert node.flows.entries() == 0
+    open_wire.clear()
+    return open_wire

@@ -15,7 +15,7 @@ from scapy.layers.inet6 import (
     ICMPv6TimeExceeded,
     IPv6,
 )
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from tests.packet.addresses import device_mac, neighbour_mac
@@ -131,3 +131,13 @@ def identifier(packet: Packet) -> int:
         if packet.haslayer(layer):
             return int(packet[layer].id)
     raise AssertionError(f"no echo in {packet.summary()}")
+
+
+def tags(packet: Packet) -> list[tuple[int, int]]:
+    """Ethernet type and VID of each tag, outermost first."""
+    found = []
+    kind, layer = packet.type, packet[Ether].payload
+    while isinstance(layer, Dot1Q | Dot1AD):
+        found.append((kind, int(layer.vlan)))
+        kind, layer = layer.type, layer.payload
+    return found

@@ -255,3 +255,15 @@ def test_packet_left_to_linux_loses_one_hop_only(node: Node, narrow: Conversatio
     """Linux forwards it, and takes its own hop off."""
     out = node.send(udp_frame(narrow, NARROW_MTU + 1, dont_fragment=False))
     assert hop_limit(out.packet) == 64
+
+
+@pytest.mark.parametrize("hook", ["tc"], indirect=True)
+def test_large_segment_is_measured_by_what_it_is_cut_into(node: Node, net: Net) -> None:
+    """GSO: 3,000 bytes to be sent as segments that fit the MTU, or do not."""
+    node.apply([service(net, net.narrow_endpoint)])
+    talk = Conversation(node, net, server_device=NARROW).open()
+    fits = NARROW_MTU - (40 if net.family == 4 else 60)
+    large = talk.client_frame("A", payload=bytes(3000))
+    assert node.send(large, gso_size=fits).reason == "forward_flow"
+    reason = node.send(large, gso_size=fits + 1).reason
+    assert reason == ("punt_to_fragment" if net.family == 4 else "answer_too_big")

@@ -10,6 +10,7 @@ import pytest
 from tests.packet.addresses import BACK, FRONT, Net
 from tests.packet.conversation import Conversation, masquerade, service
 from tests.packet.frames import frame, icmp_error, l3, network, tcp
+from tests.packet.marks import PROTOCOLS
 from tests.packet.node import HANDED_OVER, Node
 
 XDP = pytest.mark.parametrize("hook", ["xdp"], indirect=True)
@@ -134,3 +135,34 @@ def test_tc_behind_xdp_leaves_alone_what_was_not_handed_over(node: Node, net: Ne
     assert (run.verdict, run.packet) == ("TC_ACT_UNSPEC", sent)
     assert node.datapath.counters() == before
     assert node.flows.entries() == 0
+
+
+@PROTOCOLS
+@pytest.mark.parametrize("mode", ["nat", "full-nat"])
+@XDP
+def test_connection_may_come_in_through_xdp_and_back_through_tc(
+    node: Node, net: Net, proto: str, mode: str
+) -> None:
+    """Each interface has the hook that suits it; they share the flows."""
+    node.apply([service(net, protocol=proto, mode=mode)])
+    talk = Conversation(node, net, proto=proto)
+    other = Node(node.world, "tc")
+    assert talk.first().reason == "forward_new"
+    back = other.send(talk.server_frame("SA"), BACK)
+    assert (back.verdict, network(back.packet).src) == ("forward", net.vip)
+    assert talk.client("A", payload=b"x").reason == "forward_flow"
+    assert other.send(talk.server_frame("A", payload=b"x"), BACK).reason == "forward_flow"
+    assert node.flows.connection().state == ("tcp_established" if proto == "tcp" else "udp_stream")
+
+
+@XDP
+def test_connection_may_move_from_xdp_to_tc(node: Node, net: Net) -> None:
+    """An interface that is given another hook loses no connection."""
+    node.apply([service(net)])
+    talk = Conversation(node, net).open()
+    assert talk.client("A", payload=b"x").reason == "forward_flow"
+    talk.node = Node(node.world, "tc")
+    assert talk.client("A", payload=b"x").reason == "forward_flow"
+    assert talk.server("A", payload=b"x").reason == "forward_flow"
+    talk.node = node
+    assert talk.client("A", payload=b"x").reason == "forward_flow"

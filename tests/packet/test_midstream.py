@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import pytest
 from scapy.layers.inet import IP, TCP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 
 from tests.packet.addresses import FRONT, Net, device_mac, neighbour_mac
 from tests.packet.conversation import Conversation, masquerade, service
-from tests.packet.frames import SENDER, network
+from tests.packet.frames import SENDER, frame, network, tcp
+from tests.packet.marks import IPV6
 from tests.packet.node import Node
 
 SEQ, ACK = 3_000_000_000, 1_234_567
@@ -108,6 +109,14 @@ def test_reset_drops_options_and_payload(node: Node, net: Net) -> None:
     out = Conversation(node, net).client("PA", options=options, payload=b"x" * 1000)
     assert out.reason == "answer_reset"
     assert len(out.frame) == 14 + (20 if net.family == 4 else 40) + 20
+
+
+@IPV6
+def test_reset_of_a_segment_with_destination_options_is_right(node: Node, net: Net) -> None:
+    node.apply([service(net)], midstream="reset")
+    above = IPv6ExtHdrDestOpt() / tcp(40000, 80, "A", SEQ, ACK, payload=b"x" * 9)
+    out = node.send(frame(FRONT, net.client, net.vip, above))
+    assert (out.reason, out.packet[TCP].seq, str(out.packet[TCP].flags)) == ("answer_reset", ACK, "R")
 
 
 def test_reset_has_a_header_of_its_own(node: Node, net: Net) -> None:

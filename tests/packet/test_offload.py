@@ -27,20 +27,6 @@ def hook(request: pytest.FixtureRequest, world: World) -> Iterator[str]:
         yield str(request.param)
 
 
-@pytest.fixture(scope="module")
-def open_wire(world: World) -> Iterator[Wire]:
-    wire = Wire(world)
-    yield wire
-    wire.close()
-
-
-@pytest.fixture
-def wire(open_wire: Wire, node: Node) -> Wire:
-    assert node.flows.entries() == 0
-    open_wire.clear()
-    return open_wire
-
-
 def l4_offset(net: Net) -> int:
     return 34 if net.family == 4 else 54
 

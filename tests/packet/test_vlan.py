@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
+from scapy.layers.l2 import Dot1AD, Dot1Q
 from scapy.packet import Packet
 
 from tests.packet.addresses import BACK, FRONT, SPARE, Net, device_mac, neighbour_mac
 from tests.packet.conversation import Conversation, service
-from tests.packet.frames import ether, ip_packet, network, ports, tcp, udp
+from tests.packet.frames import ether, ip_packet, network, ports, tags, tcp, udp
 from tests.packet.node import Node
 
 ONLY_XDP = pytest.mark.parametrize("hook", ["xdp"], indirect=True)
@@ -45,16 +45,6 @@ def egress_vlan(node: Node, outer: int, inner: int = 0) -> None:
 def served(node: Node, net: Net) -> Node:
     node.apply([service(net, protocol="udp"), service(net)])
     return node
-
-
-def tags(packet: Packet) -> list[tuple[int, int]]:
-    """Ethernet type and VID of each tag, outermost first."""
-    found = []
-    kind, layer = packet.type, packet[Ether].payload
-    while isinstance(layer, Dot1Q | Dot1AD):
-        found.append((kind, int(layer.vlan)))
-        kind, layer = layer.type, layer.payload
-    return found
 
 
 def test_frame_of_a_known_vlan_takes_the_fast_path(served: Node, net: Net) -> None:

@@ -13,7 +13,19 @@ from scapy.packet import Packet
 
 from tests.packet.addresses import BACK, FRONT, NARROW, SPARE, Net, device_mac, neighbour_mac
 from tests.packet.conversation import Conversation, masquerade, service
-from tests.packet.frames import ether, frame, hop_limit, ip_packet, network, ports, tcp, udp
+from tests.packet.frames import (
+    ether,
+    frame,
+    hop_limit,
+    icmp_error,
+    ip_packet,
+    l3,
+    network,
+    ports,
+    tags,
+    tcp,
+    udp,
+)
 from tests.packet.marks import IPV4, PROTOCOLS
 from tests.packet.node import Node
 from tests.packet.wire import Reasons, Wire, unicast
@@ -28,21 +40,6 @@ RESOLVED_MAC = "02:00:00:00:11:63"
 def hook(request: pytest.FixtureRequest, world: World) -> Iterator[str]:
     with world.attached(request.param):
         yield str(request.param)
-
-
-@pytest.fixture(scope="module")
-def open_wire(world: World) -> Iterator[Wire]:
-    wire = Wire(world)
-    yield wire
-    wire.close()
-
-
-@pytest.fixture
-def wire(open_wire: Wire, node: Node) -> Wire:
-    """The far ends of a node that has just been reset."""
-    assert node.flows.entries() == 0
-    open_wire.clear()
-    return open_wire
 
 
 def to(address: str) -> Callable[[Packet], bool]:
@@ -138,6 +135,50 @@ def test_packet_for_a_device_without_xdp_transmit_leaves_through_tc(
     assert node.flows.connection().packets == 3
 
 
+def test_expired_packet_for_a_device_without_xdp_transmit_is_answered(
+    node: Node, net: Net, wire: Wire
+) -> None:
+    """Handed over, TC answers: to the link address that it came from."""
+    node.apply([service(net, protocol="udp")])
+    node.device(BACK, xdp_transmit=0)
+    talk = Conversation(node, net, proto="udp")
+    wire.send(FRONT, talk.client_frame())
+    wire.expect(BACK, unicast)
+    wire.send(FRONT, talk.client_frame(ttl=1))
+    out = wire.expect(FRONT, unicast).packet
+    assert (network(out).src, network(out).dst) == (net.node(FRONT), net.client)
+    assert (out.src, out.dst) == (device_mac(FRONT), neighbour_mac(FRONT, 254))
+
+
+@pytest.mark.parametrize("vids", [(10,), (10, 20)])
+def test_tagged_frame_for_a_device_without_xdp_transmit_leaves_through_tc(
+    node: Node, net: Net, wire: Wire, vids: tuple[int, ...]
+) -> None:
+    node.apply([service(net, protocol="udp")])
+    vlan_device(node, vids)
+    node.device(BACK, xdp_transmit=0)
+    reasons = Reasons(node.world)
+    wire.send(FRONT, tagged(net, vids))
+    out = wire.expect(BACK, unicast).packet
+    assert (tags(out), network(out).dst, ports(out)) == ([], net.endpoint, (40000, 8080))
+    assert sum(reasons.counted().values()) == 1
+
+
+def test_icmp_error_for_a_device_without_xdp_transmit_leaves_through_tc(
+    node: Node, net: Net, wire: Wire
+) -> None:
+    node.apply([service(net, protocol="udp", mode="full-nat")])
+    node.device(FRONT, xdp_transmit=0)
+    talk = Conversation(node, net, proto="udp")
+    wire.send(FRONT, talk.client_frame())
+    went = wire.expect(BACK, unicast)
+    source = network(went.packet).src
+    wire.send(BACK, frame(BACK, net.endpoint, source, icmp_error("unreachable", l3(went.frame))))
+    out = wire.expect(FRONT, unicast).packet
+    assert (network(out).src, network(out).dst) == (net.vip, net.client)
+    assert (out.src, out.dst) == (device_mac(FRONT), neighbour_mac(FRONT, 50))
+
+
 def test_unroutable_packet_is_dropped_and_does_not_reach_linux(node: Node, net: Net, wire: Wire) -> None:
     node.apply([service(net, endpoints=[])])
     reasons = Reasons(node.world)
@@ -169,14 +210,11 @@ def test_linux_fragments_what_is_too_big(node: Node, net: Net, wire: Wire) -> No
 # ---- tags ----
 
 
-def tags(packet: Packet) -> list[tuple[int, int]]:
-    """Ethernet type and VID of each tag, outermost first."""
-    found = []
-    kind, layer = packet.type, packet[Ether].payload
-    while isinstance(layer, Dot1Q | Dot1AD):
-        found.append((kind, int(layer.vlan)))
-        kind, layer = layer.type, layer.payload
-    return found
+def vlan_device(node: Node, vids: tuple[int, ...]) -> None:
+    """Frames on the front with those tags belong to the device `spare`."""
+    outer, inner = (*vids, 0)[:2]
+    key = {"ifindex": node.world.ifindex[FRONT], "outer": outer, "inner": inner}
+    node.write("vlan_v1", key, {"ifindex": node.world.ifindex[SPARE]})
 
 
 def tagged(net: Net, vids: tuple[int, ...], **fields: int) -> bytes:
@@ -193,10 +231,8 @@ def test_tags_in_and_out(
 ) -> None:
     """`spare` stands for the VLAN device of the arriving frame, the back for the one it leaves through."""
     node.apply([service(net, protocol="udp")])
-    outer, inner = (*arriving, 0, 0)[:2]
-    key = {"ifindex": node.world.ifindex[FRONT], "outer": outer, "inner": inner}
-    if outer:
-        node.write("vlan_v1", key, {"ifindex": node.world.ifindex[SPARE]})
+    if any(arriving):
+        vlan_device(node, arriving)
     out_outer, out_inner = (*leaving, 0, 0)[:2]
     node.device(BACK, vlan_outer=out_outer, vlan_inner=out_inner)
     for _ in range(2):
@@ -213,9 +249,7 @@ def test_answer_to_a_tagged_frame_has_its_tags(
     node: Node, net: Net, wire: Wire, arriving: tuple[int, ...]
 ) -> None:
     node.apply([service(net, protocol="udp")])
-    outer, inner = (*arriving, 0, 0)[:2]
-    key = {"ifindex": node.world.ifindex[FRONT], "outer": outer, "inner": inner}
-    node.write("vlan_v1", key, {"ifindex": node.world.ifindex[SPARE]})
+    vlan_device(node, arriving)
     wire.send(FRONT, tagged(net, arriving, ttl=1))
     out = wire.expect(FRONT, unicast).packet
     assert [vid for _, vid in tags(out)] == list(arriving)

@@ -125,7 +125,7 @@ def test_wrk_report_is_read() -> None:
 def figures(factor: float) -> Figures:
     http = Http(int(1000 * factor), 1.0, 100 / factor, 200 / factor, 0, 0)
     flood = Packets(5000, int(4000 * factor), 1.0, 0.5)
-    return Figures([http], [http], [flood])
+    return Figures([http], [http], [http], [flood])
 
 
 def report(**more: object) -> Report:

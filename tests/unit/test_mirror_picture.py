@@ -15,6 +15,7 @@ from clearway.linux.rtnetlink import NUD_PERMANENT, Address, Hop, Link, Neighbou
 NUD_INCOMPLETE, NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE, NUD_FAILED = 1, 2, 4, 8, 16, 32
 MAC, OTHER = b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x02"
 IP = ip_address("10.0.0.2")
+HOP = Hop(2, IP)
 ETH = Link(2, "eth0", True, True, True, MAC, 1500)
 
 
@@ -27,9 +28,15 @@ def neighbour(
 # ---- neighbours ----
 
 
+def test_neighbour_that_was_never_heard_of_is_silent() -> None:
+    picture = Picture()
+    assert picture.note_neighbour(neighbour()) is None
+    assert picture.neighbours == {HOP: MAC}
+
+
 def test_states_that_come_and_go_by_themselves_are_silent() -> None:
     picture = Picture()
-    assert picture.note_neighbour(neighbour()) == "neighbour 10.0.0.2 is at 02:00:00:00:00:01"
+    picture.note_neighbour(neighbour())
     for state in (NUD_STALE, NUD_DELAY, NUD_PROBE, NUD_REACHABLE):
         assert picture.note_neighbour(neighbour(state=state)) is None
 
@@ -51,7 +58,7 @@ def test_other_or_no_link_address_counts(then: Neighbour, sentence: str) -> None
 def test_neighbour_that_answers_again_counts() -> None:
     picture = Picture()
     picture.note_neighbour(neighbour(None, NUD_FAILED))
-    assert picture.note_neighbour(neighbour()) is not None
+    assert picture.note_neighbour(neighbour()) == "neighbour 10.0.0.2 is at 02:00:00:00:00:01"
 
 
 def test_neighbour_that_never_answered_is_silent_to_its_end() -> None:
@@ -114,12 +121,11 @@ def test_full_listing_replaces_everything() -> None:
     picture.replace([ETH], [Address(2, IP, 0, 0, 0)], [neighbour()])
     assert picture.ifindexes() == {"eth0": 2}
     assert list(picture.addresses) == [(2, IP)]
-    assert picture.neighbours == {Hop(2, IP): MAC}
+    assert picture.neighbours == {HOP: MAC}
 
 
 # ---- neighbours that are to be kept resolved ----
 
-HOP = Hop(2, IP)
 NOTHING = Work(frozenset(), frozenset())
 
 

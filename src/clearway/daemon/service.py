@@ -240,7 +240,7 @@ class Daemon:
                 continue
 
     async def _sweep_forever(self) -> None:
-        """Age the flow table, begun SWEEP_EVERY after the last time, or as much later as SWEEP_SHARE demands."""
+        """Age the flow table: SWEEP_EVERY after the last time, or as much later as SWEEP_SHARE demands."""
         loop = asyncio.get_running_loop()
         due = time.monotonic()
         complained = ""

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from clearway.lab.lab import Lab
 from clearway.lab.namespace import Namespace
-from clearway.lab.run import LabError, interruptible
+from clearway.lab.run import Interrupted, LabError, interruptible
 from clearway.lab.topology import SERVER_PORT
 
 
@@ -51,10 +51,16 @@ class Summary:
 
 
 def up(name: str = "lab") -> Summary:
-    """Build a lab that stays until `down`. LabError when it cannot be built or is up already."""
+    """Build a lab that stays until `down`.
+
+    LabError when it cannot be built or is up already. A signal takes it down again: KeyboardInterrupt.
+    """
     lab = Lab(name)
-    with interruptible():
-        lab.up(keep=True)
+    try:
+        with interruptible():
+            lab.up(keep=True)
+    except Interrupted as error:
+        raise KeyboardInterrupt from error
     hosts = (
         HostSummary(host.name, host.ns.name, host.plan.interface, host.address(4), host.address(6))
         for host in lab.hosts.values()

@@ -36,9 +36,9 @@ CURL_REQUESTS = 150
 
 @dataclass(frozen=True)
 class Pace:
-    """How long the comparison takes: about rounds * 3 systems * (2 * load_seconds + flood_seconds)."""
+    """How long the comparison takes: about rounds * 3 systems * (3 * load_seconds + flood_seconds)."""
 
-    rounds: int = 6
+    rounds: int = 5
     load_seconds: int = 1
     flood_seconds: float = 0.7
 
@@ -142,14 +142,16 @@ def _carried_by(system: str, lab: Lab) -> Iterator[None]:
 
 
 def _measure(lab: Lab, figures: Figures, pace: Pace) -> None:
-    client, url = lab.client, f"http://{lab.vip_url(4)}/load"
-    for close, results in ((False, figures.keepalive), (True, figures.fresh)):
-        found = http(
-            client.ns, lab.directory, url, seconds=pace.load_seconds, connections=CONNECTIONS, close=close
-        )
+    for results, connections, close in (
+        (figures.keepalive, CONNECTIONS, False),
+        (figures.fresh, CONNECTIONS, True),
+        (figures.alone, 1, False),
+    ):
+        url, seconds = f"http://{lab.vip_url(4)}/load", pace.load_seconds
+        found = http(lab.client.ns, lab.directory, url, seconds=seconds, connections=connections, close=close)
         results.append(found)
     source = lab.node_address("uplink", 4)
-    figures.flood.append(packets(client, lab.outside, source, seconds=pace.flood_seconds))
+    figures.flood.append(packets(lab.client, lab.outside, source, seconds=pace.flood_seconds))
 
 
 class Progress:

@@ -51,9 +51,9 @@ def print_tables(report: Report, console: Console) -> None:
     console.print()
     console.print(_comparison_table(report))
     console.print(
-        "Medians; in brackets: times as good as Linux. HTTP through the service by wrk, on kept-alive "
-        "connections and on a new one for each request; UDP through the masquerade; CPU is system and "
-        "softirq time of the whole machine, sender and sink included. "
+        "Medians; in brackets: times as good as Linux. HTTP through the service by wrk: on kept-alive "
+        "connections, on a new one for each request, and for latency one request at a time; UDP through the "
+        "masquerade; CPU is system and softirq time of the whole machine, sender and sink included. "
         f"Kernel {report.kernel}, {report.cpus} CPUs that clients, node and servers share. "
         f"{report.seconds:.0f} s in all.",
         style="dim",

@@ -46,13 +46,18 @@ class Picture:
         return f"{address.ip} is {'new' if known is None else 'different'}"
 
     def note_neighbour(self, neighbour: Neighbour, *, gone: bool = False) -> str | None:
-        hop = Hop(neighbour.ifindex, neighbour.ip)
+        """A neighbour that was never heard of before is silent, too.
 
+        Nothing can be stored that depends on it: a flow whose next hop is not known stays unresolved
+        (bpf/route.h), and asks again with its next packet.
+        """
+        hop = Hop(neighbour.ifindex, neighbour.ip)
+        unheard_of = hop not in self.neighbours
         known = self.neighbours.pop(hop, None)
         if gone:
             return f"neighbour {neighbour.ip} is gone" if known is not None else None
         self.neighbours[hop] = neighbour.mac
-        if known == neighbour.mac:
+        if unheard_of or known == neighbour.mac:
             return None
         if neighbour.mac is None:
             return f"neighbour {neighbour.ip} does not answer"
