@@ -134,11 +134,11 @@ struct answer {
 
 /* When the device is to finish the quoted layer 4 checksum after us, its sum is known already: all of it
  * sums to the complement of the seed that stands in its place now. */
-always_inline bool answer_seed(const struct packet *p, __u16 *seed)
+always_inline bool answer_seed(struct packet *p, __u16 *seed)
 {
 	__u32 check = p->tuple.proto == IPPROTO_TCP ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check);
 
-	if (!packet_partial(p) || !p->l4 || is_icmp(&p->tuple))
+	if (!p->l4 || is_icmp(&p->tuple) || !packet_partial(p))
 		return false;
 	return !packet_load(p, p->l4_offset + check, seed, sizeof(*seed));
 }

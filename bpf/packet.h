@@ -14,7 +14,7 @@
  *   packet_transmit, packet_neighbour, packet_return, packet_hand_over
  *                    the ways out
  *   packet_resize    cut the layer 3 part and make room in front of it (answers)
- *   packet_partial   is the layer 4 checksum left for the device to finish?
+ *   packet_partial   is the layer 4 checksum left for the device to finish? Layer 3 must be found again afterwards
  *   packet_net       the network namespace of the receiving device, from the kernel's own context
  */
 #pragma once
@@ -22,6 +22,8 @@
 /* Returned by a stage that has not decided: the packet goes on to the next one. All other results are
  * reasons. */
 #define CONTINUE (-1)
+
+#define L4_OFFSET_MAX 0x3fff /* more than all extension headers that are read can take */
 
 #ifdef HOOK_XDP
 typedef struct xdp_md context;

@@ -80,9 +80,28 @@ always_inline __u8 packet_summed(const struct packet *p)
 	return BPF_CORE_READ_BITFIELD(skb, ip_summed);
 }
 
-always_inline bool packet_partial(const struct packet *p)
+/* Where ip_summed cannot be read it shows: a checksum that the device is to finish is not changed by a difference
+ * that is not of the pseudo header (net/core/utils.c, inet_proto_csum_replace_by_diff). */
+always_inline bool packet_partial_shows(struct packet *p, __u32 at)
 {
-	return cw_kernel_context && packet_summed(p) == CHECKSUM_PARTIAL;
+	__u16 was, is;
+
+	if (bpf_skb_load_bytes(p->ctx, at, &was, sizeof(was)) || bpf_l4_csum_replace(p->ctx, at, 0, 1, 0) ||
+	    bpf_skb_load_bytes(p->ctx, at, &is, sizeof(is)))
+		return false;
+	return is == was || bpf_skb_store_bytes(p->ctx, at, &was, sizeof(was), 0);
+}
+
+always_inline bool packet_partial(struct packet *p)
+{
+	__u32 check = p->tuple.proto == IPPROTO_TCP ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check);
+
+	if (cw_kernel_context)
+		return packet_summed(p) == CHECKSUM_PARTIAL;
+	bool partial = packet_partial_shows(p, p->l4_offset + check);
+	packet_reload(p);
+	p->l4 = p->data + (p->l4_offset & L4_OFFSET_MAX);
+	return partial;
 }
 
 /* Where nobody's sum covers the checksum it is updated in the packet. The helper knows what PARTIAL and COMPLETE need;

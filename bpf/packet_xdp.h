@@ -59,7 +59,7 @@ always_inline __u32 packet_l4_length(const struct packet *p)
 	return p->l3_length - (p->l4_offset - p->l3_offset);
 }
 
-always_inline bool packet_partial(const struct packet *p)
+always_inline bool packet_partial(struct packet *p)
 {
 	return false;
 }

@@ -5,7 +5,6 @@
 #pragma once
 
 #define EXTENSION_HEADERS_MAX 6
-#define L4_OFFSET_MAX 0x3fff	   /* more than they can take */
 #define FRAGMENT_LIFETIME_MS 30000 /* as Linux: net.ipv4.ipfrag_time */
 
 #define IP_DF bpf_htons(0x4000)

@@ -11,7 +11,23 @@ struct ipv4_pseudo {
 	__be16 length;
 };
 
-always_inline bool answer_reset_tcp(struct packet *p, const struct tcphdr *was, __u32 payload, __u16 pseudo)
+always_inline __u16 answer_pseudo(const struct packet *p)
+{
+	if (p->tuple.family == FAMILY_IPV4) {
+		struct ipv4_pseudo pseudo = {.saddr = p->tuple.dst.v4,
+					     .daddr = p->tuple.src.v4,
+					     .proto = IPPROTO_TCP,
+					     .length = bpf_htons(sizeof(struct tcphdr))};
+		return fold(bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0));
+	}
+	struct ipv6_pseudo pseudo = {.saddr = p->tuple.dst,
+				     .daddr = p->tuple.src,
+				     .length = bpf_htonl(sizeof(struct tcphdr)),
+				     .next = IPPROTO_TCP};
+	return fold(bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0));
+}
+
+always_inline bool answer_reset_tcp(struct packet *p, const struct tcphdr *was, __u32 payload, bool partial)
 {
 	struct tcphdr *tcp = packet_tcp(p);
 
@@ -28,25 +44,10 @@ always_inline bool answer_reset_tcp(struct packet *p, const struct tcphdr *was, 
 		tcp->ack_seq = bpf_htonl(bpf_ntohl(was->seq) + payload + !!(was->flags & TCP_FIN));
 		tcp->flags = TCP_RST | TCP_ACK;
 	}
+	__u16 pseudo = answer_pseudo(p);
 	__u16 sum = fold((__u32)pseudo + fold(bpf_csum_diff(0, 0, (void *)tcp, sizeof(*tcp), 0)));
-	tcp->check = packet_partial(p) ? pseudo : (__u16)~sum;
+	tcp->check = partial ? pseudo : (__u16)~sum;
 	return true;
-}
-
-always_inline __u16 answer_pseudo(const struct packet *p)
-{
-	if (p->tuple.family == FAMILY_IPV4) {
-		struct ipv4_pseudo pseudo = {.saddr = p->tuple.dst.v4,
-					     .daddr = p->tuple.src.v4,
-					     .proto = IPPROTO_TCP,
-					     .length = bpf_htons(sizeof(struct tcphdr))};
-		return fold(bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0));
-	}
-	struct ipv6_pseudo pseudo = {.saddr = p->tuple.dst,
-				     .daddr = p->tuple.src,
-				     .length = bpf_htonl(sizeof(struct tcphdr)),
-				     .next = IPPROTO_TCP};
-	return fold(bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0));
 }
 
 always_inline bool answer_reset_ip(struct packet *p)
@@ -77,6 +78,7 @@ always_inline bool answer_reset_ip(struct packet *p)
 
 always_inline int answer_reset(struct packet *p)
 {
+	bool partial = p->tuple.proto == IPPROTO_TCP && p->fragment == FRAGMENT_NONE && packet_partial(p);
 	const struct tcphdr *tcp = packet_tcp(p);
 	struct answer_link link;
 	struct tcphdr was;
@@ -92,7 +94,7 @@ always_inline int answer_reset(struct packet *p)
 	    !answer_reset_ip(p))
 		return conclude(p, REASON_DROP_ANSWER_FAILED);
 	p->l4 = p->data + (p->l4_offset & L4_OFFSET_MASK);
-	if (!answer_reset_tcp(p, &was, payload, answer_pseudo(p)))
+	if (!answer_reset_tcp(p, &was, payload, partial))
 		return conclude(p, REASON_DROP_ANSWER_FAILED);
 	return conclude(p, REASON_ANSWER_RESET);
 }
