@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objects of both compilers pass this kernel's verifier, with and without what newer kernels have."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clearway.datapath import features
+from clearway.datapath.loader import load_object
+
+ROOT = Path(__file__).parents[2]
+OBJECTS = ("xdp", "tc", "sweep")
+SIZES = {
+    "flow4_v1": 64,
+    "flow6_v1": 64,
+    "service_v1": 8,
+    "claim_v1": 8,
+    "endpoint_v1": 8,
+    "opened_v1": 8,
+    "cursor_v1": 8,
+    "wheel_v1": 64,
+    "nat_v1": 8,
+}
+
+
+@pytest.fixture(scope="module", params=["clang", "clang-19"])
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the objects that one compiler makes."""
+    compiler = str(request.param)
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    directory = tmp_path_factory.mktemp(compiler)
+    build = [sys.executable, "tools/build_bpf.py", "--clang", compiler, "--output", str(directory)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=100)
+    return directory
+
+
+def kernel_has(name: str) -> bool:
+    return next(check.ok for check in features.checks() if check.name == name)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+@pytest.mark.parametrize("newer", [True, False], ids=["all-features", "fallbacks"])
+def test_object_passes_the_verifier(compiled: Path, name: str, newer: bool, tmp_path: Path) -> None:
+    if newer and not kernel_has("kernel context"):
+        pytest.skip("this kernel has no bpf_cast_to_kern_ctx")
+    facts = {"cw_kernel_context": newer, "cw_csum_ipv6_flag": newer and kernel_has("IPv6 checksum flag")}
+    used = SIZES if name != "sweep" else {key: SIZES[key] for key in ("flow4_v1", "flow6_v1")}
+    constants: dict[str, int | bool] = {"cw_hz": 250, **(facts if name != "sweep" else {})}
+    loaded = load_object(compiled / f"{name}.bpf.o", max_entries=used, rodata=constants, log_dir=tmp_path)
+    try:
+        entry = {"xdp": "cw_xdp", "tc": "cw_tc", "sweep": "sweep"}[name]
+        assert loaded.program_fd(entry) > 0
+    finally:
+        loaded.close()
