@@ -29,6 +29,7 @@
 #include "rewrite.h"
 #include "service.h"
 #include "nat.h"
+#include "inbound.h"
 #include "fragment.h"
 #include "known.h"
 #include "opening.h"

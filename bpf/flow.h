@@ -105,14 +105,23 @@ always_inline void flow_translate(struct flow *f, const struct tuple *from, cons
 	f->dport = to->dport;
 }
 
-always_inline long flow_insert(const struct tuple *t, const struct flow *f)
+/* Before Linux 6.4 the kernel's function returns an int, and the upper half of the register is not its sign. */
+always_inline int error_of(long returned)
+{
+	__u32 low = returned;
+
+	keep_register(low);
+	return low;
+}
+
+always_inline int flow_insert(const struct tuple *t, const struct flow *f)
 {
 	if (t->family == FAMILY_IPV4) {
 		struct flow4_key key = flow4_key(t);
-		return bpf_map_update_elem(&flow4_v1, &key, f, BPF_NOEXIST);
+		return error_of(bpf_map_update_elem(&flow4_v1, &key, f, BPF_NOEXIST));
 	}
 	struct flow6_key key = flow6_key(t);
-	return bpf_map_update_elem(&flow6_v1, &key, f, BPF_NOEXIST);
+	return error_of(bpf_map_update_elem(&flow6_v1, &key, f, BPF_NOEXIST));
 }
 
 #define EEXIST 17
@@ -122,7 +131,7 @@ always_inline long flow_insert(const struct tuple *t, const struct flow *f)
  * its key. */
 always_inline enum flow_result flow_create_pair(struct scratch *s)
 {
-	long error;
+	int error;
 
 	flow_translate(&s->forward, &s->arrives, &s->leaves);
 	flow_translate(&s->answer, &s->reply, &s->back);

@@ -16,6 +16,7 @@
 /* flows: an entry is allocated when it is born, so that an empty table costs no memory */
 TABLE(flow4_v1, BPF_MAP_TYPE_HASH, struct flow4_key, struct flow, 1, BPF_F_NO_PREALLOC);
 TABLE(flow6_v1, BPF_MAP_TYPE_HASH, struct flow6_key, struct flow, 1, BPF_F_NO_PREALLOC);
+TABLE(inbound_v1, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct inbound, 16384, 0);
 TABLE(fragment_v1, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 4096, 0);
 
 /* configuration */

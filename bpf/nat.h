@@ -49,26 +49,30 @@ always_inline void nat_pool_address(const struct nat *nat, const struct tuple *t
 		address->v4 = bpf_htonl(bpf_ntohl(address->v4) + offset);
 }
 
+/* A tuple as the kernel's lookups take it; returns its size. */
+always_inline __u32 nat_sock_tuple(const struct tuple *t, struct bpf_sock_tuple *out)
+{
+	if (t->family == FAMILY_IPV4) {
+		out->ipv4.saddr = t->src.v4;
+		out->ipv4.daddr = t->dst.v4;
+		out->ipv4.sport = t->sport;
+		out->ipv4.dport = t->dport;
+		return sizeof(out->ipv4);
+	}
+	__builtin_memcpy(out->ipv6.saddr, &t->src, sizeof(t->src));
+	__builtin_memcpy(out->ipv6.daddr, &t->dst, sizeof(t->dst));
+	out->ipv6.sport = t->sport;
+	out->ipv6.dport = t->dport;
+	return sizeof(out->ipv6);
+}
+
 /* Does a socket of this machine use the address and port? `t` is the tuple that replies would arrive with. */
 always_inline bool nat_port_in_use(context *ctx, const struct tuple *t)
 {
 	struct bpf_sock_tuple tuple = {};
+	__u32 size = nat_sock_tuple(t, &tuple);
 	struct bpf_sock *sk;
-	__u32 size;
 
-	if (t->family == FAMILY_IPV4) {
-		tuple.ipv4.saddr = t->src.v4;
-		tuple.ipv4.daddr = t->dst.v4;
-		tuple.ipv4.sport = t->sport;
-		tuple.ipv4.dport = t->dport;
-		size = sizeof(tuple.ipv4);
-	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, &t->src, sizeof(t->src));
-		__builtin_memcpy(tuple.ipv6.daddr, &t->dst, sizeof(t->dst));
-		tuple.ipv6.sport = t->sport;
-		tuple.ipv6.dport = t->dport;
-		size = sizeof(tuple.ipv6);
-	}
 	if (t->proto == IPPROTO_TCP)
 		sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	else if (t->proto == IPPROTO_UDP)

@@ -95,7 +95,7 @@ always_inline int opening_source(struct packet *p, struct opening *o, struct scr
 
 /* What a NAT rule claims but cannot be the first packet of a flow. Linux answers an expired TTL: nothing is
  * translated yet. */
-always_inline int opening_nat_only(const struct packet *p, const struct opening *o)
+always_inline int opening_nat_only(struct packet *p, const struct opening *o)
 {
 	if (o->service)
 		return CONTINUE;
@@ -103,6 +103,8 @@ always_inline int opening_nat_only(const struct packet *p, const struct opening 
 		return REASON_PUNT_TTL;
 	if (is_icmp(&p->tuple) && p->icmp_type != icmp_request(p->tuple.family))
 		return REASON_PUNT_ICMP; /* an echo reply nobody asked for, a fragmented error */
+	if (inbound_answer(p, o->config))
+		return REASON_PUNT_NOT_OURS;
 	return opening_midstream(p, o);
 }
 
@@ -189,6 +191,8 @@ always_inline int open_flow(struct packet *p, __u32 stamp, struct scratch *s)
 	if (!o.config)
 		return conclude(p, REASON_PUNT_NOT_OURS);
 	int reason = opening_decide(p, &o, s);
+	if (reason == REASON_PUNT_NOT_OURS && !o.nat && o.config->nats)
+		inbound_note(p, o.config, s);
 	if (reason != CONTINUE)
 		return opening_failed(p, reason);
 	opening_entries(p, &o, s, stamp);

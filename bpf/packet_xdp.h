@@ -152,6 +152,8 @@ always_inline bool packet_resize(struct packet *p, __u32 keep, __u32 room)
 	return true;
 }
 
+#define packet_ct_lookup bpf_xdp_ct_lookup
+
 always_inline void packet_hop_limit_decremented(struct packet *p)
 {
 }

@@ -127,6 +127,13 @@ struct fragment {
 };
 _Static_assert(sizeof(struct fragment) == 12, "struct fragment");
 
+/* ---- inbound: a tuple whose packets answer what Linux forwarded, so that no NAT rule may claim them ---- */
+
+struct inbound {
+	__u32 seen; /* jiffies of the last packet that Linux got */
+};
+_Static_assert(sizeof(struct inbound) == 4, "struct inbound");
+
 /* ---- configuration: rows carry the epoch they belong to, active.epoch says which one counts ---- */
 
 /* One word decides what traffic sees; every other table is written before it and cleaned after it. */

@@ -329,7 +329,25 @@ struct sk_buff {
 	__u8 ip_summed : 2;
 };
 
+struct nf_conn {
+	unsigned long status;
+};
+
 #pragma clang attribute pop
 
-/* kfuncs: weak, used only where the loader has found them (cw_kernel_context) */
+/* kfuncs: weak, used only where the loader has found them (cw_kernel_context, cw_conntrack) */
+struct bpf_ct_opts {
+	__s32 netns_id;
+	__s32 error;
+	__u8 l4proto;
+	__u8 dir;
+	__u8 reserved[2];
+};
+extern struct nf_conn *bpf_xdp_ct_lookup(struct xdp_md *ctx, struct bpf_sock_tuple *tuple, __u32 tuple__sz,
+					 struct bpf_ct_opts *opts, __u32 opts__sz)
+	__attribute__((section(".ksyms"), weak));
+extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *ctx, struct bpf_sock_tuple *tuple, __u32 tuple__sz,
+					 struct bpf_ct_opts *opts, __u32 opts__sz)
+	__attribute__((section(".ksyms"), weak));
+extern void bpf_ct_release(struct nf_conn *ct) __attribute__((section(".ksyms"), weak));
 extern void *bpf_cast_to_kern_ctx(void *obj) __attribute__((section(".ksyms"), weak));

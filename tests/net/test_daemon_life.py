@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from clearway.api.refusals import DATA_PATH_GONE
 from clearway.datapath import Datapath
 from clearway.lab import Daemon, Lab, LabError, wait_until
 from clearway.lab.daemon import traces
@@ -50,6 +52,35 @@ def cli_outside(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[
     """The command line in the namespace of the tests, where none of the node's interfaces is."""
     argv = [sys.executable, "-m", "clearway", "--instance", daemon.instance, *arguments]
     return run(argv, env=daemon.environment, check=False)
+
+
+# ---- a terminal that goes away ----
+
+
+def test_down_needs_no_terminal(lab: Lab, stopped: Daemon) -> None:
+    """The terminal that the daemon was started from is closed: it can write nothing, and works."""
+    terminal, its_stderr = os.openpty()
+    stopped.process = subprocess.Popen(
+        stopped.argv("run", "-c", str(stopped.config_path)),
+        stderr=its_stderr,
+        text=True,
+        env={**os.environ, **stopped.environment},
+    )
+    os.close(its_stderr)
+    os.close(terminal)
+    wait_until("it answers", lambda: stopped.cli("status", check=False).returncode == 0, timeout=60)
+    assert stopped.cli("down").returncode == 0
+    assert stopped.process.wait(30) == 0
+    assert traces(stopped.instance) == []
+
+
+def test_pins_that_somebody_removed_are_told_plainly(lab: Lab, stopped: Daemon) -> None:
+    stopped.start()
+    shutil.rmtree(f"/sys/fs/bpf/{stopped.instance}")
+    status = stopped.cli("status", check=False)
+    assert (status.returncode, status.stderr) == (1, f"clearway: {DATA_PATH_GONE}\n")
+    assert stopped.cli("down").returncode == 0
+    assert traces(stopped.instance) == []
 
 
 # ---- starting ----

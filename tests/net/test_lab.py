@@ -158,6 +158,11 @@ def test_refuses_names_that_cannot_be_one(wrong: str) -> None:
         Lab(wrong)
 
 
+def test_shell_on_an_unknown_host_says_which_there_are(plain_lab: Lab) -> None:
+    with pytest.raises(LabError, match=r"there is no nobody in lab .*; its hosts: client1, .*node"):
+        commands.shell(plain_lab.name, "nobody")
+
+
 def test_shell_without_lab_says_what_to_do(name: str) -> None:
     with pytest.raises(LabError, match="clearway lab up"):
         commands.shell(name, "node")

@@ -49,7 +49,11 @@ def kernel_has(name: str) -> bool:
 def test_object_passes_the_verifier(compiled: Path, name: str, newer: bool, tmp_path: Path) -> None:
     if newer and not kernel_has("kernel context"):
         pytest.skip("this kernel has no bpf_cast_to_kern_ctx")
-    facts = {"cw_kernel_context": newer, "cw_csum_ipv6_flag": newer and kernel_has("IPv6 checksum flag")}
+    facts = {
+        "cw_kernel_context": newer,
+        "cw_csum_ipv6_flag": newer and kernel_has("IPv6 checksum flag"),
+        "cw_conntrack": newer and kernel_has("conntrack kfuncs"),
+    }
     used = SIZES if name != "sweep" else {key: SIZES[key] for key in ("flow4_v1", "flow6_v1")}
     constants: dict[str, int | bool] = {"cw_hz": 250, **(facts if name != "sweep" else {})}
     loaded = load_object(compiled / f"{name}.bpf.o", max_entries=used, rodata=constants, log_dir=tmp_path)

@@ -95,10 +95,14 @@ class FakeControl:
             received_packets=1000,
             received_bytes=64000,
             waiting=["interface eth9 is not there"],
+            warnings=self.warnings(self.running),
         )
 
     def config(self) -> Config:
         return self.running
+
+    def warnings(self, config: Config) -> list[str]:
+        return [f"nat {rule.name}: a warning" for rule in config.nat]
 
     def services(self) -> Services:
         self._work()

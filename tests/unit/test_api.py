@@ -107,7 +107,7 @@ def test_plan_changes_nothing(client: Client, control: FakeControl) -> None:
 
 
 def test_apply_replaces_everything(client: Client, control: FakeControl) -> None:
-    assert client.post_yaml("apply", text=NEW)["text"].endswith("applied: 0 to add, 0 to change, 3 to remove")
+    assert client.post_yaml("apply", text=NEW)["text"].endswith("applied: 0 added, 0 changed, 3 removed")
     assert control.running.services == ()
 
 

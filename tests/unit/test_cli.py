@@ -114,6 +114,7 @@ FLOW = {
     [
         (["status"], ["instance test", "2 h 3 min", "changed through the API", "1,234,567 connections"]),
         (["status"], ["refused", "no: fix it", "waiting", "interface eth9 is not there"]),
+        (["status"], ["1 service, 2 endpoints, 1 NAT rule\n", "!              nat out: a warning"]),
         (["get", "services"], ["web", "203.0.113.10:80/tcp", "1 of 2", "12,345", "5.0 GiB"]),
         (["get", "endpoints"], ["10.0.0.2:8080", "10.0.0.3:8080", "50.0%", "active"]),
         (["get", "endpoints", "--service", "web"], ["10.0.0.2:8080"]),
@@ -203,10 +204,21 @@ def file(tmp_path: Path) -> Path:
 def test_plan_shows_and_apply_does(clearway: Clearway, control: FakeControl, file: Path) -> None:
     planned = clearway("plan", str(file))
     assert "- service web" in planned.out
+    assert "full; 1,048,576 flows a family: lower conntrack.max_flows for less\n" in planned.out
     assert control.running == CONFIG
     assert clearway("plan", str(file), "-o", "json").json()["summary"] == "0 to add, 0 to change, 3 to remove"
-    assert clearway("apply", str(file)).out.endswith("applied: 0 to add, 0 to change, 3 to remove\n")
+    assert clearway("apply", str(file)).out.endswith("applied: 0 added, 0 changed, 3 removed\n")
     assert control.running.services == ()
+
+
+def test_warnings_come_with_what_is_planned_and_applied(
+    clearway: Clearway, control: FakeControl, file: Path
+) -> None:
+    rule = {"name": "out", "source": "10.0.0.0/8", "interface": "eth0", "masquerade": True}
+    file.write_text(json.dumps({"nat": [rule]}))
+    for command in ("plan", "apply"):
+        assert clearway(command, str(file)).out.endswith("\n! nat out: a warning\n")
+        assert clearway(command, str(file), "-o", "json").json()["warnings"] == ["nat out: a warning"]
 
 
 def test_single_things_come_drain_and_go(clearway: Clearway, control: FakeControl) -> None:
@@ -250,6 +262,9 @@ def test_down_asks_the_daemon(clearway: Clearway, control: FakeControl) -> None:
         (["nothing"], ExitCode.USAGE, "No such command 'nothing'. (`clearway --help` explains it)"),
         (["get", "nothing"], ExitCode.USAGE, "(`clearway get --help` explains it)"),
         (["service", "add"], ExitCode.USAGE, "(`clearway service add --help` explains it)"),
+        (["status", "--instance", "a"], ExitCode.USAGE, "`clearway --instance NAME COMMAND`"),
+        (["-o", "json", "status"], ExitCode.USAGE, "it stands after the command"),
+        (["get", "flows", "--protocol", "sctp"], ExitCode.USAGE, "icmpv6"),
         (["get", "flows", "--limit", "x"], ExitCode.USAGE, "--limit"),
         (["status", "-o", "xml"], ExitCode.USAGE, "xml"),
         (["--instance", "a/b", "status"], ExitCode.USAGE, "'a/b' cannot name an instance"),
@@ -355,14 +370,22 @@ def test_down_without_anything_is_fine(clearway: Clearway, directories: Path) ->
     assert "nothing to remove" in ran.out
 
 
-def test_down_does_not_pull_the_rug_from_under_a_daemon(clearway: Clearway, directories: Path) -> None:
+def test_down_does_not_pull_the_rug_from_under_a_daemon(
+    clearway: Clearway, directories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clearway.cli.node.STARTING_SECONDS", 0.1)
     hanging = Instance(
         os.environ["CLEARWAY_INSTANCE"], directories / "run", directories / "s", directories / "p"
     )
     with DataPathLock(hanging):
         ran = clearway("down")
+        status = clearway("status")
     assert ran.code == ExitCode.LOCKED
-    assert f"pid {os.getpid()}" in ran.err
+    assert f"the daemon is starting (pid {os.getpid()} holds" in ran.err
+    assert "has not answered within 0.1 s" in ran.err
+    assert status.code == ExitCode.UNREACHABLE
+    assert f"the daemon is starting (pid {os.getpid()} holds" in status.err
+    assert "no daemon is running" in clearway("status").err
 
 
 # ---- the whole command line ----

@@ -121,3 +121,13 @@ def test_page_has_no_command_that_is_not() -> None:
 def test_page_has_every_exit_code() -> None:
     table = dict(re.findall(r"^\| (\d+) \| (.*) \|$", DOCS, re.MULTILINE))
     assert {int(code) for code in table} == {int(code) for code in ExitCode}
+
+
+def test_page_has_every_reason_with_its_meaning() -> None:
+    """In the words of bpf/reasons.h, where that has any."""
+    header = (ROOT / "bpf" / "reasons.h").read_text()
+    listed = re.findall(r"REASON_(\w+)(?: = \d+)?,[ \t]*(?:/\* (.*?) \*/)?", header)
+    table = dict(re.findall(r"^\| `((?:forward|answer|punt|drop)_\w+)` \| (.+) \|$", DOCS, re.MULTILINE))
+    assert list(table) == [name.lower() for name, _comment in listed if name != "COUNT"]
+    for name, comment in listed:
+        assert not comment or table[name.lower()] == comment

@@ -110,12 +110,49 @@ REFUSED = {
     ),
     "number in quotes": (
         WEB.replace("80", '"80"'),
-        'services[0].port (line 4): "80" is not a whole number; write a number without quotes',
+        'services[0].port (line 4): "80" is not a whole number; write it without quotes',
     ),
     "fraction": (
         WEB.replace("80", "80.5"),
-        'services[0].port (line 4): "80.5" is not a whole number; write a number without quotes',
+        "services[0].port (line 4): 80.5 is not a whole number; use a whole number",
     ),
+    "fraction in quotes": (
+        WEB.replace("80", '"80.5"'),
+        'services[0].port (line 4): "80.5" is not a whole number; use a whole number',
+    ),
+    "word for a number": (
+        WEB.replace("80", "http"),
+        'services[0].port (line 4): "http" is not a whole number; use a whole number',
+    ),
+    "number for a name": (
+        WEB.replace("web", "12"),
+        'services[0].name (line 2): 12 without quotes is a number, not a name; write it in quotes ("12")',
+    ),
+    "fraction for a name": (
+        WEB.replace("web", "1.10"),
+        "services[0].name (line 2): 1.1 without quotes is a number, not a name; write it in quotes",
+    ),
+    "required key mistyped": (
+        WEB + "    endpoints: [{adress: 10.0.0.2, port: 80}]",
+        "services[0].endpoints[0].adress (line 6): unknown key; did you mean address?",
+    ),
+    "key mistyped while one is missing that is less alike": (
+        WEB.replace("protocol:", "prot:"),
+        "services[0].prot (line 5): unknown key; did you mean protocol?",
+    ),
+    "key of a level below": (
+        WEB + "    weight: 2",
+        "services[0].weight (line 6): unknown key; it belongs to endpoints[]",
+    ),
+    "key of another section": (
+        WEB + "    pool: 198.51.100.8",
+        "services[0].pool (line 6): unknown key; it belongs to nat[]",
+    ),
+    "key of several levels below": (
+        "endpoints: []",
+        "endpoints (line 1): unknown key; it belongs to services[] or limits",
+    ),
+    "key known elsewhere and alike": ("nats: []", "nats (line 1): unknown key; did you mean nat?"),
     "port too large": (
         WEB.replace("80", "65536"),
         "services[0].port (line 4): 65536 is too large; use 65535 or less",
@@ -161,7 +198,7 @@ REFUSED = {
     ),
     "endpoint twice": (
         WEB + "    endpoints:\n      - {address: 10.0.0.2, port: 80}\n      - {address: 10.0.0.2, port: 80}",
-        "services[0].endpoints[1] (line 8): 10.0.0.2:80 is already endpoints[0]; "
+        "services[0].endpoints[1] (line 8): service web already has 10.0.0.2:80; "
         "list it once and give it a larger weight",
     ),
     "endpoint is the service": (
@@ -209,7 +246,7 @@ REFUSED = {
     ),
     "service name twice": (
         WEB + "  - {name: web, address: 203.0.113.11, port: 80, protocol: tcp}",
-        "services[1].name (line 6): web is already the name of services[0]; give every one a name of its own",
+        "services[1].name (line 6): there is already a service web; give every one a name of its own",
     ),
     "services overlap": (
         WEB + "  - {name: web2, address: 203.0.113.10, port: 80, protocol: tcp}",
@@ -218,12 +255,12 @@ REFUSED = {
     ),
     "interface twice": (
         "interfaces:\n  - name: eth0\n  - name: eth0\n    hook: tc",
-        "interfaces[1].name (line 3): eth0 is already the name of interfaces[0]; list the interface once",
+        "interfaces[1].name (line 3): there is already an interface eth0; list the interface once",
     ),
     "nat name twice": (
         "nat:\n  - {name: a, source: 10.0.0.0/8, interface: eth0, masquerade: true}\n"
         "  - {name: a, source: 10.0.0.0/9, interface: eth0, masquerade: true}",
-        "nat[1].name (line 3): a is already the name of nat[0]; give every one a name of its own",
+        "nat[1].name (line 3): there is already a NAT rule a; give every one a name of its own",
     ),
     "nat rules overlap": (
         "nat:\n  - {name: a, source: 10.0.0.0/8, interface: eth0, masquerade: true}\n"

@@ -73,13 +73,12 @@ class FakeMirror:
 
 
 def react(announce: Callable[[FakeWatch], None], *, aware: bool, broken: bool = False) -> list[str]:
-    """What happens when this is announced; `aware`: the data path sees routes and rules by itself."""
+    """What happens when this is announced; `aware`: the data path sees nftables rules by itself."""
     mirror = FakeMirror(broken=broken)
 
     async def listen() -> None:
         announcements = Announcements(
             cast(Mirror, mirror),
-            kernel_context=aware,
             nft_generation=aware,
             links_changed=lambda: mirror.done.append("told of links"),
             routes_changed=lambda: mirror.done.append("told of routes"),
@@ -113,13 +112,14 @@ def test_features_of_devices_are_looked_at() -> None:
     assert react(lambda watch: watch.features.announce(), aware=True) == ["looked at devices"]
 
 
-def test_routes_concern_only_neighbours_where_the_data_path_sees_them_itself() -> None:
-    assert react(routes(1), aware=True) == ["told of routes"]
+@pytest.mark.parametrize("aware", [True, False])
+def test_routes_reach_flows_by_the_mirror(aware: bool) -> None:
+    """Everywhere: no counter of the kernel says that an IPv6 route was deleted."""
+    assert react(routes(1), aware=aware) == ["bumped: routes or rules have changed", "told of routes"]
+
+
+def test_nftables_rules_reach_flows_by_the_mirror_where_the_data_path_does_not_see_them() -> None:
     assert react(lambda watch: watch.nftables.announce(), aware=True) == []
-
-
-def test_routes_and_rules_reach_flows_by_the_mirror_where_it_does_not() -> None:
-    assert react(routes(1), aware=False) == ["bumped: routes or rules have changed", "told of routes"]
     assert react(lambda watch: watch.nftables.announce(), aware=False) == [
         "bumped: nftables rules have changed"
     ]

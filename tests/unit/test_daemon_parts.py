@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 
 from clearway.daemon import state
+from clearway.daemon.doctor import Verdict, verdict
 from clearway.daemon.filewatch import FileWatch, Signature, signature
 from clearway.daemon.lock import DataPathLock, LockedError, holder
+from clearway.daemon.log import Unbreakable
 from clearway.daemon.notify import Notifier
 from clearway.daemon.throttle import Throttle
+from clearway.datapath.features import Check
 from clearway.instance import Instance, InstanceError, find_instance
 
 
@@ -265,3 +268,46 @@ def test_log_for_machines_is_json() -> None:
     assert [event["event"] for event in events] == ["attached", "details", "of a library"]
     assert events[0]["interface"] == "eth0"
     assert events[0]["level"] == "info"
+
+
+# ---- log ----
+
+
+def test_log_outlives_its_reader() -> None:
+    """Not even the interpreter's last flush fails."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = (
+        "import structlog; from clearway.daemon import log; log.configure(as_json=False, debug=False);"
+        "[structlog.get_logger().warning('lost') for _ in range(3)]; __import__('logging').warning('lost')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=writing, check=False, timeout=60)
+    os.close(writing)
+    assert done.returncode == 0
+
+
+def test_log_outlives_its_stream(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        stream = Unbreakable(file)
+        assert stream.write("seen\n") == 5
+    assert stream.write("lost\n") == 5
+    assert not stream.isatty()
+    assert (tmp_path / "log").read_text() == "seen\n"
+
+
+# ---- doctor ----
+
+
+@pytest.mark.parametrize(
+    ("ok", "needed", "fallback", "expected"),
+    [
+        (True, True, "", "ok"),
+        (False, True, "run as root", "missing"),
+        (False, False, "nothing is routed: sysctl -w net.ipv4.ip_forward=1", "to do"),
+        (False, False, "hook: auto takes TC", "falls back"),
+    ],
+)
+def test_verdict_says_who_has_to_do_something(
+    ok: bool, needed: bool, fallback: str, expected: Verdict
+) -> None:
+    assert verdict(Check("a", ok, needed, "", fallback)) == expected

@@ -17,6 +17,7 @@ from tests.unit.test_config import COMPLETE
 PROBLEM = re.compile(r"[^\n]+( \(line [0-9]+\))?: [^\n]+; [^\n]+")
 JARGON = re.compile(
     r"NoneType|pydantic|Traceback|Input should|\bdict\b|\btuple\b|\bstr\b|\bint\b|object at|Error\b"
+    r"|\btoken|\bstream|\bscalar|<block|<document|but (got|found)"
 )
 
 
@@ -29,6 +30,7 @@ def only_problem(text: str | bytes) -> str:
 
 
 ADVICE = "check the indentation, quotes and brackets here and on the line before"
+TAB = "a tab stands where YAML takes spaces only; use spaces, not tabs"
 
 MALFORMED: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "clearway.yaml: is empty; write at least `interfaces: []`"),
@@ -43,16 +45,55 @@ MALFORMED: dict[str, tuple[str | bytes, str]] = {
     ),
     "tab": (
         "conntrack:\n\tmax_flows: 2048\n",
-        "clearway.yaml (line 2): found character '\\t' that cannot start any token; "
-        "indent with spaces, not with tabs",
+        f"clearway.yaml (line 2): {TAB}",
+    ),
+    "tab after a colon": ("interfaces:\n  - name:\teth0\n", f"clearway.yaml (line 2): {TAB}"),
+    "tab after a dash": ("interfaces:\n  -\tname: eth0\n", f"clearway.yaml (line 2): {TAB}"),
+    "tab after spaces": ("conntrack:\n  \tmax_flows: 2048\n", f"clearway.yaml (line 2): {TAB}"),
+    "IPv6 address without quotes": (
+        "services:\n  - {address: 2001:db8:: , port: 80}\n",
+        "clearway.yaml (line 2): a comma or } is missing; put IPv6 addresses in quotes",
+    ),
+    "IPv6 address without quotes in a list": (
+        "nat: [::/0: a: b]\n",
+        "clearway.yaml (line 1): a comma or ] is missing; put IPv6 addresses in quotes",
+    ),
+    "IPv6 address without quotes, begins with a colon": (
+        "nat:\n  - {source: :: }\n",
+        "clearway.yaml (line 2): a comma or } is missing; put IPv6 addresses in quotes",
+    ),
+    "IPv6 address with quotes, but no comma": (
+        'services: [{address: "2001:db8::1" port: 80}]\n',
+        f"clearway.yaml (line 1): a comma or }} is missing; {ADVICE}",
+    ),
+    "key within a value": (
+        "conntrack: max_flows: 2048\n",
+        f"clearway.yaml (line 1): a key with a value cannot stand here; {ADVICE}",
+    ),
+    "indented too little": (
+        "interfaces:\n  - name: eth0\n   hook: tc\n",
+        f"clearway.yaml (line 3): this does not fit what comes before it; {ADVICE}",
+    ),
+    "sign at the beginning of a value": (
+        "interfaces: [{name: @eth0}]\n",
+        "clearway.yaml (line 1): a value cannot begin with @ here; put it in quotes",
+    ),
+    "alias of nothing": (
+        "interfaces: *all\n",
+        "clearway.yaml (line 1): *all refers to nothing; put it in quotes, or write &all before it",
+    ),
+    "unknown escape": (
+        'interfaces: "\\q"\n',
+        "clearway.yaml (line 1): an escape (\\) in double quotes is unknown; "
+        "write two backslashes for one, or use single quotes",
     ),
     "bracket left open": (
         "interfaces: [{name: eth0}\n",
-        f"clearway.yaml (line 2): expected ',' or ']', but got '<stream end>'; {ADVICE}",
+        f"clearway.yaml (line 2): the bracket of line 1 is not closed with ]; {ADVICE}",
     ),
     "quote left open": (
         'services:\n  - name: "web\n',
-        f"clearway.yaml (line 3): found unexpected end of stream; {ADVICE}",
+        f"clearway.yaml (line 3): the quote of line 2 is not closed; {ADVICE}",
     ),
     "list": (
         "- name: eth0\n",
@@ -84,7 +125,7 @@ MALFORMED: dict[str, tuple[str | bytes, str]] = {
     ),
     "two documents": (
         "interfaces: []\n---\nnat: []\n",
-        f"clearway.yaml (line 2): but found another document; {ADVICE}",
+        "clearway.yaml (line 2): a second document begins here (--- or ...); keep one",
     ),
     "tag": (
         "interfaces: !!python/object:os.system {}",

@@ -10,10 +10,12 @@ from clearway.model import (
     ConfigError,
     add_endpoint,
     add_service,
+    config_from_data,
     drain_endpoint,
     parse_config,
     remove_endpoint,
     remove_service,
+    to_data,
 )
 
 CONFIG = parse_config("""\
@@ -88,11 +90,51 @@ def test_address_of_several_endpoints_is_refused() -> None:
     )
 
 
-def test_invalid_result_is_refused_as_in_the_file() -> None:
+WEB2 = {"name": "web2", "address": "203.0.113.11", "port": 80, "protocol": "tcp"}
+REFUSED_ENDPOINTS: dict[str, tuple[dict[str, object], str]] = {
+    "there already": (
+        {"address": "10.0.0.3", "port": 8080},
+        "request: service web already has 10.0.0.3:8080; list it once and give it a larger weight",
+    ),
+    "of the other family": (
+        {"address": "fd00::3", "port": 8080},
+        "address: fd00::3 is IPv6, the service's address is IPv4; use an IPv4 address such as 10.0.0.2",
+    ),
+    "without a port": ({"address": "10.0.0.4"}, "port: is missing; add it: port of the server"),
+    "too many for the wheel": (
+        {"address": "10.0.0.4", "port": 8080, "weight": 65535},
+        "web.maglev_size: 65537 slots are too few to share within 1 %, these endpoints need 6554000; "
+        "use fewer endpoints or weights that differ less, or round-robin",
+    ),
+}
+REFUSED_SERVICES: dict[str, tuple[dict[str, object], str]] = {
+    "there already": (
+        WEB2 | {"name": "web"},
+        "name: there is already a service web; give every one a name of its own",
+    ),
+    "with an endpoint twice": (
+        WEB2 | {"endpoints": [{"address": "10.0.0.2", "port": 80}] * 2},
+        "endpoints[1]: service web2 already has 10.0.0.2:80; list it once and give it a larger weight",
+    ),
+    "too many": (
+        WEB2 | {"maglev_size": 1_048_573, "endpoints": [{"address": "10.0.0.2", "port": 80}]},
+        "limits.wheel_slots: 262148 is too few, this configuration needs 2359294 slots "
+        "(twice the 1179647 of all wheels); use 2359294 or more",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "problem"), REFUSED_ENDPOINTS.values(), ids=REFUSED_ENDPOINTS)
+def test_endpoint_is_refused_in_the_places_of_the_request(data: dict[str, object], problem: str) -> None:
     with pytest.raises(ConfigError) as error:
-        add_endpoint(CONFIG, "web", {"address": "fd00::3", "port": 8080})
-    assert refused(error).startswith(
-        "services[0].endpoints[3].address: fd00::3 is IPv6, the service's address is IPv4"
-    )
-    with pytest.raises(ConfigError, match="web is already the name of"):
-        add_service(CONFIG, {"name": "web", "address": "203.0.113.11", "port": 80, "protocol": "tcp"})
+        add_endpoint(CONFIG, "web", data)
+    assert refused(error) == problem
+    assert error.value.source == "request"
+
+
+@pytest.mark.parametrize(("data", "problem"), REFUSED_SERVICES.values(), ids=REFUSED_SERVICES)
+def test_service_is_refused_in_the_places_of_the_request(data: dict[str, object], problem: str) -> None:
+    limited = config_from_data(to_data(CONFIG) | {"limits": {"wheel_slots": 262_148}})
+    with pytest.raises(ConfigError) as error:
+        add_service(limited, data)
+    assert refused(error) == problem

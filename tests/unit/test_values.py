@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
@@ -237,7 +238,24 @@ def test_name_is_taken(name: str) -> None:
     assert parse_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "-web", "a b", "a/b", "x" * 64, "wéb", 5, None, "web\n"])
+@pytest.mark.parametrize("parse", [parse_name, parse_interface_name])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (12, '12 without quotes is a number, not a name; write it in quotes ("12")'),
+        (1.5, "1.5 without quotes is a number, not a name; write it in quotes"),
+        (True, 'true without quotes is true or false, not a name; write it in quotes ("true")'),
+    ],
+)
+def test_name_without_its_quotes_is_refused(
+    parse: Callable[[object], str], name: object, message: str
+) -> None:
+    with pytest.raises(PydanticCustomError) as refused:
+        parse(name)
+    assert refused.value.message() == message
+
+
+@pytest.mark.parametrize("name", ["", "-web", "a b", "a/b", "x" * 64, "wéb", None, "web\n"])
 def test_name_is_refused(name: object) -> None:
     with pytest.raises(PydanticCustomError, match="cannot be a name; use up to 63"):
         parse_name(name)

@@ -7,6 +7,7 @@ is not there, 409 for what cannot be done now, 413 and 408 for requests that are
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -20,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from clearway import __version__
 from clearway.api.control import Control, FilterError
-from clearway.api.refusals import REQUEST, described
+from clearway.api.refusals import REQUEST, described, os_error
 from clearway.api.views import (
     Endpoints,
     Errors,
@@ -31,6 +32,7 @@ from clearway.api.views import (
     Services,
     StatusView,
 )
+from clearway.api.words import done, planned, warning_lines
 from clearway.compiler import Plan
 from clearway.datapath import DatapathError
 from clearway.linux.netlink import NetlinkError
@@ -147,20 +149,23 @@ def _whole_routes(control: Control) -> APIRouter:
     @router.post("/plan")
     async def plan(request: Request, source: str = REQUEST) -> dict[str, Any]:
         """What applying the configuration in the body would change; nothing is touched."""
-        desired = parse_config(await request.body(), source)
-        return _planned(await control.plan(desired))
+        desired = await asyncio.to_thread(parse_config, await request.body(), source)
+        plan = await control.plan(desired)
+        warnings = control.warnings(desired)
+        return {**plan.to_dict(), "warnings": warnings, "text": planned(plan, desired, warnings)}
 
     @router.post("/apply")
     async def apply(request: Request, source: str = REQUEST) -> dict[str, Any]:
         """Put the configuration in the body in force: all of it, or nothing."""
-        desired = parse_config(await request.body(), source)
-        return _applied(await control.change(lambda _running: desired))
+        desired = await asyncio.to_thread(parse_config, await request.body(), source)
+        return _applied(await control.change(lambda _running: desired), control.warnings(desired))
 
     @router.post("/reload")
     async def reload() -> dict[str, Any]:
         """Take the configuration file anew."""
         plan = await control.reload()
-        return {"reloaded": plan is not None, **(_applied(plan) if plan else {})}
+        applied = _applied(plan, control.warnings(control.config())) if plan else {}
+        return {"reloaded": plan is not None, **applied}
 
     @router.post("/down")
     async def down() -> Response:
@@ -178,7 +183,8 @@ def _edit_routes(control: Control) -> APIRouter:
     async def changed(edit: Callable[[Config], Config]) -> dict[str, Any]:
         # What is wrong with the result is the request's fault, not that of the file it began with.
         unnamed = Origin(REQUEST, {})
-        return _applied(await control.change(lambda config: edit(config.read_from(unnamed))))
+        plan = await control.change(lambda config: edit(config.read_from(unnamed)))
+        return _applied(plan, control.warnings(control.config()))
 
     @router.post("/services")
     async def service_add(request: Request) -> dict[str, Any]:
@@ -206,13 +212,10 @@ def _edit_routes(control: Control) -> APIRouter:
     return router
 
 
-def _planned(plan: Plan) -> dict[str, Any]:
-    return {**plan.to_dict(), "text": plan.human()}
-
-
-def _applied(plan: Plan) -> dict[str, Any]:
+def _applied(plan: Plan, warnings: list[str]) -> dict[str, Any]:
     lines = [line for change in plan.changes for line in change.lines()]
-    return {**plan.to_dict(), "text": "\n".join([*lines, f"applied: {plan.summary()}"])}
+    text = "\n".join([*lines, f"applied: {done(plan)}", *warning_lines(warnings)])
+    return {**plan.to_dict(), "summary": done(plan), "warnings": warnings, "text": text}
 
 
 async def _object(request: Request) -> dict[str, object]:
@@ -245,6 +248,11 @@ def _on_bad_filter(_request: Request, error: Exception) -> Response:
 
 def _on_impossible(_request: Request, error: Exception) -> Response:
     return refusal(HTTPStatus.CONFLICT, {"message": str(error)})
+
+
+def _on_os_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    return refusal(HTTPStatus.CONFLICT, {"message": os_error(error)})
 
 
 def _on_too_big(_request: Request, error: Exception) -> Response:
@@ -283,7 +291,7 @@ HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
     FilterError: _on_bad_filter,
     DatapathError: _on_impossible,
     NetlinkError: _on_impossible,
-    OSError: _on_impossible,
+    OSError: _on_os_error,
     TooBigError: _on_too_big,
     TooSlowError: _on_too_slow,
     HTTPException: _on_http_error,

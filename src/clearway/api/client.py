@@ -19,6 +19,10 @@ class UnreachableError(Exception):
     """No daemon answers at the socket; one line that says what to do."""
 
 
+class NotRunningError(UnreachableError):
+    """Nobody listens at the socket: no daemon runs, or it is starting still."""
+
+
 class RefusedError(Exception):
     """The daemon said no. `errors` are its reasons, as it gave them (views.ErrorView)."""
 
@@ -126,7 +130,7 @@ class Client:
     def _unreachable(self, error: Exception) -> UnreachableError:
         match error:
             case FileNotFoundError() | ConnectionRefusedError():
-                return UnreachableError(
+                return NotRunningError(
                     f"no daemon is running at {self._path}; start it with `clearway run`,"
                     " or name another with --instance"
                 )

@@ -7,6 +7,8 @@ from typing import Any
 
 from clearway.model import ConfigError
 
+PINS = "/sys/fs/bpf/"
+DATA_PATH_GONE = "the data path is gone; run `clearway down`, then `clearway run`"
 REQUEST = "request"  # what a configuration is called that came without a name
 
 
@@ -16,6 +18,13 @@ def described(error: ConfigError) -> list[dict[str, Any]]:
         {"message": _located(str(problem), problem.path, error.source), **problem.to_dict()}
         for problem in error.problems
     ]
+
+
+def os_error(error: OSError) -> str:
+    """One line for what the system refused. A pin that is not there: somebody has removed the data path."""
+    if isinstance(error, FileNotFoundError) and str(error.filename or "").startswith(PINS):
+        return DATA_PATH_GONE
+    return " ".join(str(error).split())
 
 
 def _located(message: str, path: str, source: str) -> str:

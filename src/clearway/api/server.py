@@ -23,6 +23,7 @@ import h11
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from clearway.api.app import TooBigError, TooSlowError
@@ -147,6 +148,8 @@ class Guard:
 
         try:
             await self._app(scope, _limited(receive), watched_send)
+        except ClientDisconnect:
+            log.info("a request was given up by its sender", path=scope["path"])
         except Exception as error:
             # Answered with 500 already, as far as that was still possible.
             log.exception("a request met a bug", path=scope["path"], exc_info=error)

@@ -54,6 +54,7 @@ class StatusView:
     received_packets: int
     received_bytes: int
     waiting: list[str]  # a sentence for each thing that is configured and not in force yet
+    warnings: list[str]  # a sentence for what is in force and probably not meant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +195,8 @@ class ErrorView:
     message: str
     path: str | None = None
     line: int | None = None
+    what: str | None = None
+    fix: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

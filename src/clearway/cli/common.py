@@ -70,6 +70,13 @@ class Options:
         return Client(self.instance().socket, timeout)
 
 
+def starting(instance: Instance) -> int | None:
+    """The daemon that has the data path and does not answer yet; None when there is none."""
+    from clearway.daemon.lock import live_holder
+
+    return live_holder(instance)
+
+
 def options_of(context: typer.Context, output: Output = Output.TABLE) -> Options:
     """The options of the whole command line, as the root callback left them."""
     options: Options = context.find_root().obj

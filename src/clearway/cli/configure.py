@@ -88,10 +88,13 @@ def _read(file: str) -> tuple[bytes, str]:
 
 
 def _plan_alone(options: Options, text: bytes, source: str) -> dict[str, Any]:
+    from clearway.api.words import planned
     from clearway.cli.without_daemon import refusals
     from clearway.daemon import offline
     from clearway.model import parse_config
 
     with refusals():
-        plan = offline.plan(options.instance(), parse_config(text, source))
-    return {**plan.to_dict(), "text": plan.human()}
+        desired = parse_config(text, source)
+        plan = offline.plan(options.instance(), desired)
+        warnings = offline.warnings(options.instance(), desired)
+    return {**plan.to_dict(), "warnings": warnings, "text": planned(plan, desired, warnings)}

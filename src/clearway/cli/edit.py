@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -46,9 +46,13 @@ def service_add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new service.")],
     address: Annotated[str, typer.Option(help="Address that clients connect to.")],
     port: Annotated[int, typer.Option(help="Port that clients connect to.")],
-    protocol: Annotated[str, typer.Option(help="tcp or udp.")] = "tcp",
-    mode: Annotated[str, typer.Option(help="nat or full-nat.")] = "nat",
-    algorithm: Annotated[str, typer.Option(help="maglev or round-robin.")] = "maglev",
+    protocol: Annotated[Literal["tcp", "udp"], typer.Option(help="What clients speak.")] = "tcp",
+    mode: Annotated[
+        Literal["nat", "full-nat"], typer.Option(help="full-nat: endpoints see the node, not the client.")
+    ] = "nat",
+    algorithm: Annotated[
+        Literal["maglev", "round-robin"], typer.Option(help="How endpoints are chosen.")
+    ] = "maglev",
     endpoint: Annotated[
         list[str] | None,
         typer.Option(help="ADDRESS:PORT, or ADDRESS:PORT,weight=N; as often as there are endpoints."),
@@ -159,6 +163,10 @@ def _endpoint_data(text: str) -> dict[str, Any]:
         raise CommandError(
             ExitCode.USAGE,
             f"{text!r} is no endpoint; write ADDRESS:PORT, [ADDRESS]:PORT for IPv6, and ,weight=N after it",
+        )
+    if ":" in address and not (address.startswith("[") and address.endswith("]")):
+        raise CommandError(
+            ExitCode.USAGE, f"{text!r}: an IPv6 address needs brackets; write [{address.strip('[]')}]:{port}"
         )
     data: dict[str, Any] = {"address": address.removeprefix("[").removesuffix("]"), "port": int(port)}
     return {**data, "weight": int(weight)} if rest else data

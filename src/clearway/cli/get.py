@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from clearway.cli import complete
 from clearway.cli.common import Output, OutputOption, group, options_of, print_json, say, write_out
-from clearway.cli.text import Column, count, duration, print_facts, print_table, size
+from clearway.cli.text import Column, count, duration, print_facts, print_table, size, things
 
 SERVICE_COLUMNS = (
     Column("name", "name"),
@@ -155,7 +155,9 @@ def flows(
     address: Annotated[
         str | None, typer.Option(help="Only with this address on either side.", metavar="ADDRESS[/LENGTH]")
     ] = None,
-    protocol: Annotated[str | None, typer.Option(help="tcp, udp, icmp or icmpv6.", metavar="NAME")] = None,
+    protocol: Annotated[
+        Literal["tcp", "udp", "icmp", "icmpv6"] | None, typer.Option(help="Only of this protocol.")
+    ] = None,
     state: Annotated[str | None, typer.Option(help="As in the list: established, udp_stream, ...")] = None,
     limit: Annotated[
         int | None, typer.Option(min=0, help="At most so many. [default: 50; all with -o json]")
@@ -246,7 +248,8 @@ def _status_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("configuration", f"{config['file']}{changed}, epoch {found['epoch']}"),
         (
             "carrying",
-            f"{found['services']} services, {found['endpoints']} endpoints, {found['nat']} NAT rules",
+            f"{things(found['services'], 'service')}, {things(found['endpoints'], 'endpoint')},"
+            f" {things(found['nat'], 'NAT rule')}",
         ),
         ("interfaces", f"{found['interfaces']} attached"),
         ("received", f"{count(found['received_packets'])} packets, {size(found['received_bytes'])}"),
@@ -261,7 +264,8 @@ def _status_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if config["refused"]:
         facts.append(("refused", f"the file's new content: {config['refused']}"))
-    return facts + [("waiting", sentence) for sentence in found["waiting"]]
+    facts += [("waiting", sentence) for sentence in found["waiting"]]
+    return facts + [("!", sentence) for sentence in found["warnings"]]
 
 
 def _flow_row(item: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Annotated
 import click
 import typer
 
-from clearway.api.client import RefusedError, UnreachableError
+from clearway.api.client import NotRunningError, RefusedError, UnreachableError
 from clearway.cli import configure, edit, get, laboratory, node
-from clearway.cli.common import CommandError, ExitCode, Options, complain, report
+from clearway.cli.common import CommandError, ExitCode, Options, complain, report, starting
 from clearway.instance import DEFAULT_NAME
 
 ABOUT = """A fast path over Linux networking: load balancing and NAT in eBPF, with Linux as the slow path."""
@@ -80,16 +80,23 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if options.debug:
             raise
-        refused = _as_command_error(error)
+        refused = _as_command_error(error, options)
         report(refused, options.output)
         return refused.code
 
 
-def _as_command_error(error: Exception) -> CommandError:
+def _as_command_error(error: Exception, options: Options) -> CommandError:
     """The words and the exit code for what a command raised."""
     match error:
         case CommandError():
             return error
+        case NotRunningError() if pid := starting(options.instance()):
+            lock = options.instance().lock
+            return CommandError(
+                ExitCode.UNREACHABLE,
+                f"the daemon is starting (pid {pid} holds {lock}) and does not answer yet;"
+                " try again in a moment, or see its log",
+            )
         case UnreachableError():
             return CommandError(ExitCode.UNREACHABLE, str(error))
         case RefusedError():
@@ -104,6 +111,16 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+BEFORE_THE_COMMAND = {"--instance": "--instance NAME", "--debug": "--debug", "--version": "--version"}
+AFTER_THE_COMMAND = ("-o", "--output")
+
+
 def _hint(error: click.ClickException) -> str:
+    if isinstance(error, click.NoSuchOption):
+        if error.option_name in BEFORE_THE_COMMAND:
+            option = BEFORE_THE_COMMAND[error.option_name]
+            return f"it stands before the command: `clearway {option} COMMAND`"
+        if error.option_name in AFTER_THE_COMMAND:
+            return "it stands after the command: `clearway COMMAND -o json`"
     context = getattr(error, "ctx", None)
     return f"`{context.command_path if context else 'clearway'} --help` explains it"

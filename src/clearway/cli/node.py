@@ -19,12 +19,12 @@ from clearway.cli.common import (
     options_of,
     print_json,
     say,
+    starting,
 )
-from clearway.cli.text import Column, print_table
+from clearway.cli.text import Column, print_table, things
 
+STARTING_SECONDS = 10.0  # for a daemon that is starting to answer
 LEAVING_SECONDS = 15.0  # for a daemon to end after it has removed the data path
-
-VERDICTS = {True: "ok", False: "falls back"}
 
 
 def register(app: typer.Typer) -> None:
@@ -72,6 +72,7 @@ def down(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
       clearway down
     """
     options = options_of(context, output)
+    _wait_until_started(options)
     try:
         options.client().post("down")
         removed = True
@@ -85,7 +86,7 @@ def down(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
 
 
 def doctor(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
-    """Say what works here, what falls back to something else, and what is missing.
+    """Say what works here, what falls back to something else, what is to do, and what is missing.
 
     Looks at kernel, BTF, helpers and kfuncs, privileges, interfaces, and tools. Exit code 1: clearway cannot
     work on this machine.
@@ -96,7 +97,7 @@ def doctor(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     """
     options_of(context, output)
     from clearway.cli.without_daemon import refusals
-    from clearway.daemon.doctor import examine
+    from clearway.daemon.doctor import examine, verdict
 
     with refusals():
         checks = examine()
@@ -104,18 +105,20 @@ def doctor(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     rows: list[dict[str, Any]] = [
         {
             "check": check.name,
-            "verdict": "missing" if check.needed and not check.ok else VERDICTS[check.ok],
+            "verdict": verdict(check),
             "found": check.detail,
-            "otherwise": "" if check.ok else check.fallback,
+            "what to do": "" if check.ok else check.fallback,
         }
         for check in checks
     ]
     if output is Output.JSON:
         print_json({"works": works, "checks": [check.__dict__ for check in checks]})
     else:
-        columns = [Column(title, title) for title in ("check", "verdict", "found", "otherwise")]
+        columns = [Column(title, title) for title in ("check", "verdict", "found", "what to do")]
         print_table(columns, rows, "nothing was checked")
-        say("\nclearway works here" if works else "\nclearway cannot work here: see what is missing")
+        to_do = sum(row["verdict"] == "to do" for row in rows)
+        fine = f"clearway works here; {things(to_do, 'thing')} to set" if to_do else "clearway works here"
+        say(f"\n{fine if works else 'clearway cannot work here: see what is missing'}")
     if not works:
         raise typer.Exit(ExitCode.REFUSED)
 
@@ -126,6 +129,20 @@ def _remove_alone(options: Options) -> bool:
 
     with refusals():
         return offline.remove(options.instance())
+
+
+def _wait_until_started(options: Options) -> None:
+    """A daemon that is starting is about to make what `down` is to remove."""
+    instance = options.instance()
+    deadline = time.monotonic() + STARTING_SECONDS
+    while not instance.socket.exists() and (pid := starting(instance)):
+        if time.monotonic() > deadline:
+            raise CommandError(
+                ExitCode.LOCKED,
+                f"the daemon is starting (pid {pid} holds {instance.lock}) and has not answered within"
+                f" {STARTING_SECONDS:g} s; try again, or end it with `kill {pid}` first",
+            )
+        time.sleep(0.05)
 
 
 def _wait_until_gone(options: Options) -> None:

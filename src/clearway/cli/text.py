@@ -27,6 +27,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def things(number: int, what: str) -> str:
+    """1 service, 1,000 services"""
+    return f"{count(number)} {what}" if number == 1 else f"{count(number)} {what}s"
+
+
 def size(number: float) -> str:
     """Bytes in the unit that suits them."""
     for unit in _UNITS:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from clearway.api.refusals import described
+from clearway.api.refusals import described, os_error
 from clearway.cli.common import CommandError, ExitCode
 from clearway.daemon.lock import LockedError
 from clearway.daemon.run import StartError
@@ -27,5 +27,7 @@ def refusals() -> Iterator[None]:
         raise CommandError(ExitCode.LOCKED, str(error)) from error
     except PermissionError as error:
         raise CommandError(ExitCode.REFUSED, f"{error.filename or 'this'} needs root; try sudo") from error
-    except (DatapathError, NetlinkError, StartError, OSError) as error:
+    except OSError as error:
+        raise CommandError(ExitCode.REFUSED, os_error(error)) from error
+    except (DatapathError, NetlinkError, StartError) as error:
         raise CommandError(ExitCode.REFUSED, " ".join(str(error).split())) from error

@@ -80,10 +80,14 @@ class DaemonControl:
             received_packets=received.packets,
             received_bytes=received.bytes,
             waiting=list(daemon.waiting()),
+            warnings=daemon.warnings(daemon.config),
         )
 
     def config(self) -> Config:
         return self._daemon.config
+
+    def warnings(self, config: Config) -> list[str]:
+        return self._daemon.warnings(config)
 
     def services(self) -> Services:
         daemon = self._daemon

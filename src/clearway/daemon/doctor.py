@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from clearway.datapath.features import Check, checks
 from clearway.datapath.interfaces import InterfaceFacts, interface_facts
 from clearway.linux import rtnetlink
@@ -12,6 +14,18 @@ NO_XDP = "hook: auto takes TC; hook: xdp-generic works, slowly"
 NO_TRANSMIT = (
     "frames that XDP sends out through it are handed to TC, unless it gets an XDP program of its own"
 )
+
+
+Verdict = Literal["ok", "missing", "to do", "falls back"]
+
+
+def verdict(check: Check) -> Verdict:
+    """What a check comes to. `to do`: a setting of this machine, which its user can change."""
+    if check.ok:
+        return "ok"
+    if check.needed:
+        return "missing"
+    return "to do" if "sysctl -w" in check.fallback else "falls back"
 
 
 def examine() -> list[Check]:

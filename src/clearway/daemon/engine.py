@@ -16,8 +16,8 @@ from clearway.daemon.core import Attached, Hooks, beside
 from clearway.datapath import Attachment, Datapath
 from clearway.linux import neighbours
 from clearway.linux.namespace import local_port_range
-from clearway.linux.netlink import NETLINK_ROUTE, Conversation
-from clearway.linux.rtnetlink import Ip, Link
+from clearway.linux.netlink import NETLINK_ROUTE, Conversation, NetlinkError
+from clearway.linux.rtnetlink import Hop, Ip, Link
 from clearway.model import Config
 
 log = structlog.get_logger()
@@ -44,6 +44,7 @@ class Engine:
         self.attachments: dict[str, Attachment] = {a.ifname: a for a in datapath.attachments()}
         self._asked: dict[str, tuple[str, Hooks]] = {}  # interface -> hook asked for, and those beside it
         self._reasons: dict[str, str] = {}  # interface -> why this hook
+        self.kept: frozenset[Hop] = frozenset()  # next hops towards endpoints, as keep() has found them
         self._kernel = Conversation(NETLINK_ROUTE)
 
     def close(self) -> None:
@@ -160,13 +161,18 @@ class Engine:
     # ---- neighbours ----
 
     def keep(self, destinations: Iterable[Ip], machine: Machine) -> neighbours.Kept:
-        return neighbours.keep(self._kernel, destinations, machine.links)
+        found = neighbours.keep(self._kernel, destinations, machine.links)
+        self.kept = found.hops
+        return found
 
     # ---- the end ----
 
     def remove(self) -> None:
         """Detach everything, remove every pin, and leave neighbours to themselves again."""
-        neighbours.release_all(self._kernel)
+        try:
+            neighbours.release_all(self._kernel)
+        except (NetlinkError, OSError) as error:
+            log.warning("neighbours of endpoints could not be left to themselves", why=str(error))
         self.datapath.remove()
 
 

@@ -22,21 +22,19 @@ class Announcements:
     """Reads the sockets of the mirror.
 
     `links_changed` and `routes_changed` are called after the mirror has become true again.
-    `kernel_context`, `nft_generation`: the data path sees by itself that routes, or nftables rules, changed.
+    `nft_generation`: the data path sees by itself that nftables rules have changed.
     """
 
     def __init__(
         self,
         mirror: Mirror,
         *,
-        kernel_context: bool,
         nft_generation: bool,
         links_changed: Callable[[], None],
         routes_changed: Callable[[], None],
     ) -> None:
         self._mirror = mirror
         self._watch = mirror.watch
-        self._kernel_context = kernel_context
         self._links_changed = links_changed
         self._routes_changed = routes_changed
         self._bump_for_rules = Throttle(self._bump, ROUTES_PAUSE)
@@ -69,8 +67,9 @@ class Announcements:
 
     def _on_routes(self) -> None:
         self._watch.routes.drain()
-        if not self._kernel_context:
-            self._bump_for_rules("routes or rules have changed")
+        # Also where programs read the kernel's generations: that of IPv6 does not grow when a route is deleted
+        # (net/ipv6/ip6_fib.c, fib6_del_route).
+        self._bump_for_rules("routes or rules have changed")
         self._routes_changed()
 
     def _on_nftables(self) -> None:

@@ -81,6 +81,22 @@ def holder(instance: Instance) -> int | None:
         return None
 
 
+def live_holder(instance: Instance) -> int | None:
+    """The process that has the lock now: it runs, and it has the file open. None when there is none."""
+    pid = holder(instance)
+    if pid is None:
+        return None
+    try:
+        lock = instance.lock.stat()
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(descriptor.stat(), lock):
+                    return pid
+    except OSError:
+        return None  # no such process, or not ours to look at
+    return None
+
+
 def _held_by(instance: Instance, path: Path) -> str:
     pid = holder(instance) if path == instance.lock else None
     who = f"pid {pid}" if pid else "another process"

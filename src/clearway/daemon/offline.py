@@ -8,7 +8,7 @@ import os
 
 from clearway import datapath
 from clearway.compiler import HostFacts, Plan, compile_tables, plan_configs, plan_tables
-from clearway.daemon import state
+from clearway.daemon import advice, state
 from clearway.daemon.apply import read_tables
 from clearway.daemon.lock import DataPathLock
 from clearway.datapath import Datapath
@@ -33,6 +33,12 @@ def plan(instance: Instance, desired: Config) -> Plan:
             facts = _facts(there.sizes())
             running = read_tables(there)
             return plan_tables(running, compile_tables(desired, facts, running), desired, facts)
+
+
+def warnings(instance: Instance, desired: Config) -> list[str]:
+    """What this configuration allows and probably does not mean."""
+    with _where_it_lives(instance), Conversation(NETLINK_ROUTE) as kernel:
+        return advice.about_nat(desired, {link.ifindex: link for link in rtnetlink.links(kernel)})
 
 
 def remove(instance: Instance) -> bool:

@@ -17,8 +17,9 @@ from typing import TypeVar
 
 import structlog
 
+from clearway.api.words import done
 from clearway.compiler import Plan
-from clearway.daemon import core, state
+from clearway.daemon import advice, core, state
 from clearway.daemon.engine import Engine, Machine, endpoint_addresses
 from clearway.daemon.filewatch import LOOK_EVERY, FileWatch, Signature, signature
 from clearway.daemon.listen import Announcements
@@ -73,6 +74,7 @@ class Known:
     routes_changed: bool = False
     failures: dict[str, core.Failure] = field(default_factory=dict)
     unreachable: tuple[str, ...] = ()
+    warned: frozenset[str] = frozenset()
 
 
 class Daemon:
@@ -99,7 +101,6 @@ class Daemon:
         self._reloads: set[asyncio.Task[None]] = set()
         self._announcements = Announcements(
             mirror,
-            kernel_context=engine.datapath.kernel_context,
             nft_generation=engine.datapath.kernel_context and features.has_nft_generation(),
             links_changed=self._note_routes,
             routes_changed=self._note_routes,
@@ -151,6 +152,14 @@ class Daemon:
         absent = core.waiting(self.config, self.machine().ifindexes())
         return (*absent, *failures, *(f"endpoint {sentence}" for sentence in self._known.unreachable))
 
+    def warnings(self, config: Config) -> list[str]:
+        """What probably is not meant: of any configuration, and of the endpoints of the one in force."""
+        links = self.machine().links
+        found = advice.about_nat(config, links)
+        if config == self.config:
+            found += advice.about_endpoints(config, self.engine.kept, links)
+        return found
+
     def failure(self, interface: str) -> str | None:
         failure = self._known.failures.get(interface)
         return failure.message if failure else None
@@ -197,7 +206,7 @@ class Daemon:
                 self.file.refused = None
                 self._wake.set()
                 return None
-            config = parse_config(content, str(self.file.path))
+            config = await asyncio.to_thread(parse_config, content, str(self.file.path))
             plan = await self.change(lambda _running: config, taken=found)
             self.file.taken, self.file.content, self.file.refused = found, config, None
             return plan
@@ -278,9 +287,7 @@ class Daemon:
         except REFUSALS as error:
             log.error("the new configuration is refused, the old one stays", why=one_line(error))
         else:
-            log.info(
-                "configuration taken", why=why, change=plan.summary() if plan else "the file is the same"
-            )
+            log.info("configuration taken", why=why, change=done(plan) if plan else "the file is the same")
 
     # ---- snapshot, decision, steps ----
 
@@ -303,6 +310,7 @@ class Daemon:
             self._wake.clear()
             decision = core.decide(self.snapshot())
             if not decision.steps:
+                self._warn()
                 return decision.look_again_at
             for step in decision.steps:
                 await self._carry_out(step)
@@ -332,7 +340,7 @@ class Daemon:
         machine, config = self.machine(), self._here(self.config)
         plan = await self._in_worker(lambda: self.engine.apply(config, machine))
         self._known.compiled_for = step.basis
-        log.info("configuration in force", why=step.why, change=plan.summary())
+        log.info("configuration in force", why=step.why, change=done(plan))
 
     async def _keep_neighbours(self) -> None:
         machine, destinations = self.machine(), endpoint_addresses(self.config)
@@ -364,6 +372,13 @@ class Daemon:
         if previous is None or previous.message != message:
             log.error(f"{key or 'the configuration'} does not work now, it is tried again", why=message)
         self._known.failures[key] = core.Failure.of(message, time.monotonic(), previous)
+
+    def _warn(self) -> None:
+        found = self.warnings(self.config)
+        for sentence in found:
+            if sentence not in self._known.warned:
+                log.warning(sentence)
+        self._known.warned = frozenset(found)
 
     def _note_routes(self) -> None:
         self._known.routes_changed = True

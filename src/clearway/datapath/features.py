@@ -168,6 +168,11 @@ def has_nft_generation() -> bool:
     return _in_kernel(lambda types: types.has_member("netns_nftables", "base_seq"))
 
 
+def has_conntrack() -> bool:
+    """Whether a program can ask Linux' conntrack for a connection (since 5.18 on XDP and TC)."""
+    return _in_kernel(_conntrack_in)
+
+
 def has_csum_ipv6_flag() -> bool:
     """Whether bpf_l4_csum_replace knows BPF_F_IPV6 (since 6.16, and stable kernels of mid-2025).
 
@@ -211,7 +216,7 @@ def has_live_frames() -> bool:
 def _kernel_features() -> list[Check]:
     context, tcx, live = has_kernel_context(), has_tcx(), has_live_frames()
     csum = has_csum_ipv6_flag()
-    conntrack = _in_kernel(_conntrack_in)
+    conntrack = has_conntrack()
     nft = has_nft_generation()
     return [
         Check(
@@ -233,7 +238,7 @@ def _kernel_features() -> list[Check]:
             conntrack,
             False,
             "bpf_xdp_ct_lookup" if conntrack else "no kfunc bpf_xdp_ct_lookup (nf_conntrack not loaded?)",
-            "none needed yet: clearway keeps its own flows",
+            "answers to what nftables forwards inwards are told by the packets on their way in alone",
         ),
         Check(
             "TCX",

@@ -85,7 +85,7 @@ def install(pins: Pins, sizes: Sizes, objects: Path | None, log_dir: Path | None
     paths = {name: directory / file for name, file in FILES.items()}
     layouts = _layouts(paths, sizes)
     _compare(pins, layouts)
-    rodata = _rodata(sizes, _measure_clock(paths["sweep"], log_dir))
+    rodata = _rodata(_measure_clock(paths["sweep"], log_dir))
     fingerprint = _fingerprint(paths, rodata)
     _remove_unfinished(pins)
     newest = pins.newest()
@@ -169,14 +169,13 @@ def _measure_clock(sweep: Path, log_dir: Path | None) -> Clock:
         return run_clock(loaded.program_fd("clock"))
 
 
-def _rodata(sizes: Sizes, clock: Clock) -> dict[str, int | bool]:
+def _rodata(clock: Clock) -> dict[str, int | bool]:
     """Constants that every program is loaded with."""
     return {
         "cw_hz": clock.hz,
         "cw_kernel_context": features.has_kernel_context(),
         "cw_csum_ipv6_flag": features.has_csum_ipv6_flag(),
-        "cw_wheel_slots": sizes.wheel_slots,
-        "cw_endpoints": sizes.endpoints,
+        "cw_conntrack": features.has_conntrack(),
     }
 
 

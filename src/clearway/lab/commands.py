@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from clearway.lab.lab import Lab
-from clearway.lab.namespace import Namespace
-from clearway.lab.run import Interrupted, LabError, interruptible
+from clearway.lab.namespace import Namespace, existing
+from clearway.lab.run import ENVIRONMENT, Interrupted, LabError, interruptible
 from clearway.lab.topology import SERVER_PORT
 
 
@@ -75,10 +79,33 @@ def down(name: str = "lab") -> bool:
 
 def shell(name: str = "lab", host: str = "node") -> NoReturn:
     """Become a shell inside `host`: the node or any host of the lab. LabError when it is not there."""
-    namespace = Namespace(f"{Lab(name).prefix}{host}")
+    lab = Lab(name)
+    namespace = Namespace(f"{lab.prefix}{host}")
     if not namespace.path.exists():
-        raise LabError(
-            f"no {host} in a lab {name}; see `ip netns list`, start it: clearway lab up --name {name}"
-        )
-    argv = namespace.argv(os.environ.get("SHELL", "/bin/bash"))
-    os.execvp(argv[0], argv)  # noqa: S606  (no shell parses argv; the shell is what is started)
+        hosts = [found.name.removeprefix(lab.prefix) for found in existing(lab.prefix)]
+        if not hosts:
+            raise LabError(f"lab {name} is not up; start it: clearway lab up --name {name}")
+        raise LabError(f"there is no {host} in lab {name}; its hosts: {', '.join(hosts)}")
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH') or ENVIRONMENT['PATH']}",
+        "PS1": f"{namespace.name}# ",
+    }
+    argv = namespace.argv(*_shell(lab, namespace, environment))
+    os.execvpe(argv[0], argv, environment)  # noqa: S606  (no shell parses argv; the shell is what is started)
+
+
+def _shell(lab: Lab, namespace: Namespace, environment: Mapping[str, str]) -> list[str]:
+    """The user's shell. Bash is told again what its own files may have changed: the prompt and where this
+    clearway is.
+    """
+    program = environment.get("SHELL") or "/bin/bash"
+    if Path(program).name != "bash" or not lab.directory.is_dir():
+        return [program]
+    rcfile = lab.directory / f"{namespace.name}.bashrc"
+    rcfile.write_text(
+        "[ -f ~/.bashrc ] && . ~/.bashrc\n"
+        f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n"
+        f"unset PROMPT_COMMAND\nPS1={shlex.quote(environment['PS1'])}\n"
+    )
+    return [program, "--rcfile", str(rcfile)]

@@ -170,8 +170,8 @@ class Lab:
         """Whether the process that was to end this lab is gone without having done so."""
         if not self._owner.exists():
             return not self.directory.exists()
-        pid, started = self._owner.read_text().split()
-        return _start_time(int(pid)) != started
+        said = self._owner.read_text().split()
+        return len(said) == 2 and _start_time(int(said[0])) != said[1]  # not two: it is just being written
 
     def _instances(self) -> list[str]:
         marked = self.directory / "instances"
@@ -211,8 +211,8 @@ class Lab:
 def reap() -> list[str]:
     """Take down every lab whose owner was killed before it could; their names."""
     reaped = []
-    for directory in sorted(LABS.iterdir()) if LABS.is_dir() else []:
-        lab = Lab(directory.name)
+    found = sorted(path.name for path in LABS.iterdir()) if LABS.is_dir() else []
+    for lab in (Lab(name) for name in found if NAME.fullmatch(name)):
         if lab._abandoned():
             lab.down()
             reaped.append(lab.name)

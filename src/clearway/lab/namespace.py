@@ -44,8 +44,13 @@ class Namespace:
         self.ip("link", "set", "lo", "up")
 
     def delete(self) -> None:
-        """Remove it and every device in it; the processes inside must have been ended before."""
-        run(["ip", "netns", "delete", self.name])
+        """Remove it and every device in it; the processes inside must have been ended before.
+
+        That somebody else has removed it meanwhile is no error: two may clean up after a killed third.
+        """
+        done = run(["ip", "netns", "delete", self.name], check=False)
+        if done.returncode != 0 and self.path.exists():
+            raise LabError(f"cannot remove namespace {self.name}: {done.stderr.strip()}")
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

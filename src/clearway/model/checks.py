@@ -36,8 +36,8 @@ def service_problems(service: Service) -> list[Problem]:
         service.endpoints,
         key=lambda endpoint: (endpoint.address, endpoint.port),
         where=lambda index: ("endpoints", index),
-        what=lambda endpoint, first: (
-            f"{host_port(endpoint.address, endpoint.port)} is already endpoints[{first}]"
+        what=lambda endpoint, _first: (
+            f"service {service.name} already has {host_port(endpoint.address, endpoint.port)}"
         ),
         fix="list it once and give it a larger weight",
     )
@@ -101,8 +101,12 @@ def nat_problems(nat: Nat) -> list[Problem]:
 def config_problems(config: Config) -> list[Problem]:
     """What is wrong between the parts of a configuration."""
     problems = []
-    for key, named in (("interfaces", config.interfaces), ("services", config.services), ("nat", config.nat)):
-        problems += _repeated_names(key, [item.name for item in named])
+    for key, kind, named in (
+        ("interfaces", "an interface", config.interfaces),
+        ("services", "a service", config.services),
+        ("nat", "a NAT rule", config.nat),
+    ):
+        problems += _repeated_names(key, kind, [item.name for item in named])
     problems += _repeated(
         config.services,
         key=lambda service: (service.address, service.port, service.protocol),
@@ -149,12 +153,12 @@ def _limit_problems(config: Config) -> list[Problem]:
     ]
 
 
-def _repeated_names(key: str, names: Sequence[str]) -> list[Problem]:
+def _repeated_names(key: str, kind: str, names: Sequence[str]) -> list[Problem]:
     return _repeated(
         names,
         key=lambda name: name,
         where=lambda index: (key, index, "name"),
-        what=lambda name, first: f"{name} is already the name of {key}[{first}]",
+        what=lambda name, _first: f"there is already {kind} {name}",
         fix="list the interface once" if key == "interfaces" else "give every one a name of its own",
     )
 

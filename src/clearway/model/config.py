@@ -291,7 +291,9 @@ class Config(Model):
 
     interfaces: Several[Interface] = Field(
         default=(),
-        description="Interfaces that clearway takes packets from.",
+        description="Interfaces that clearway takes packets from. List every interface that requests or "
+        "replies come in by: those towards clients, those towards endpoints, and those that NAT sends out "
+        "by.",
     )
     services: Several[Service] = Field(default=(), description="Load-balanced services.")
     nat: Several[Nat] = Field(default=(), description="Source NAT rules.")

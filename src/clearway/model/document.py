@@ -38,6 +38,35 @@ PARSER_ACCIDENTS = (
 TAG = "tag:yaml.org,2002:"
 SCALARS = ("null", "bool", "int", "float", "str", "timestamp")
 
+CHECK_LINE = "check the indentation, quotes and brackets here and on the line before"
+NOT_YAML = "is not YAML that can be understood"
+CHECK_SIGNS = "check its directives (%), anchors (&), tags (!) and escapes in quotes"
+DOES_NOT_FIT = "this does not fit what comes before it"
+PARSER_WORDS: tuple[tuple[str, str, str], ...] = (
+    (r"found character '\\t' .*", "a tab stands where YAML takes spaces only", "use spaces, not tabs"),
+    (r"found character '(.)' .*", "a value cannot begin with {0} here", "put it in quotes"),
+    (r"but found another document", "a second document begins here (--- or ...)", "keep one"),
+    (r"expected ',' or '(.)', but got '<stream end>'", "the bracket{1} is not closed with {0}", CHECK_LINE),
+    (r"expected ',' or '(.)', but got .*", "a comma or {0} is missing", CHECK_LINE),
+    (r"found unexpected (?:end of stream|document separator)", "the quote{1} is not closed", CHECK_LINE),
+    (r"mapping values are not allowed here", "a key with a value cannot stand here", CHECK_LINE),
+    (r"sequence entries are not allowed here", "a list item (-) cannot stand here", CHECK_LINE),
+    (r"could not find expected ':'", "a key has no colon after it", CHECK_LINE),
+    (r"expected <block end>, .*", DOES_NOT_FIT, CHECK_LINE),
+    (r"expected '<document start>', .*", DOES_NOT_FIT, CHECK_LINE),
+    (r"expected the node content, .*", "a value is missing here", CHECK_LINE),
+    (r"found undefined alias '(.*)'", "*{0} refers to nothing", "put it in quotes, or write &{0} before it"),
+    (
+        r"found unknown escape character .*",
+        "an escape (\\) in double quotes is unknown",
+        "write two backslashes for one, or use single quotes",
+    ),
+)
+"""The parser's words, what they mean ({0} is what they name, {1} where it begins), and what to do."""
+
+IPV6_BARE = re.compile(r"""(?<![\w:"'\[.])\[?[0-9A-Fa-f]*:[0-9A-Fa-f]*:""")
+"""What looks like the beginning of an IPv6 address without quotes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -79,9 +108,9 @@ def _compose(text: str, source: str) -> Node:
         root: Node | None = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        what = " ".join(str(error.problem or error.context or "is not YAML").split())
         line = None if mark is None else mark.line + 1
-        raise _refused(source, what, _advice(text, line), line) from None
+        what, fix = _explained(error, text, line)
+        raise _refused(source, what, fix, line) from None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         what = f"the character U+{ord(text[error.position]):04X} is not allowed in YAML"
@@ -89,19 +118,27 @@ def _compose(text: str, source: str) -> Node:
     except RecursionError:
         raise _refused(source, "is nested too deeply", f"use at most {DEPTH_MAX} levels") from None
     except PARSER_ACCIDENTS:
-        fix = "check its directives (%), anchors (&), tags (!) and escapes in quotes"
-        raise _refused(source, "is not YAML that can be understood", fix) from None
+        raise _refused(source, NOT_YAML, CHECK_SIGNS) from None
     if root is None:
         raise _refused(source, "is empty", "write at least `interfaces: []`")
     return root
 
 
-def _advice(text: str, line: int | None) -> str:
-    """What to do about a line that cannot be parsed; tabs are what people trip over most."""
+def _explained(error: MarkedYAMLError, text: str, line: int | None) -> tuple[str, str]:
+    """What the parser's error means, and what to do about it."""
+    problem = " ".join(str(error.problem or error.context or "").split())
+    begins = "" if error.context_mark is None else f" of line {error.context_mark.line + 1}"
+    what, fix = NOT_YAML, CHECK_SIGNS
+    for words, meaning, advice in PARSER_WORDS:
+        match = re.fullmatch(words, problem)
+        if match:
+            named = match[1] if match.re.groups else ""
+            what, fix = meaning.format(named, begins), advice.format(named)
+            break
     lines = text.splitlines()
-    if line is not None and line <= len(lines) and re.match(r" *\t", lines[line - 1]):
-        return "indent with spaces, not with tabs"
-    return "check the indentation, quotes and brackets here and on the line before"
+    if fix == CHECK_LINE and line is not None and line <= len(lines) and IPV6_BARE.search(lines[line - 1]):
+        fix = "put IPv6 addresses in quotes"
+    return what, fix
 
 
 class _Reader:

@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from .config import Config, Endpoint, Service
-from .errors import ConfigError, Problem
+from .errors import ConfigError, Problem, Where
 from .load import config_from_data, to_data
 from .values import host_port
+
+REQUEST = "request"
+"""The place of a problem of the whole request; also what the request is called as a source."""
 
 
 def add_service(config: Config, data: Mapping[str, object]) -> Config:
     """Add a service given as plain data. Raises ConfigError if the result is not valid."""
     services = [to_service_data(service) for service in config.services]
-    return _with_services(config, [*services, dict(data)])
+    return _with_services(config, [*services, dict(data)], {("services", len(services)): ()})
 
 
 def remove_service(config: Config, name: str) -> Config:
@@ -28,7 +32,8 @@ def remove_service(config: Config, name: str) -> Config:
 def add_endpoint(config: Config, service: str, data: Mapping[str, object]) -> Config:
     """Add an endpoint given as plain data to a service. Raises ConfigError if the result is not valid."""
     changed = _service(config, service)
-    return _with_endpoints(config, changed, [*_endpoints_data(changed), dict(data)])
+    own = ("endpoints", len(changed.endpoints))
+    return _with_endpoints(config, changed, [*_endpoints_data(changed), dict(data)], own)
 
 
 def remove_endpoint(config: Config, service: str, endpoint: str) -> Config:
@@ -62,16 +67,39 @@ def _endpoints_data(service: Service) -> list[dict[str, object]]:
     return [endpoint.model_dump(mode="json", exclude_defaults=True) for endpoint in service.endpoints]
 
 
-def _with_services(config: Config, services: list[dict[str, object]]) -> Config:
-    return config_from_data(to_data(config) | {"services": services}, config.origin.source)
+def _with_services(
+    config: Config, services: list[dict[str, object]], places: Mapping[Where, Where] | None = None
+) -> Config:
+    """The configuration with these services.
+
+    Problems are told in the places of the request, not of a file that nobody wrote: `places` says what the
+    beginning of a place becomes.
+    """
+    try:
+        return config_from_data(to_data(config) | {"services": services}, config.origin.source)
+    except ConfigError as error:
+        problems = [_in_request(problem, places or {}) for problem in error.problems]
+        raise ConfigError(problems, REQUEST) from None
 
 
-def _with_endpoints(config: Config, changed: Service, endpoints: list[dict[str, object]]) -> Config:
+def _in_request(problem: Problem, places: Mapping[Where, Where]) -> Problem:
+    for begin, instead in places.items():
+        if problem.where[: len(begin)] == begin:
+            return replace(problem, where=instead + problem.where[len(begin) :] or (REQUEST,))
+    return problem
+
+
+def _with_endpoints(
+    config: Config, changed: Service, endpoints: list[dict[str, object]], own: Where | None = None
+) -> Config:
+    """The configuration with these endpoints of a service; `own` is the place of the one in the request."""
     services = [
         to_service_data(service) | ({"endpoints": endpoints} if service is changed else {})
         for service in config.services
     ]
-    return _with_services(config, services)
+    place: Where = ("services", config.services.index(changed))
+    places: dict[Where, Where] = {place: (changed.name,)}
+    return _with_services(config, services, places if own is None else {place + own: (), **places})
 
 
 def _service(config: Config, name: str) -> Service:
@@ -97,4 +125,4 @@ def _endpoint(service: Service, text: str) -> Endpoint:
 
 
 def _unknown(what: str, fix: str) -> ConfigError:
-    return ConfigError([Problem(("request",), what, fix)], "request")
+    return ConfigError([Problem((REQUEST,), what, fix)], REQUEST)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ def shown(value: object) -> str:
         case int():
             # Not str() first: Python refuses to print integers of thousands of digits.
             return str(value) if abs(value) < 10**SHOWN_LENGTH else "a huge number"
+        case float() if math.isfinite(value):
+            return repr(value)
         case str():
             text = value if len(value) <= SHOWN_LENGTH else value[:SHOWN_LENGTH] + "..."
             return json.dumps(text)

@@ -243,8 +243,19 @@ def format_duration(milliseconds: int) -> str:
     return text or "0s"
 
 
+def _needs_quotes(value: object) -> None:
+    """Refuse a name that YAML takes for a number or for true or false."""
+    if not isinstance(value, bool | int | float):
+        return
+    # What a fraction looked like is not known any more: 1.10 has become 1.1.
+    example = "" if isinstance(value, float) else f' ("{shown(value)}")'
+    kind = "true or false" if isinstance(value, bool) else "a number"
+    raise refuse(f"{shown(value)} without quotes is {kind}, not a name", f"write it in quotes{example}")
+
+
 def parse_name(value: object) -> str:
     """A name for people and commands: letters, digits, dot, dash, underscore."""
+    _needs_quotes(value)
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise refuse(
             f"{shown(value)} cannot be a name",
@@ -255,6 +266,7 @@ def parse_name(value: object) -> str:
 
 def parse_interface_name(value: object) -> str:
     """A name the kernel would give to an interface (dev_valid_name, net/core/dev.c)."""
+    _needs_quotes(value)
     if not isinstance(value, str) or not value:
         raise refuse(f"{shown(value)} is not the name of an interface", "write for example eth0")
     if len(value.encode(errors="replace")) > INTERFACE_NAME_MAX:

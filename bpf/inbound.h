@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* A NAT rule claims by source. Packets that answer a connection which came in through Linux (routed to the inside,
+ * or forwarded by a port forward of nftables) have such a source too, and belong to Linux: either its conntrack
+ * knows them, or the connection's packets went by here on their way in. */
+#pragma once
+
+/* On the way in: would a rule claim the answer? Then remember that it is not a rule's. */
+always_inline void inbound_note(const struct packet *p, const struct config *config, struct scratch *s)
+{
+	struct inbound row = {.seen = now()};
+
+	tuple_reverse(&p->tuple, &s->reply);
+	if (nat_lookup(config->epoch, p->ifindex, &s->reply))
+		bpf_map_update_elem(&inbound_v1, &s->reply, &row, BPF_ANY);
+}
+
+always_inline bool inbound_noted(const struct packet *p, const struct config *config)
+{
+	const struct inbound *row = bpf_map_lookup_elem(&inbound_v1, &p->tuple);
+	__u32 limit = config->timeout_ms[p->tuple.proto == IPPROTO_TCP ? TIMEOUT_TCP_ESTABLISHED : TIMEOUT_UDP_STREAM];
+
+	return row && now() - row->seen <= (__u64)limit * cw_hz / 1000;
+}
+
+/* Only TCP and UDP can be asked for (net/netfilter/nf_conntrack_bpf.c). */
+never_inline bool inbound_in_conntrack(context *ctx, const struct tuple *t)
+{
+	struct bpf_ct_opts opts = {.netns_id = BPF_F_CURRENT_NETNS, .l4proto = t->proto};
+	struct bpf_sock_tuple tuple = {};
+	struct nf_conn *ct;
+
+	if (t->family == FAMILY_IPV4) {
+		nat_sock_tuple(t, &tuple);
+		ct = packet_ct_lookup(ctx, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts));
+	} else {
+		nat_sock_tuple(t, &tuple);
+		ct = packet_ct_lookup(ctx, &tuple, sizeof(tuple.ipv6), &opts, sizeof(opts));
+	}
+	if (!ct)
+		return false;
+	bpf_ct_release(ct);
+	return true;
+}
+
+/* Does this packet answer what Linux carries? A SYN opens, it answers nothing. */
+always_inline bool inbound_answer(struct packet *p, const struct config *config)
+{
+	if (p->tuple.proto == IPPROTO_TCP && tcp_is_open(p->tcp_flags))
+		return false;
+	if (p->tuple.proto == IPPROTO_TCP && p->tcp_flags & TCP_SYN)
+		return true;
+	if (inbound_noted(p, config))
+		return true;
+	return cw_conntrack && !is_icmp(&p->tuple) && inbound_in_conntrack(p->ctx, &p->tuple);
+}
