@@ -4,12 +4,12 @@
  *
  *   packet_open      set data, end, length, ifindex and the tags the device took out of the frame
  *   packet_for_us    is the frame addressed to this machine's link address?
- *   packet_reload    set data and end again after a call that may have moved the packet
  *   packet_segment   layer 3 bytes of the largest packet this becomes on the wire (GSO)
  *   packet_l4_length bytes of layer 4, header and payload, of the whole packet
  *   packet_checksum  apply differences to the checksum at that offset of layer 4; the packet must be
  *                    reloaded afterwards
- *   packet_link      write tags and link addresses; everything above layer 2 is finished by then
+ *   packet_tagged, packet_tags
+ *                    does it carry tags, in the frame or beside it? Write others in their place
  *   packet_load      copy bytes out of the packet
  *   packet_transmit, packet_neighbour, packet_return, packet_hand_over
  *                    the ways out
@@ -39,6 +39,19 @@ struct packet {
 	void *l4; /* TCP, UDP or ICMP header, checked; NULL for FRAGMENT_LATER */
 	struct parsed;
 };
+
+/* Written in front of a packet that TC, behind XDP on the same interface, is to finish. */
+#define HAND_OVER_MAGIC 0x63775443
+
+struct hand_over {
+	__u32 magic;
+};
+
+always_inline void packet_reload(struct packet *p)
+{
+	p->data = (void *)(long)p->ctx->data;
+	p->end = (void *)(long)p->ctx->data_end;
+}
 
 /* The checksum at `offset` of layer 4 updated in the packet. UDP: 0 says "none" and stays, a computed 0 is sent as
  * 0xffff (RFC 768, RFC 8200 8.1). */
@@ -77,4 +90,18 @@ always_inline struct ipv6hdr *packet_ipv6(const struct packet *p)
 	struct ipv6hdr *ip = p->l3;
 
 	return (void *)(ip + 1) > p->end ? NULL : ip;
+}
+
+/* Tags and link addresses of the next hop; everything above layer 2 is finished by then. */
+always_inline bool packet_link(struct packet *p, const __u8 *dmac, const __u8 *smac, __u16 outer, __u16 inner)
+{
+	if ((packet_tagged(p) || outer) && !packet_tags(p, outer, inner))
+		return false;
+	packet_reload(p);
+	struct ethhdr *eth = p->data;
+	if ((void *)(eth + 1) > p->end)
+		return false;
+	__builtin_memcpy(eth->h_dest, dmac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, smac, ETH_ALEN);
+	return true;
 }

@@ -3,23 +3,10 @@
  * checksum perhaps left for the device to finish (CHECKSUM_PARTIAL) or known for the whole (COMPLETE). */
 #pragma once
 
-/* As packet_xdp.h writes it. */
-#define HAND_OVER_MAGIC 0x63775443
-
-struct hand_over {
-	__u32 magic;
-};
-
 #define HEADERS_MAX 192 /* what must lie in the skb's linear part: tags, two IPv6 headers, TCP */
 #define VLAN_VID_MASK 0xfff
 #define CHECKSUM_UNNECESSARY 1
 #define CHECKSUM_PARTIAL 3
-
-always_inline void packet_reload(struct packet *p)
-{
-	p->data = (void *)(long)p->ctx->data;
-	p->end = (void *)(long)p->ctx->data_end;
-}
 
 always_inline bool packet_open(struct packet *p)
 {
@@ -124,6 +111,11 @@ always_inline bool packet_checksum(struct packet *p, __u32 offset, __u16 addr_de
 	return true;
 }
 
+always_inline bool packet_tagged(const struct packet *p)
+{
+	return p->tags || p->ctx->vlan_present;
+}
+
 always_inline bool packet_tags(struct packet *p, __u16 outer, __u16 inner)
 {
 	if (p->ctx->vlan_present && bpf_skb_vlan_pop(p->ctx))
@@ -134,19 +126,6 @@ always_inline bool packet_tags(struct packet *p, __u16 outer, __u16 inner)
 		return false;
 	if (outer && bpf_skb_vlan_push(p->ctx, inner ? bpf_htons(ETH_P_8021AD) : bpf_htons(ETH_P_8021Q), outer))
 		return false;
-	return true;
-}
-
-always_inline bool packet_link(struct packet *p, const __u8 *dmac, const __u8 *smac, __u16 outer, __u16 inner)
-{
-	if ((p->tags || p->ctx->vlan_present || outer) && !packet_tags(p, outer, inner))
-		return false;
-	packet_reload(p);
-	struct ethhdr *eth = p->data;
-	if ((void *)(eth + 1) > p->end)
-		return false;
-	__builtin_memcpy(eth->h_dest, dmac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, smac, ETH_ALEN);
 	return true;
 }
 
@@ -201,7 +180,7 @@ always_inline bool packet_handed_over(struct packet *p)
 
 always_inline int packet_neighbour(struct packet *p, __u32 ifindex, struct bpf_redir_neigh *next)
 {
-	if ((p->tags || p->ctx->vlan_present) && !packet_tags(p, 0, 0))
+	if (packet_tagged(p) && !packet_tags(p, 0, 0))
 		return TC_ACT_SHOT;
 	return bpf_redirect_neigh(ifindex, next, sizeof(*next), 0);
 }

@@ -2,19 +2,6 @@
 /* packet.h for XDP: the frame as the driver received it, tags in it, checksums complete. */
 #pragma once
 
-/* Written in front of a packet that TC, behind XDP on the same interface, is to finish. */
-#define HAND_OVER_MAGIC 0x63775443
-
-struct hand_over {
-	__u32 magic;
-};
-
-always_inline void packet_reload(struct packet *p)
-{
-	p->data = (void *)(long)p->ctx->data;
-	p->end = (void *)(long)p->ctx->data_end;
-}
-
 always_inline bool packet_open(struct packet *p)
 {
 	packet_reload(p);
@@ -69,6 +56,11 @@ always_inline bool packet_checksum(struct packet *p, __u32 offset, __u16 addr_de
 	return packet_checksum_write(p, offset, addr_delta, port_delta, udp);
 }
 
+always_inline bool packet_tagged(const struct packet *p)
+{
+	return p->tags;
+}
+
 /* Tags are written anew even when their number stays, so that a frame may change its VLAN. */
 always_inline bool packet_tags(struct packet *p, __u16 outer, __u16 inner)
 {
@@ -92,18 +84,6 @@ always_inline bool packet_tags(struct packet *p, __u16 outer, __u16 inner)
 		tag[1].h_vlan_TCI = bpf_htons(inner);
 		tag[1].h_vlan_encapsulated_proto = proto;
 	}
-	return true;
-}
-
-always_inline bool packet_link(struct packet *p, const __u8 *dmac, const __u8 *smac, __u16 outer, __u16 inner)
-{
-	if ((p->tags || outer) && !packet_tags(p, outer, inner))
-		return false;
-	struct ethhdr *eth = p->data;
-	if ((void *)(eth + 1) > p->end)
-		return false;
-	__builtin_memcpy(eth->h_dest, dmac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, smac, ETH_ALEN);
 	return true;
 }
 
