@@ -1,196 +1,556 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The flow table. Two entries a connection, one for each direction; the key of one is the reverse of what
- * the other leaves as, so each finds the other. This file alone knows how they are stored:
+/* The flow table, as the stages see it. Two entries a connection, one for each direction; the key of one is the reverse
+ * of what the other leaves as, so each finds the other. How they are stored is table.h's business.
  *
- *   flow_lookup       the entry of a packet's direction
- *   flow_leaves       the tuple that a packet of this entry leaves with
- *   flow_pair         the entry of the other direction
- *   flow_create_pair  both or none; the reply's key decides who owns a translated tuple
- *   flow_delete_pair  both
+ *   flow_hit          the verdict for a packet, from the current table
+ *   flow_peek         a copy of an entry, from whichever table
+ *   flow_resolve      another next hop for it
+ *   flow_open         both or none; the reply's key decides who owns a translated tuple
+ *   flow_end          both
  *   flow_refresh      a packet went by
- *   flow_each         visit every entry (sweep.bpf.c)
  */
 #pragma once
 
-enum flow_result {
-	FLOW_CREATED,
-	FLOW_TAKEN,  /* the translated tuple belongs to another connection */
-	FLOW_EXISTS, /* another CPU opened the same connection first */
-	FLOW_FULL,
+/* What becomes of a packet of a flow: a copy, which nobody changes under us. */
+struct verdict {
+	union addr src; /* as it leaves; IPv4: the first four bytes alone are set */
+	union addr dst;
+	__be16 sport;
+	__be16 dport;
+	__u16 addr_delta; /* checksum difference made by the addresses (rewrite.h) */
+	__u16 port_delta; /* and by the ports */
+	__u16 mtu;
+	__u16 egress;
+	__u8 dmac[6];
+	__u32 state;
+	__u32 stamp;
 };
 
-always_inline struct flow4_key flow4_key(const struct tuple *t)
+always_inline void flow_ports(const struct tuple *t, const struct flow *f, struct verdict *v)
 {
-	struct flow4_key key = {
-		.src = t->src.v4, .dst = t->dst.v4, .sport = t->sport, .dport = t->dport, .proto = t->proto};
-	return key;
+	v->sport = f->sport;
+	v->dport = f->dport;
+	v->port_delta = fold(delta16(t->sport, v->sport) + delta16(t->dport, v->dport));
 }
 
-always_inline struct flow6_key flow6_key(const struct tuple *t)
+always_inline void flow_addresses(const struct tuple *t, const struct flow *f, const int family, struct verdict *v)
 {
-	struct flow6_key key = {.src = t->src, .dst = t->dst, .sport = t->sport, .dport = t->dport, .proto = t->proto};
-	return key;
+	if (family == FAMILY_IPV4) {
+		const struct flow4 *f4 = (void *)f;
+		v->src.v4 = f4->src;
+		v->dst.v4 = f4->dst;
+		v->addr_delta = fold64((__u64)(__u32)~t->src.v4 + (__u32)~t->dst.v4 + v->src.v4 + v->dst.v4);
+		return;
+	}
+	const struct flow6 *f6 = (void *)f;
+	v->src = f6->src;
+	v->dst = f6->dst;
+	v->addr_delta = f6->addr_delta;
 }
 
-always_inline struct flow *flow_lookup(const struct tuple *t)
+always_inline void flow_verdict(const struct tuple *t, const struct flow *f, const int family, struct verdict *v)
 {
+	v->state = f->state;
+	v->stamp = f->stamp;
+	v->mtu = f->mtu;
+	v->egress = f->egress;
+	__builtin_memcpy(v->dmac, f->dmac, sizeof(v->dmac));
+	flow_ports(t, f, v);
+	flow_addresses(t, f, family, v);
+}
+
+/* The flow's next hop. */
+always_inline void flow_hop(const struct verdict *v, struct flow *f)
+{
+	f->egress = v->egress;
+	f->mtu = v->mtu;
+	__builtin_memcpy(f->dmac, v->dmac, sizeof(f->dmac));
+	f->stamp = v->stamp;
+}
+
+/* The hit path's: only the current table; NULL as well where somebody is just rewriting the entry. */
+always_inline struct flow *flow_hit_in(const struct flow_tables *tables, const struct tuple *t, const int family,
+				       struct verdict *v)
+{
+	struct spot spot = {};
+
+	if (!table_find(tables, t, table_hash(tables, t, family), family, tables->current & 1, &spot))
+		return NULL;
+	flow_verdict(t, spot.flow, family, v);
+	return !mark_rewritten(spot.mark) && table_intact(&spot) ? spot.flow : NULL;
+}
+
+always_inline struct flow *flow_hit(const struct tuple *t, struct verdict *v)
+{
+	const struct flow_tables *tables = flow_tables();
+
+	if (!tables)
+		return NULL;
 	if (t->family == FAMILY_IPV4) {
-		struct flow4_key key = flow4_key(t);
-		struct flow *f = bpf_map_lookup_elem(&flow4_v1, &key);
-
-		keep_register(f); /* one call for both tables could not be inlined by the verifier */
+		struct flow *f = flow_hit_in(tables, t, FAMILY_IPV4, v);
+		keep_register(f); /* two kinds of entry must not meet in one instruction */
 		return f;
 	}
-	struct flow6_key key = flow6_key(t);
-	return bpf_map_lookup_elem(&flow6_v1, &key);
+	return flow_hit_in(tables, t, FAMILY_IPV6, v);
 }
 
-always_inline void flow_leaves(const struct flow *f, const struct tuple *t, struct tuple *out)
+always_inline bool flow_find_in(const struct flow_tables *tables, const struct tuple *t, const int family,
+				struct spot *spot)
+{
+	__u64 hash = table_hash(tables, t, family);
+	__u32 table = tables->current & 1;
+
+	for (int i = 0; i < FLOW_TABLES; i++, table ^= 1)
+		if (table_buckets(tables, family, table) && table_find(tables, t, hash, family, table, spot))
+			return true;
+	return false;
+}
+
+never_inline bool flow_find(const struct tuple *t, struct spot *spot)
+{
+	const struct flow_tables *tables = flow_tables();
+
+	if (!tables)
+		return false;
+	return t->family == FAMILY_IPV4 ? flow_find_in(tables, t, FAMILY_IPV4, spot) :
+					  flow_find_in(tables, t, FAMILY_IPV6, spot);
+}
+
+/* The tuple that a packet leaves with. */
+always_inline void verdict_leaves(const struct verdict *v, const struct tuple *t, struct tuple *out)
 {
 	*out = *t;
-	out->src = f->src;
-	out->dst = f->dst;
-	out->sport = f->sport;
-	out->dport = f->dport;
-}
-
-/* NULL also when the key has been taken by another connection: the entry there must lead back to this one. */
-never_inline struct flow *flow_pair(const struct flow *f, const struct tuple *t)
-{
-	struct tuple leaves, key;
-
-	flow_leaves(f, t, &leaves);
-	tuple_reverse(&leaves, &key);
-	struct flow *other = flow_lookup(&key);
-	if (!other || other->sport != t->dport || other->dport != t->sport || !addr_equal(&other->src, &t->dst) ||
-	    !addr_equal(&other->dst, &t->src))
-		return NULL;
-	return other;
-}
-
-always_inline long flow_delete(const struct tuple *t)
-{
 	if (t->family == FAMILY_IPV4) {
-		struct flow4_key key = flow4_key(t);
-		return bpf_map_delete_elem(&flow4_v1, &key);
+		out->src.v4 = v->src.v4;
+		out->dst.v4 = v->dst.v4;
+	} else {
+		out->src = v->src;
+		out->dst = v->dst;
 	}
-	struct flow6_key key = flow6_key(t);
-	return bpf_map_delete_elem(&flow6_v1, &key);
+	out->sport = v->sport;
+	out->dport = v->dport;
 }
 
-never_inline void flow_delete_pair(const struct flow *f, const struct tuple *t)
-{
-	struct tuple leaves, key;
+/* ---- what an entry has carried ---- */
 
-	flow_leaves(f, t, &leaves);
-	tuple_reverse(&leaves, &key);
-	flow_delete(t);
-	flow_delete(&key);
+/* In one word, packets << 32 + bytes, so that counting is one addition; bytes that overflow count as packets, and are taken
+ * off again where both are told apart. carried_v1 goes on where a word ends: it is brought up to date each time that
+ * the upper bit of either half turns over, and adds what the word has grown by since, modulo its size. Done twice, it
+ * adds nothing. */
+#define CARRIED_PACKET (1ull << 32)
+#define CARRIED_TURNS (1ull << 63 | 1ull << 31)
+
+always_inline void carried_add(struct carried *total, __u64 word)
+{
+	total->bytes += (__u32)word - (__u32)total->bytes;
+	total->packets += (__u32)(word >> 32) - (__u32)(total->bytes >> 32) - (__u32)total->packets;
 }
 
-/* What turns `from` into `to`: the translation and the differences it makes to checksums. */
-always_inline void flow_translate(struct flow *f, const struct tuple *from, const struct tuple *to)
+always_inline struct carried_key carried_key(__u8 family, __u32 table, __u32 bucket, __u32 slot)
 {
-	__u32 delta = delta32(from->src.words[0], to->src.words[0]) + delta32(from->dst.words[0], to->dst.words[0]);
+	struct carried_key key = {.slot = bucket * FLOW_SLOTS + slot, .family = family, .table = table};
 
-	if (from->family == FAMILY_IPV6)
-		for (int i = 1; i < 4; i++)
-			delta += delta32(from->src.words[i], to->src.words[i]) +
-				 delta32(from->dst.words[i], to->dst.words[i]);
-	f->addr_delta = fold(delta);
-	f->port_delta = fold(delta16(from->sport, to->sport) + delta16(from->dport, to->dport));
-	f->src = to->src;
-	f->dst = to->dst;
-	f->sport = to->sport;
-	f->dport = to->dport;
+	return key;
 }
 
-/* Before Linux 6.4 the kernel's function returns an int, and the upper half of the register is not its sign. */
-always_inline int error_of(long returned)
+/* Everything that an entry has carried so far. */
+always_inline void carried_total(const struct carried_key *key, __u32 state, __u64 word, struct carried *total)
 {
-	__u32 low = returned;
+	const struct carried *row = state & FLOW_FOLDED ? bpf_map_lookup_elem(&carried_v1, key) : NULL;
 
-	keep_register(low);
-	return low;
+	total->packets = row ? row->packets : 0;
+	total->bytes = row ? row->bytes : 0;
+	carried_add(total, word);
 }
 
-always_inline int flow_insert(const struct tuple *t, const struct flow *f)
+/* ---- one entry ---- */
+
+/* One entry, copied, and where it stands. */
+struct peek {
+	struct tuple key;
+	struct tuple leaves;
+	struct verdict verdict;
+	struct carried carried;
+	__u32 state;
+	__u32 seen;
+	__u32 rare;
+	__u32 nat;
+	__u32 table;
+	__u32 bucket;
+	__u32 slot;
+	__u32 mark;
+};
+
+/* What stands under peek->key. 0: nothing. */
+__noinline int flow_peek(struct peek *peek)
 {
-	if (t->family == FAMILY_IPV4) {
-		struct flow4_key key = flow4_key(t);
-		return error_of(bpf_map_update_elem(&flow4_v1, &key, f, BPF_NOEXIST));
+	struct spot spot = {};
+
+	if (!peek || !flow_find(&peek->key, &spot))
+		return 0;
+	const struct flow *f;
+	if (peek->key.family == FAMILY_IPV4) {
+		f = table_entry(&spot, FAMILY_IPV4);
+		if (!f)
+			return 0;
+		flow_verdict(&peek->key, f, FAMILY_IPV4, &peek->verdict);
+	} else {
+		f = table_entry(&spot, FAMILY_IPV6);
+		if (!f)
+			return 0;
+		flow_verdict(&peek->key, f, FAMILY_IPV6, &peek->verdict);
 	}
-	struct flow6_key key = flow6_key(t);
-	return error_of(bpf_map_update_elem(&flow6_v1, &key, f, BPF_NOEXIST));
+	verdict_leaves(&peek->verdict, &peek->key, &peek->leaves);
+	peek->state = peek->verdict.state;
+	peek->seen = f->seen;
+	__u64 word = f->carried;
+	peek->rare = table_rare(&spot);
+	peek->nat = table_nat(&spot);
+	peek->table = spot.table;
+	peek->bucket = spot.bucket;
+	peek->slot = spot.slot;
+	peek->mark = spot.mark;
+	struct carried_key key = carried_key(peek->key.family, spot.table, spot.bucket, spot.slot);
+	carried_total(&key, peek->state, word, &peek->carried);
+	__u32 mark = READ_ONCE(*table_mark(spot.marks, spot.slot));
+	/* While somebody rewrites the next hop the rest stays as it is. */
+	if (mark_rewritten(mark) || mark != spot.mark)
+		peek->verdict.stamp = 0;
+	return mark >> TAG_SHIFT == spot.mark >> TAG_SHIFT;
 }
 
-#define EEXIST 17
-
-/* Opens the connection that arrives as s->arrives and leaves as s->leaves, whose replies arrive as s->reply
- * and leave as s->back, as s->forward and s->answer say. The reply's entry is inserted first: only one CPU can win
- * its key. */
-always_inline enum flow_result flow_create_pair(struct scratch *s)
+/* The entry that was copied, in *spot; false: another one has its place. */
+always_inline bool peek_spot(const struct peek *peek, const int family, struct spot *spot)
 {
-	int error;
+	struct flow_marks *marks = table_bucket(family, peek->table & 1, peek->bucket);
+	__u32 slot = peek->slot;
 
-	flow_translate(&s->forward, &s->arrives, &s->leaves);
-	flow_translate(&s->answer, &s->reply, &s->back);
-	error = flow_insert(&s->reply, &s->answer);
-	if (error)
-		return error == -EEXIST ? FLOW_TAKEN : FLOW_FULL;
-	error = flow_insert(&s->arrives, &s->forward);
-	if (!error)
-		return FLOW_CREATED;
-	flow_delete(&s->reply);
-	return error == -EEXIST ? FLOW_EXISTS : FLOW_FULL;
+	keep_register(slot);
+	if (!marks || slot >= FLOW_SLOTS)
+		return false;
+	spot->flow = table_slot(marks, family, slot);
+	spot->marks = marks;
+	spot->slot = slot;
+	spot->bucket = peek->bucket;
+	spot->table = peek->table & 1;
+	spot->mark = READ_ONCE(*table_mark(marks, slot));
+	return spot->mark >> TAG_SHIFT == peek->mark >> TAG_SHIFT;
 }
 
-always_inline void flow_refresh(struct flow *f, __u32 bytes)
+/* Brings carried_v1 up to date. */
+always_inline void carried_fold(struct flow *f, const struct peek *peek)
 {
-	f->packets++;
-	f->bytes += bytes;
+	struct carried_key key = carried_key(peek->key.family, peek->table, peek->bucket, peek->slot);
+	struct carried total;
+
+	carried_total(&key, f->state, f->carried, &total);
+	if (!bpf_map_update_elem(&carried_v1, &key, &total, BPF_ANY))
+		__sync_fetch_and_or(&f->state, FLOW_FOLDED);
+}
+
+/* A packet of this entry went by. */
+__noinline int flow_refresh(struct peek *peek, __u32 bytes)
+{
+	struct spot spot = {};
+
+	if (!peek || !(peek->key.family == FAMILY_IPV4 ? peek_spot(peek, FAMILY_IPV4, &spot) :
+							 peek_spot(peek, FAMILY_IPV6, &spot)))
+		return 0;
+	struct flow *f = spot.flow;
+	__u64 was = f->carried, is = was + CARRIED_PACKET + bytes;
+	f->carried = is;
 	f->seen = now();
+	if ((was ^ is) & CARRIED_TURNS)
+		carried_fold(f, peek);
+	return 1;
 }
 
-always_inline void flow4_tuple(const struct flow4_key *key, struct tuple *t)
+/* The entry has peek->verdict's next hop from now on, unless somebody else is just giving it one. */
+__noinline int flow_resolve(struct peek *peek)
 {
-	struct tuple out = {.sport = key->sport, .dport = key->dport, .proto = key->proto, .family = FAMILY_IPV4};
+	struct spot spot = {};
 
-	out.src.v4 = key->src;
-	out.dst.v4 = key->dst;
-	*t = out;
+	if (!peek || !(peek->key.family == FAMILY_IPV4 ? peek_spot(peek, FAMILY_IPV4, &spot) :
+							 peek_spot(peek, FAMILY_IPV6, &spot)))
+		return 0;
+	if (!table_rewrite_begin(&spot))
+		return 0;
+	flow_hop(&peek->verdict, spot.flow);
+	table_rewrite_end(&spot);
+	return 1;
 }
 
-always_inline void flow6_tuple(const struct flow6_key *key, struct tuple *t)
+/* ---- the end of a connection ---- */
+
+/* A connection that is to end, named by the key of either direction. */
+struct ending {
+	struct peek entry;
+	struct peek pair;
+	__u32 why; /* enum flow_end */
+	__u32 now;
+	__u32 idle;	 /* out: of both */
+	__u32 paired;	 /* out */
+	__u64 rank;	 /* of the best that was found to evict */
+	__u32 bucket[2]; /* that are full */
+};
+
+always_inline bool peek_free(const struct peek *peek)
 {
-	struct tuple out = {.src = key->src,
-			    .dst = key->dst,
-			    .sport = key->sport,
-			    .dport = key->dport,
-			    .proto = key->proto,
-			    .family = FAMILY_IPV6};
-	*t = out;
-}
+	struct flow_marks *marks = table_bucket(peek->key.family, peek->table, peek->bucket);
 
-/* VISIT(tuple, flow, argument) is called for every entry; it may delete the pair it is given. Defined as a
- * macro because the verifier wants one callback a table. */
-#define FLOW_EACH(VISIT, ARGUMENT) \
-	static long visit_flow4(void *map, struct flow4_key *key, struct flow *f, ARGUMENT *argument) \
-	{ \
-		struct tuple t; \
-		flow4_tuple(key, &t); \
-		VISIT(&t, f, argument); \
-		return 0; \
-	} \
-	static long visit_flow6(void *map, struct flow6_key *key, struct flow *f, ARGUMENT *argument) \
-	{ \
-		struct tuple t; \
-		flow6_tuple(key, &t); \
-		VISIT(&t, f, argument); \
-		return 0; \
-	} \
-	static void flow_each(ARGUMENT *argument) \
-	{ \
-		bpf_for_each_map_elem(&flow4_v1, visit_flow4, argument, 0); \
-		bpf_for_each_map_elem(&flow6_v1, visit_flow6, argument, 0); \
+	if (!marks || !table_free(marks, peek->slot, peek->mark))
+		return false;
+	if (peek->state & FLOW_FOLDED) {
+		struct carried_key key = carried_key(peek->key.family, peek->table, peek->bucket, peek->slot);
+		bpf_map_delete_elem(&carried_v1, &key);
 	}
+	return true;
+}
+
+always_inline void flow_count_end(__u32 why)
+{
+	struct opened *ended = bpf_map_lookup_elem(&ended_v1, &why);
+
+	if (ended)
+		ended->connections++;
+}
+
+always_inline void flow_record(const struct ending *e)
+{
+	bool reply = e->entry.state & FLOW_REPLY;
+	const struct peek *opening = reply ? &e->pair : &e->entry, *answering = reply ? &e->entry : &e->pair;
+	const struct flow_tables *tables = flow_tables();
+
+	if (!tables || !tables->records)
+		return;
+	struct flow_record *record = bpf_ringbuf_reserve(&records_v1, sizeof(*record), 0);
+	if (!record) {
+		__u32 zero = 0;
+		struct opened *lost = bpf_map_lookup_elem(&lost_v1, &zero);
+		if (lost)
+			lost->connections++;
+		return;
+	}
+	record->client = opening->key;
+	record->leaves = opening->leaves;
+	record->packets = opening->carried.packets;
+	record->bytes = opening->carried.bytes;
+	record->reply_packets = answering->carried.packets;
+	record->reply_bytes = answering->carried.bytes;
+	record->ended = bpf_jiffies64();
+	record->created = answering->rare;
+	record->seen = opening->seen;
+	record->reply_seen = answering->seen;
+	record->state = opening->state;
+	record->endpoint = opening->rare;
+	record->nat = opening->nat | answering->nat << 8;
+	record->why = e->why;
+	record->pad = 0;
+	bpf_ringbuf_submit(record, 0);
+}
+
+/* Finds both entries, and how long neither has seen a packet. 0: there is no such connection. */
+__noinline int flow_find_both(struct ending *e)
+{
+	if (!e || !flow_peek(&e->entry))
+		return 0;
+	struct peek *entry = &e->entry, *pair = &e->pair;
+	tuple_reverse(&entry->leaves, &pair->key);
+	e->paired = flow_peek(pair) && pair->leaves.sport == entry->key.dport &&
+		    pair->leaves.dport == entry->key.sport && addr_equal(&pair->leaves.src, &entry->key.dst) &&
+		    addr_equal(&pair->leaves.dst, &entry->key.src);
+	__u32 a = idle_since(e->now, entry->seen), b = e->paired ? idle_since(e->now, pair->seen) : a;
+	e->idle = a < b ? a : b;
+	return 1;
+}
+
+/* Ends what flow_find_both() has found. Who ends the opening direction's entry ends the connection: the other entry is his
+ * to end. 0: somebody else does, or a packet has just changed it. */
+__noinline int flow_end_both(struct ending *e)
+{
+	if (!e)
+		return 0;
+	struct peek *opening = &e->entry, *answering = &e->pair;
+	if (!e->paired) {
+		if (!peek_free(&e->entry))
+			return 0;
+		flow_count_end(FLOW_END_ORPHAN);
+		return 1;
+	}
+	if (e->entry.state & FLOW_REPLY) {
+		opening = &e->pair;
+		answering = &e->entry;
+	}
+	if (!peek_free(opening))
+		return 0;
+	if (!peek_free(answering)) { /* its next hop was just being rewritten: once more, with its mark of now */
+		flow_peek(answering);
+		peek_free(answering);
+	}
+	flow_count_end(e->why);
+	flow_record(e);
+	return 1;
+}
+
+always_inline int flow_end(struct ending *e, const struct tuple *t, enum flow_end why)
+{
+	e->entry.key = *t;
+	e->why = why;
+	e->now = now();
+	return flow_find_both(e) && flow_end_both(e);
+}
+
+/* ---- a full table ---- */
+
+#define ORPHAN_MS 1000 /* an entry without its pair may be just being born */
+#define EVICT_NOBODY (~0ull)
+#define IDLE_MS 1000 /* what is not TCP may be evicted when it has been idle for so long */
+
+/* May a newcomer have this connection's place? FLOW_END_COUNT: no. The order is that in which they go. A function that is
+ * verified once, and not for each slot. */
+__noinline int flow_evictable(__u32 state, __u32 idle)
+{
+	const struct config *config = config_of(active_now().epoch);
+
+	if (!config)
+		return FLOW_END_COUNT;
+	if (idle > flow_patience(config, state))
+		return FLOW_END_EVICTED_EXPIRED;
+	if ((__u8)state != IPPROTO_TCP)
+		return idle > ticks(IDLE_MS) ? FLOW_END_EVICTED_IDLE : FLOW_END_COUNT;
+	if (tcp_is_over(state))
+		return FLOW_END_EVICTED_CLOSED;
+	enum tcp_state tcp = tcp_state(state);
+	return tcp == TCP_SYN_SENT || tcp == TCP_SYN_RECEIVED ? FLOW_END_EVICTED_HALF_OPEN : FLOW_END_COUNT;
+}
+
+/* The better of what was found and what stands in this bucket: lower kinds go first, among these the longest idle. */
+always_inline void evict_look(struct flow_marks *marks, const int family, struct ending *e)
+{
+	for (__u32 slot = 0; slot < FLOW_SLOTS; slot++) {
+		if (READ_ONCE(marks->mark[slot]) >> TAG_SHIFT < FLOW_TAG_FIRST)
+			continue;
+		const struct flow *f = table_slot(marks, family, slot);
+		__u32 idle = idle_since(e->now, f->seen), kind = flow_evictable(f->state, idle);
+		__u64 rank = (__u64)kind << 32 | (__u32)~idle;
+		if (kind == FLOW_END_COUNT || rank >= e->rank)
+			continue;
+		e->rank = rank;
+		flow_key(f, family, &e->entry.key);
+	}
+}
+
+enum flow_victim {
+	FLOW_VICTIM_NONE,
+	FLOW_VICTIM_NEEDLESS, /* there is a free place */
+	FLOW_VICTIM_FOUND,    /* e->entry.key */
+};
+
+always_inline enum flow_victim victim(const struct birth *b, struct ending *e, const int family)
+{
+	const struct flow_tables *tables = flow_tables();
+	struct choice choice;
+
+	if (!tables)
+		return FLOW_VICTIM_NONE;
+	__u32 table = tables->current & 1;
+	table_choose(tables, &b->key, family, table_buckets(tables, family, table), &choice);
+	struct flow_marks *first = table_bucket(family, table, choice.bucket[0]);
+	struct flow_marks *second = table_bucket(family, table, choice.bucket[1]);
+	if (!first || !second)
+		return FLOW_VICTIM_NONE;
+	if (table_used(first) < FLOW_SLOTS || table_used(second) < FLOW_SLOTS)
+		return FLOW_VICTIM_NEEDLESS;
+	e->now = now();
+	e->bucket[0] = choice.bucket[0];
+	e->bucket[1] = choice.bucket[1];
+	e->rank = EVICT_NOBODY;
+	evict_look(first, family, e);
+	evict_look(second, family, e);
+	return e->rank == EVICT_NOBODY ? FLOW_VICTIM_NONE : FLOW_VICTIM_FOUND;
+}
+
+__noinline int flow_victim(struct birth *b, struct ending *e)
+{
+	if (!b || !e)
+		return FLOW_VICTIM_NONE;
+	return b->key.family == FAMILY_IPV4 ? victim(b, e, FAMILY_IPV4) : victim(b, e, FAMILY_IPV6);
+}
+
+always_inline int shift(struct ending *e, __u32 bucket, __u32 slot, const int family)
+{
+	const struct flow_tables *tables = flow_tables();
+	struct flow_marks *marks = tables ? table_bucket(family, tables->current & 1, bucket) : NULL;
+
+	keep_register(slot);
+	return marks && slot < FLOW_SLOTS && table_shift(tables, marks, bucket, slot, family, &e->pair.key);
+}
+
+/* Moves an entry out of a full bucket, to the other one that it may stand in. */
+__noinline int flow_shift(struct ending *e, __u32 family, __u32 bucket, __u32 slot)
+{
+	if (!e)
+		return 0;
+	return family == FAMILY_IPV4 ? shift(e, bucket, slot, FAMILY_IPV4) : shift(e, bucket, slot, FAMILY_IPV6);
+}
+
+always_inline bool flow_shift_any(struct birth *b, struct ending *e)
+{
+	for (__u32 i = 0; i < 2 * FLOW_SLOTS; i++)
+		if (flow_shift(e, b->key.family, i < FLOW_SLOTS ? e->bucket[0] : e->bucket[1], i % FLOW_SLOTS))
+			return true;
+	return false;
+}
+
+/* Is there a place for this entry? Made by ending what has expired, by moving something away, or by ending what may be
+ * ended, in this order. */
+always_inline bool flow_make_room(struct birth *b, struct ending *e)
+{
+	int found = flow_victim(b, e);
+
+	if (found == FLOW_VICTIM_NEEDLESS)
+		return true;
+	if ((found == FLOW_VICTIM_NONE || e->rank >> 32 != FLOW_END_EVICTED_EXPIRED) && flow_shift_any(b, e))
+		return true;
+	if (found == FLOW_VICTIM_NONE || !flow_find_both(e))
+		return false;
+	/* Its pair may know of a packet that came later. */
+	e->why = flow_evictable(e->entry.state, e->idle);
+	if (e->why == FLOW_END_COUNT && (e->paired || e->idle <= ticks(ORPHAN_MS)))
+		return false;
+	return flow_end_both(e);
+}
+
+/* ---- the beginning of one ---- */
+
+__noinline int flow_place(struct birth *b)
+{
+	const struct flow_tables *tables = flow_tables();
+
+	if (!b || !tables)
+		return FLOW_FULL;
+	return b->key.family == FAMILY_IPV4 ? table_place(tables, b, FAMILY_IPV4) : table_place(tables, b, FAMILY_IPV6);
+}
+
+/* Opens the connection with these two entries. The reply's comes first: only one CPU can win its key. Neither counts
+ * before both are there. */
+always_inline enum flow_result flow_open(struct birth *forward, struct birth *answer)
+{
+	int result = flow_place(answer);
+
+	if (result != FLOW_CREATED)
+		return result == FLOW_EXISTS ? FLOW_TAKEN : FLOW_FULL;
+	result = flow_place(forward);
+	if (result != FLOW_CREATED) {
+		table_withdraw(answer);
+		return result;
+	}
+	if (!table_commit(answer)) {
+		table_withdraw(forward);
+		return FLOW_TAKEN;
+	}
+	if (table_commit(forward))
+		return FLOW_CREATED;
+	table_withdraw(answer);
+	return FLOW_EXISTS;
+}

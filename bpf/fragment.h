@@ -54,7 +54,7 @@ always_inline int fragment_unknown(struct packet *p, struct scratch *s)
 		return REASON_DROP_FRAGMENT_UNKNOWN;
 	if (!config->nats)
 		return REASON_PUNT_FRAGMENT;
-	s->leaves = p->tuple;
+	s->forward.leaves = p->tuple;
 	route_lookup(p, s);
 	if (route_found(&s->route) && nat_lookup(config->epoch, s->route.fib.ifindex, &p->tuple))
 		return REASON_DROP_FRAGMENT_UNKNOWN;

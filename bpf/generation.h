@@ -4,22 +4,6 @@
  * are enough. */
 #pragma once
 
-always_inline struct active active_now(void)
-{
-	__u32 zero = 0;
-	const struct active *active = bpf_map_lookup_elem(&active_v1, &zero);
-	struct active none = {};
-
-	return active ? *active : none;
-}
-
-always_inline const struct config *config_of(__u32 epoch)
-{
-	__u32 index = epoch & 1;
-
-	return bpf_map_lookup_elem(&config_v1, &index);
-}
-
 /* clearway's configuration, the mirror, and, read from the kernel where it can be: routes and rules of both
  * families (rt_genid, fib6_sernum: include/net/netns/) and the nftables ruleset (base_seq). Never 0. */
 always_inline __u32 generation(struct packet *p)

@@ -82,11 +82,12 @@ always_inline void quote_ports(struct quote *q, const struct tuple *to)
 	((struct udphdr *)q->l4)->dest = to->dport;
 }
 
-/* Rewrites the quoted packet to `to`; returns the difference to the ICMP checksum. f is the flow of the
+/* Rewrites the quoted packet to `to`; returns the difference to the ICMP checksum. v is the verdict of the
  * error's direction, whose differences are those of the quoted one: it is the same tuple, reversed. */
-always_inline __u32 quote_rewrite(const struct packet *p, struct quote *q, const struct tuple *to, const struct flow *f)
+always_inline __u32 quote_rewrite(const struct packet *p, struct quote *q, const struct tuple *to,
+				  const struct verdict *v)
 {
-	__u32 delta = quote_checksum(p, q, f->addr_delta, f->port_delta) + f->addr_delta + f->port_delta;
+	__u32 delta = quote_checksum(p, q, v->addr_delta, v->port_delta) + v->addr_delta + v->port_delta;
 
 	quote_ports(q, to);
 	if (to->family == FAMILY_IPV4) {
@@ -94,7 +95,7 @@ always_inline __u32 quote_rewrite(const struct packet *p, struct quote *q, const
 		__u16 from = ip->check;
 		ip->saddr = to->src.v4;
 		ip->daddr = to->dst.v4;
-		ip->check = checksum_apply(from, f->addr_delta);
+		ip->check = checksum_apply(from, v->addr_delta);
 		return delta + delta16(from, ip->check);
 	}
 	struct ipv6hdr *ip = q->l3;
@@ -107,21 +108,20 @@ always_inline __u32 quote_rewrite(const struct packet *p, struct quote *q, const
 
 /* The outer header: to whoever sent the quoted packet; from where it seems to have gone, so that what lies
  * behind a service does not show (as nf_nat_icmp_reply_translation does it). Returns the difference. */
-always_inline __u32 icmp_outer(struct packet *p, const struct flow *f, const struct tuple *leaves)
+always_inline __u32 icmp_outer(struct packet *p, __u32 state, const struct tuple *leaves)
 {
-	struct tuple from = p->tuple, to = p->tuple;
-	struct flow deltas;
+	struct tuple to = p->tuple;
 
 	to.dst = leaves->dst;
-	if (f->flags & FLOW_SOURCE_NAT)
+	if (state & FLOW_SOURCE_NAT)
 		to.src = leaves->src;
-	flow_translate(&deltas, &from, &to);
+	__u16 delta = addr_delta(&p->tuple, &to);
 	if (p->tuple.family == FAMILY_IPV4) {
 		struct iphdr *ip = p->l3;
 		ip->saddr = to.src.v4;
 		ip->daddr = to.dst.v4;
 		ip->ttl--;
-		ip->check = checksum_apply(ip->check, (__u32)deltas.addr_delta + DECREMENT_TTL);
+		ip->check = checksum_apply(ip->check, (__u32)delta + DECREMENT_TTL);
 		return 0;
 	}
 	struct ipv6hdr *ip = packet_ipv6(p);
@@ -131,7 +131,7 @@ always_inline __u32 icmp_outer(struct packet *p, const struct flow *f, const str
 	__builtin_memcpy(&ip->daddr, &to.dst, sizeof(to.dst));
 	ip->hop_limit--;
 	packet_hop_limit_decremented(p);
-	return deltas.addr_delta;
+	return delta;
 }
 
 always_inline int enter_icmp(struct packet *p, struct scratch *s)
@@ -140,28 +140,27 @@ always_inline int enter_icmp(struct packet *p, struct scratch *s)
 
 	if (!p->l4 || !icmp_is_error(p) || !quote_parse(p, &q))
 		return conclude(p, REASON_PUNT_ICMP);
-	tuple_reverse(&q.tuple, &s->reply);
-	const struct flow *found = flow_lookup(&s->reply);
-	if (!found)
+	tuple_reverse(&q.tuple, &s->answer.key);
+	struct verdict *v = &s->entry.verdict;
+	s->entry.key = s->answer.key;
+	if (!flow_peek(&s->entry))
 		return conclude(p, REASON_PUNT_ICMP);
 	if (p->ttl <= 1)
 		return conclude(p, REASON_DROP_NO_ANSWER);
-	/* A copy: whether the flow may go on is not for an error to decide, so the entry stays as it is. */
-	struct flow *f = &s->forward;
-	*f = *found;
-	flow_leaves(f, &s->reply, &s->leaves);
+	/* Whether the flow may go on is not for an error to decide, so the entry stays as it is. */
+	s->forward.leaves = s->entry.leaves;
 	route_lookup(p, s);
 	if (!route_found(&s->route))
 		return conclude(p, REASON_DROP_NO_ROUTE);
-	route_store(&s->route, generation(p), f);
-	if (must_hand_over(f))
+	route_egress(&s->route, 0, &s->egress);
+	if (must_hand_over(&s->egress))
 		return hand_over(p, REASON_DROP_NO_EGRESS);
 #ifdef HOOK_XDP
 	if (s->route.result == BPF_FIB_LKUP_RET_NO_NEIGH)
 		return hand_over(p, REASON_DROP_NO_NEIGHBOUR);
 #endif
-	tuple_reverse(&s->leaves, &s->back);
-	__u32 delta = quote_rewrite(p, &q, &s->back, f) + icmp_outer(p, f, &s->leaves);
+	tuple_reverse(&s->forward.leaves, &s->answer.leaves);
+	__u32 delta = quote_rewrite(p, &q, &s->answer.leaves, v) + icmp_outer(p, v->state, &s->forward.leaves);
 	struct icmphdr *icmp = p->l4;
 	icmp->checksum = checksum_apply(icmp->checksum, delta);
 	if (s->route.result == BPF_FIB_LKUP_RET_NO_NEIGH) {
@@ -170,8 +169,5 @@ always_inline int enter_icmp(struct packet *p, struct scratch *s)
 		count(p, REASON_FORWARD_ICMP_ERROR);
 		return packet_neighbour(p, s->route.fib.ifindex, &next);
 	}
-	if (!packet_link(p, f->dmac, f->smac, f->vlan_outer, f->vlan_inner))
-		return conclude(p, REASON_DROP_REWRITE_FAILED);
-	count(p, REASON_FORWARD_ICMP_ERROR);
-	return packet_transmit(p, f->ifindex);
+	return send(p, s->route.fib.dmac, &s->egress, REASON_FORWARD_ICMP_ERROR);
 }

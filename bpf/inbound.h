@@ -9,9 +9,9 @@ always_inline void inbound_note(const struct packet *p, const struct config *con
 {
 	struct inbound row = {.seen = now()};
 
-	tuple_reverse(&p->tuple, &s->reply);
-	if (nat_lookup(config->epoch, p->ifindex, &s->reply))
-		bpf_map_update_elem(&inbound_v1, &s->reply, &row, BPF_ANY);
+	tuple_reverse(&p->tuple, &s->answer.key);
+	if (nat_lookup(config->epoch, p->ifindex, &s->answer.key) || stateless_origin(config, &s->answer.key))
+		bpf_map_update_elem(&inbound_v1, &s->answer.key, &row, BPF_ANY);
 }
 
 always_inline bool inbound_noted(const struct packet *p, const struct config *config)
@@ -42,6 +42,14 @@ never_inline bool inbound_in_conntrack(context *ctx, const struct tuple *t)
 	return true;
 }
 
+/* Does Linux carry the connection that this packet answers? */
+always_inline bool inbound_known(struct packet *p, const struct config *config)
+{
+	if (inbound_noted(p, config))
+		return true;
+	return cw_conntrack && !is_icmp(&p->tuple) && inbound_in_conntrack(p->ctx, &p->tuple);
+}
+
 /* Does this packet answer what Linux carries? A SYN opens, it answers nothing. */
 always_inline bool inbound_answer(struct packet *p, const struct config *config)
 {
@@ -49,7 +57,5 @@ always_inline bool inbound_answer(struct packet *p, const struct config *config)
 		return false;
 	if (p->tuple.proto == IPPROTO_TCP && p->tcp_flags & TCP_SYN)
 		return true;
-	if (inbound_noted(p, config))
-		return true;
-	return cw_conntrack && !is_icmp(&p->tuple) && inbound_in_conntrack(p->ctx, &p->tuple);
+	return inbound_known(p, config);
 }

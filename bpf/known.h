@@ -3,33 +3,101 @@
  * when the flow's next hop was resolved under an older generation. */
 #pragma once
 
-/* A stale flow keeps its translation as long as the endpoint is still there. */
-always_inline bool known_keeps(const struct packet *p, const struct flow *f, struct scratch *s)
+/* Does the packet change its connection's state? */
+always_inline bool known_changes(const struct packet *p, __u32 state)
 {
-	struct tuple *to = &s->leaves;
-
-	if (!(f->flags & FLOW_HAS_SERVICE))
-		return true;
-	if (f->flags & FLOW_REPLY)
-		tuple_reverse(&p->tuple, to);
-	else
-		flow_leaves(f, &p->tuple, to);
-	return service_keeps(f, to);
+	if (p->fragment == FRAGMENT_LATER)
+		return false;
+	return !(state & FLOW_SENT_ACK) || p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST);
 }
 
-always_inline int known_resolve(struct packet *p, struct flow *f, __u32 stamp, struct scratch *s)
+/* Do packets of this entry leave as the reverse of `t`? */
+always_inline bool flow_leads_back(const struct spot *spot, const struct tuple *t)
 {
-	flow_leaves(f, &p->tuple, &s->leaves);
+	if (spot->flow->sport != t->dport || spot->flow->dport != t->sport)
+		return false;
+	if (t->family == FAMILY_IPV4) {
+		const struct flow4 *f4 = (void *)table_entry(spot, FAMILY_IPV4);
+		return f4 && f4->src == t->dst.v4 && f4->dst == t->src.v4;
+	}
+	const struct flow6 *f6 = (void *)table_entry(spot, FAMILY_IPV6);
+	return f6 && addr_equal(&f6->src, &t->dst) && addr_equal(&f6->dst, &t->src);
+}
+
+/* The entry that the reply to `t` finds. False also when that key has been taken by another connection: the entry there
+ * must lead back to this one. */
+never_inline bool flow_pair(const struct tuple *t, const struct tuple *leaves, struct spot *spot)
+{
+	struct tuple key;
+
+	tuple_reverse(leaves, &key);
+	return flow_find(&key, spot) && flow_leads_back(spot, t);
+}
+
+/* Both entries learn of it. 0: the connection is over, and this SYN opens another; or there is no such connection. */
+__noinline int known_change(struct change *c)
+{
+	struct spot spot = {}, other = {};
+
+	if (!c || !flow_find(&c->key, &spot))
+		return 0;
+	if (!flow_pair(&c->key, &c->leaves, &other))
+		return c->key.proto != IPPROTO_TCP;
+	if (c->key.proto != IPPROTO_TCP) {
+		flow_sent(spot.flow, other.flow, FLOW_SENT_ACK);
+		return 1;
+	}
+	if (tcp_is_open(c->segment.flags) && tcp_is_over(spot.flow->state))
+		return 0;
+	tcp_change(&c->segment, spot.flow, other.flow);
+	return 1;
+}
+
+always_inline bool known_state(struct packet *p, struct scratch *s)
+{
+	struct change *c = &s->change;
+
+	if (!known_changes(p, s->entry.verdict.state))
+		return true;
+	c->key = p->tuple;
+	c->leaves = s->entry.leaves;
+	if (p->tuple.proto == IPPROTO_TCP) {
+		if (!tcp_read(p, &c->segment))
+			return true;
+		if (p->tcp_flags & TCP_SYN)
+			c->segment.scale = tcp_scale(p, &s->options);
+	}
+	return known_change(c);
+}
+
+/* A stale flow keeps its translation as long as the endpoint is still there. */
+always_inline bool known_keeps(const struct packet *p, struct scratch *s)
+{
+	struct ending *e = &s->ending;
+
+	if (!(s->entry.verdict.state & FLOW_HAS_SERVICE))
+		return true;
+	e->entry.key = p->tuple;
+	if (!flow_find_both(e) || !e->paired)
+		return false;
+	const struct peek *opening = e->entry.state & FLOW_REPLY ? &e->pair : &e->entry;
+	return service_keeps(active_now().epoch, opening->rare, &opening->key, &opening->leaves);
+}
+
+/* Where does the route lead now? For this packet, and for those that follow. */
+always_inline int known_resolve(struct packet *p, __u32 stamp, struct scratch *s)
+{
 	route_lookup(p, s);
 	int reason = route_reason(&s->route);
 	if (reason != CONTINUE)
 		return reason;
-	route_store(&s->route, stamp, f);
+	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
+	flow_resolve(&s->entry);
 	return CONTINUE;
 }
 
 /* Out through the neighbour table: only TC can, so XDP hands over. */
-always_inline int forward_neighbour(struct packet *p, const struct flow *f, const struct route *route)
+always_inline int forward_neighbour(struct packet *p, const struct verdict *v, const struct route *route)
 {
 	struct bpf_redir_neigh next;
 
@@ -37,56 +105,44 @@ always_inline int forward_neighbour(struct packet *p, const struct flow *f, cons
 	return hand_over(p, REASON_DROP_NO_NEIGHBOUR);
 #endif
 	route_next_hop(route, &next);
-	if (!rewrite(p, f, 1))
+	if (!rewrite(p, v, 1))
 		return conclude(p, REASON_DROP_REWRITE_FAILED);
 	count(p, REASON_FORWARD_NEIGHBOUR);
 	return packet_neighbour(p, route->fib.ifindex, &next);
 }
 
 /* Must another hook or program finish this packet? */
-always_inline bool must_hand_over(const struct flow *f)
+always_inline bool must_hand_over(const struct egress *out)
 {
 #ifdef HOOK_XDP
-	return f->flags & FLOW_NEEDS_TC;
+	return !out->xdp_transmit;
 #else
 	return false;
 #endif
 }
 
-/* What the connection's state says; false: the connection is over and this SYN opens another. */
-always_inline bool known_state(struct packet *p, struct flow *f)
-{
-	if (p->tuple.proto != IPPROTO_TCP || p->fragment == FRAGMENT_LATER)
-		return true;
-	struct flow *other = flow_pair(f, &p->tuple);
-	if (!other)
-		return false;
-	if (tcp_is_open(p->tcp_flags) && tcp_is_over(f, other))
-		return false;
-	tcp_change(p, f, other);
-	return true;
-}
-
 /* CONTINUE: not known any more, to be opened anew. Everything else: the hook's verdict in *verdict. */
-always_inline int known(struct packet *p, struct flow *f, __u32 stamp, struct scratch *s, int *verdict)
+always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *verdict)
 {
 	int reason = p->fragment == FRAGMENT_LATER ? REASON_FORWARD_FRAGMENT : REASON_FORWARD_STATE;
+	struct verdict *v = &s->entry.verdict;
 
-	if (!known_state(p, f)) {
-		flow_delete_pair(f, &p->tuple);
+	s->forward.leaves = s->entry.leaves;
+	if (!known_state(p, s)) {
+		flow_end(&s->ending, &p->tuple, FLOW_END_REOPENED);
 		return CONTINUE;
 	}
 	s->route.result = BPF_FIB_LKUP_RET_SUCCESS;
-	if (f->stamp != stamp) {
-		bool reply = f->flags & FLOW_REPLY;
-		if (!known_keeps(p, f, s)) {
-			flow_delete_pair(f, &p->tuple);
+	if (v->stamp != stamp || !egress_read(v->egress, stamp, &s->egress)) {
+		bool reply = v->state & FLOW_REPLY;
+		if (!known_keeps(p, s)) {
+			flow_end(&s->ending, &p->tuple, FLOW_END_ENDPOINT_GONE);
 			if (!reply)
 				return CONTINUE;
 			*verdict = conclude(p, REASON_DROP_ENDPOINT_GONE);
 			return 0;
 		}
-		int wrong = known_resolve(p, f, stamp, s);
+		int wrong = known_resolve(p, stamp, s);
 		if (wrong != CONTINUE) {
 			*verdict = conclude(p, wrong);
 			return 0;
@@ -94,22 +150,22 @@ always_inline int known(struct packet *p, struct flow *f, __u32 stamp, struct sc
 		if (reason == REASON_FORWARD_STATE && !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)))
 			reason = REASON_FORWARD_RESOLVED;
 	}
-	if (must_hand_over(f)) {
+	if (must_hand_over(&s->egress)) {
 		*verdict = hand_over(p, REASON_DROP_NO_EGRESS);
 		return 0;
 	}
-	if (p->ttl <= 1 || (f->stamp && packet_segment(p) > f->mtu)) {
+	if (p->ttl <= 1 || (s->route.result == BPF_FIB_LKUP_RET_SUCCESS && packet_segment(p) > v->mtu)) {
 		*verdict = stage(p, STAGE_ANSWER);
 		return 0;
 	}
 	if (s->route.result == BPF_FIB_LKUP_RET_NO_NEIGH) {
 #ifndef HOOK_XDP
-		flow_refresh(f, p->length);
+		flow_refresh(&s->entry, p->length);
 #endif
-		*verdict = forward_neighbour(p, f, &s->route);
+		*verdict = forward_neighbour(p, v, &s->route);
 		return 0;
 	}
-	flow_refresh(f, p->length);
-	*verdict = forward(p, f, reason);
+	flow_refresh(&s->entry, p->length);
+	*verdict = forward(p, v, &s->egress, reason);
 	return 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Every table of the data path. Sizes given as 1 are set by the control plane before loading, from the
  * configuration (conntrack.max_flows, limits). All are pinned by name and shared by every program; the
- * name carries the layout's version. Nothing but flow.h touches flow4_v1 and flow6_v1. */
+ * name carries the layout's version. Nothing but table.h touches flow4_v2 and flow6_v2. */
 #pragma once
 
 #define TABLE(NAME, TYPE, KEY, VALUE, ENTRIES, FLAGS) \
@@ -13,9 +13,34 @@
 		__uint(map_flags, FLAGS); \
 	} NAME SEC(".maps")
 
-/* flows: an entry is allocated when it is born, so that an empty table costs no memory */
-TABLE(flow4_v1, BPF_MAP_TYPE_HASH, struct flow4_key, struct flow, 1, BPF_F_NO_PREALLOC);
-TABLE(flow6_v1, BPF_MAP_TYPE_HASH, struct flow6_key, struct flow, 1, BPF_F_NO_PREALLOC);
+/* Flows: the tables themselves are made by the control plane, of any size, and can be exchanged for others while
+ * packets go through them. Mapped into memory by readers, and so that entries are aligned to cache lines. */
+#define FLOW_TABLE(NAME, BUCKET) \
+	struct { \
+		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS); \
+		__uint(max_entries, FLOW_TABLES); \
+		__type(key, __u32); \
+		__array( \
+			values, struct { \
+				__uint(type, BPF_MAP_TYPE_ARRAY); \
+				__uint(max_entries, 1); \
+				__uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP); \
+				__uint(key_size, sizeof(__u32)); \
+				__uint(value_size, sizeof(BUCKET)); \
+			}); \
+	} NAME SEC(".maps")
+
+FLOW_TABLE(flow4_v2, struct flow4_bucket);
+FLOW_TABLE(flow6_v2, struct flow6_bucket);
+TABLE(flows_v1, BPF_MAP_TYPE_ARRAY, __u32, struct flow_tables, 1, 0);
+TABLE(carried_v1, BPF_MAP_TYPE_HASH, struct carried_key, struct carried, 65536, BPF_F_NO_PREALLOC);
+TABLE(ended_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, FLOW_END_COUNT, 0); /* index: enum flow_end */
+TABLE(lost_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, 1, 0);		     /* records there was no room for */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} records_v1 SEC(".maps"); /* struct flow_record, while flow_tables.records is set */
+TABLE(egress_v1, BPF_MAP_TYPE_ARRAY, __u32, struct egress, EGRESS_ROWS, 0);
 TABLE(inbound_v1, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct inbound, 16384, 0);
 TABLE(fragment_v1, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 4096, 0);
 
@@ -24,8 +49,11 @@ TABLE(active_v1, BPF_MAP_TYPE_ARRAY, __u32, struct active, 1, 0);
 TABLE(config_v1, BPF_MAP_TYPE_ARRAY, __u32, struct config, 2, 0); /* index: epoch & 1 */
 TABLE(service_v1, BPF_MAP_TYPE_HASH, struct service_key, struct service, 1, BPF_F_NO_PREALLOC);
 TABLE(claim_v1, BPF_MAP_TYPE_HASH, struct claim, __u32, 1, BPF_F_NO_PREALLOC); /* set; the value is 1 */
-TABLE(wheel_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);		       /* slot -> endpoint id */
-TABLE(endpoint_v1, BPF_MAP_TYPE_ARRAY, __u32, struct endpoint, 1, 0);	       /* index: endpoint id */
+TABLE(origin_v1, BPF_MAP_TYPE_HASH, struct service_key, struct origin, 1, BPF_F_NO_PREALLOC);
+TABLE(full_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1,
+      0); /* jiffies, when a connection last went on without an entry; 0: none has */
+TABLE(wheel_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);	      /* slot -> endpoint id */
+TABLE(endpoint_v1, BPF_MAP_TYPE_ARRAY, __u32, struct endpoint, 1, 0); /* index: endpoint id */
 TABLE(nat_v1, BPF_MAP_TYPE_LPM_TRIE, struct nat_key, struct nat, 1, BPF_F_NO_PREALLOC);
 
 /* mirror of the kernel's devices */

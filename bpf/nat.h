@@ -9,7 +9,7 @@
 #define PORT_STEP 65537
 
 /* The rule for traffic from this source through this egress device: longest prefix first. */
-always_inline const struct nat *nat_lookup(__u32 epoch, __u32 ifindex, const struct tuple *t)
+never_inline const struct nat *nat_lookup(__u32 epoch, __u32 ifindex, const struct tuple *t)
 {
 	struct nat_key key = {.prefixlen = NAT_KEY_FIXED_BITS + (t->family == FAMILY_IPV4 ? 32 : 128),
 			      .epoch = epoch,
@@ -99,14 +99,14 @@ static long nat_try(__u32 i, struct port_search *search)
 	if (!s)
 		return 1;
 	__u32 span = s->source.port_max - s->source.port_min + 1;
-	__u16 port = bpf_ntohs(s->arrives.sport);
+	__u16 port = bpf_ntohs(s->forward.key.sport);
 	if (i || port < s->source.port_min || port > s->source.port_max)
 		port = s->source.port_min + (search->start % span + i * PORT_STEP) % span;
-	s->leaves.sport = bpf_htons(port);
-	s->reply.dport = s->leaves.sport;
-	if (s->source.host && nat_port_in_use(search->ctx, &s->reply))
+	s->forward.leaves.sport = bpf_htons(port);
+	s->answer.key.dport = s->forward.leaves.sport;
+	if (s->source.host && nat_port_in_use(search->ctx, &s->answer.key))
 		return 0;
-	search->result = flow_create_pair(s);
+	search->result = flow_open(&s->forward, &s->answer);
 	return search->result != FLOW_TAKEN;
 }
 
@@ -117,10 +117,13 @@ always_inline enum flow_result nat_open(struct packet *p, struct scratch *s)
 {
 	struct port_search search = {.ctx = p->ctx, .start = bpf_get_prandom_u32(), .result = FLOW_TAKEN};
 
-	s->arrives = p->tuple;
-	s->leaves.src = s->source.address;
-	tuple_reverse(&s->arrives, &s->back);
-	tuple_reverse(&s->leaves, &s->reply);
+	s->forward.key = p->tuple;
+	s->forward.leaves.src = s->source.address;
+	tuple_reverse(&s->forward.key, &s->answer.leaves);
+	tuple_reverse(&s->forward.leaves, &s->answer.key);
 	bpf_loop(PORT_TRIES, nat_try, &search, 0);
+	if (search.result == FLOW_FULL && flow_make_room(&s->answer, &s->ending) &&
+	    flow_make_room(&s->forward, &s->ending))
+		bpf_loop(PORT_TRIES, nat_try, &search, 0);
 	return search.result;
 }

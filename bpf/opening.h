@@ -13,6 +13,7 @@ struct opening {
 	const struct nat *nat;	       /* NULL: source not claimed */
 	__u32 endpoint;
 	bool midstream; /* TCP, and not a SYN */
+	bool answers;	/* an endpoint, for a connection without an entry (stateless.h) */
 };
 
 /* A TCP segment without SYN and without flow: pick up, or not. Only asked for traffic that is ours. */
@@ -27,7 +28,7 @@ always_inline int opening_midstream(const struct packet *p, const struct opening
 
 always_inline int opening_service(struct packet *p, struct opening *o, struct scratch *s)
 {
-	s->leaves = p->tuple;
+	s->forward.leaves = p->tuple;
 	o->service = NULL;
 	if (!o->config->services || is_icmp(&p->tuple))
 		return CONTINUE;
@@ -42,15 +43,29 @@ always_inline int opening_service(struct packet *p, struct opening *o, struct sc
 	const struct endpoint *endpoint = service_endpoint(o->service, &p->tuple, &o->endpoint);
 	if (!endpoint)
 		return REASON_DROP_NO_ENDPOINT;
-	s->leaves.dst = endpoint->address;
-	s->leaves.dport = endpoint->port;
+	s->forward.leaves.dst = endpoint->address;
+	s->forward.leaves.dport = endpoint->port;
 	return CONTINUE;
+}
+
+/* What a stateless service's endpoint sends, and no flow and no Linux knows: it leaves as from the service. */
+always_inline void opening_answers(struct packet *p, struct opening *o, struct scratch *s)
+{
+	o->answers = false;
+	if (o->service || !o->config->origins || is_icmp(&p->tuple))
+		return;
+	const struct origin *origin = stateless_origin(o->config, &p->tuple);
+	if (!origin || !stateless_recently(o->config) || inbound_known(p, o->config))
+		return;
+	s->forward.leaves.src = origin->address;
+	s->forward.leaves.sport = origin->port;
+	o->answers = true;
 }
 
 always_inline int opening_route(struct packet *p, struct opening *o, struct scratch *s)
 {
 	route_lookup(p, s);
-	if (o->service)
+	if (o->service || o->answers)
 		return route_reason(&s->route);
 	return route_found(&s->route) ? CONTINUE : REASON_PUNT_LOCAL;
 }
@@ -108,46 +123,65 @@ always_inline int opening_nat_only(struct packet *p, const struct opening *o)
 	return opening_midstream(p, o);
 }
 
-always_inline void opening_entries(struct packet *p, struct opening *o, struct scratch *s, __u32 stamp)
+/* What the packet says of its direction: FLOW_SENT_*, and the window scale that it offers. */
+always_inline __u32 opening_sent(struct packet *p, const struct opening *o, struct scratch *s)
 {
-	struct flow *forward = &s->forward, *reply = &s->answer;
-	bool source_nat = !addr_equal(&s->source.address, &p->tuple.src);
+	struct segment *seg = &s->change.segment;
 
-	__builtin_memset(forward, 0, sizeof(*forward));
-	forward->created = forward->seen = now();
-	if (o->service) {
-		forward->service = o->service->id;
-		forward->endpoint = o->endpoint;
-		forward->flags |= FLOW_HAS_SERVICE | (o->service->mode == MODE_FULL_NAT ? FLOW_FULL_NAT : 0);
+	if (p->tuple.proto != IPPROTO_TCP || !tcp_read(p, seg))
+		return FLOW_SENT_ACK;
+	if (o->midstream) {
+		tcp_track(seg, &s->forward.flow);
+		return (seg->flags & TCP_ACK ? FLOW_SENT_ACK : 0) | (seg->flags & TCP_FIN ? FLOW_SENT_FIN : 0);
 	}
-	if (o->nat) {
-		forward->nat = o->nat->id;
-		forward->flags |= FLOW_HAS_NAT;
-	}
-	if (o->midstream)
-		forward->flags |= FLOW_PICKED_UP;
-	*reply = *forward;
-	reply->flags |= FLOW_REPLY | (source_nat ? FLOW_DEST_NAT : 0) | (o->service ? FLOW_SOURCE_NAT : 0);
-	reply->tcp_scale = o->midstream ? TCP_SCALE_MAX : 0;
-	forward->flags |= (source_nat ? FLOW_SOURCE_NAT : 0) | (o->service ? FLOW_DEST_NAT : 0);
-	forward->tcp_scale = reply->tcp_scale;
-	route_store(&s->route, stamp, forward);
-	if (p->tuple.proto == IPPROTO_TCP && o->midstream) {
-		tcp_track(p, forward);
-		forward->sent |= p->tcp_flags & TCP_FIN ? SENT_FIN : 0;
-	} else if (p->tuple.proto == IPPROTO_TCP)
-		tcp_opened(p, forward);
+	seg->scale = tcp_scale(p, &s->options);
+	tcp_opened(seg, &s->forward.flow);
+	return FLOW_SENT_SYN | seg->scale;
 }
 
-always_inline int opening_send(struct packet *p, struct scratch *s, const struct flow *f)
+always_inline void opening_entries(struct packet *p, struct opening *o, struct scratch *s)
 {
+	struct flow *forward = &s->forward.flow, *answer = &s->answer.flow;
+	bool source_nat = !addr_equal(&s->source.address, &p->tuple.src);
+	__u32 both = p->tuple.proto, nat = o->nat ? o->nat->id : 0;
+
+	__builtin_memset(forward, 0, sizeof(*forward));
+	__builtin_memset(answer, 0, sizeof(*answer));
+	forward->seen = answer->seen = s->answer.rare = now();
+	s->forward.rare = o->service ? o->endpoint : 0;
+	s->forward.nat = nat & 0xff;
+	s->answer.nat = nat >> 8;
+	s->forward.moving = s->answer.moving = 0;
+	both |= o->service ? FLOW_HAS_SERVICE : 0;
+	both |= o->service && o->service->mode == MODE_FULL_NAT ? FLOW_FULL_NAT : 0;
+	both |= o->nat ? FLOW_HAS_NAT : 0;
+	both |= o->midstream ? FLOW_PICKED_UP | TCP_SCALE_MAX << FLOW_SCALE_SHIFT : 0;
+	__u32 sent = opening_sent(p, o, s);
+	forward->state = both | sent;
+	forward->state |= (source_nat ? FLOW_SOURCE_NAT : 0) | (o->service ? FLOW_DEST_NAT : 0);
+	answer->state = both | FLOW_REPLY | (sent & FLOW_SENT) << (FLOW_HEARD_SHIFT - FLOW_SENT_SHIFT);
+	answer->state |= (source_nat ? FLOW_DEST_NAT : 0) | (o->service ? FLOW_SOURCE_NAT : 0);
+	flow_hop(&s->entry.verdict, forward);
+}
+
+always_inline int opening_send(struct packet *p, struct scratch *s, int reason)
+{
+	struct verdict *v = &s->entry.verdict;
+	const struct tuple *leaves = &s->forward.leaves;
+
+	v->src = leaves->src;
+	v->dst = leaves->dst;
+	v->sport = leaves->sport;
+	v->dport = leaves->dport;
+	v->addr_delta = addr_delta(&p->tuple, leaves);
+	v->port_delta = fold(delta16(p->tuple.sport, v->sport) + delta16(p->tuple.dport, v->dport));
 	if (s->route.result == BPF_FIB_LKUP_RET_NO_NEIGH)
-		return forward_neighbour(p, f, &s->route);
-	if (must_hand_over(f))
+		return forward_neighbour(p, v, &s->route);
+	if (must_hand_over(&s->egress))
 		return hand_over(p, REASON_DROP_NO_EGRESS);
-	if (packet_segment(p) > f->mtu)
+	if (packet_segment(p) > v->mtu)
 		return stage(p, STAGE_ANSWER);
-	return forward(p, f, REASON_FORWARD_NEW);
+	return forward(p, v, &s->egress, reason);
 }
 
 /* All stages that decide, none that acts. CONTINUE: the flow may be opened. */
@@ -157,7 +191,10 @@ always_inline int opening_decide(struct packet *p, struct opening *o, struct scr
 
 	if ((reason = opening_service(p, o, s)) != CONTINUE)
 		return reason;
-	if ((reason = opening_route(p, o, s)) != CONTINUE)
+	opening_answers(p, o, s);
+	if (o->answers && p->ttl <= 1)
+		return REASON_PUNT_TTL;
+	if ((reason = opening_route(p, o, s)) != CONTINUE || o->answers)
 		return reason;
 	if ((reason = opening_source(p, o, s)) != CONTINUE)
 		return reason;
@@ -174,7 +211,7 @@ always_inline int opening_failed(struct packet *p, int reason)
 /* Will this program send the packet itself? What goes on to another one is counted in the flow there. */
 always_inline bool opening_sends(const struct packet *p, const struct scratch *s)
 {
-	if (s->route.result == BPF_FIB_LKUP_RET_SUCCESS && packet_segment(p) > s->forward.mtu)
+	if (s->route.result == BPF_FIB_LKUP_RET_SUCCESS && packet_segment(p) > s->entry.verdict.mtu)
 		return false;
 #ifdef HOOK_XDP
 	return s->route.result == BPF_FIB_LKUP_RET_SUCCESS && s->route.device.xdp_transmit;
@@ -183,34 +220,50 @@ always_inline bool opening_sends(const struct packet *p, const struct scratch *s
 #endif
 }
 
-always_inline int open_flow(struct packet *p, __u32 stamp, struct scratch *s)
+/* Without an entry. What is too big for the way is answered or fragmented as of a flow (enter_answer). */
+always_inline int opening_stateless(struct packet *p, struct scratch *s)
 {
+	stateless_note();
+	s->entry.key = p->tuple;
+	s->stateless = true;
+	return opening_send(p, s, REASON_FORWARD_STATELESS);
+}
+
+always_inline int enter_open(struct packet *p, struct scratch *s)
+{
+	__u32 stamp = generation(p);
 	struct opening o = {.config = config_of(active_now().epoch),
 			    .midstream = p->tuple.proto == IPPROTO_TCP && !tcp_is_open(p->tcp_flags)};
 
 	if (!o.config)
 		return conclude(p, REASON_PUNT_NOT_OURS);
 	int reason = opening_decide(p, &o, s);
-	if (reason == REASON_PUNT_NOT_OURS && !o.nat && o.config->nats)
+	if (reason == REASON_PUNT_NOT_OURS && !o.nat && (o.config->nats || o.config->origins))
 		inbound_note(p, o.config, s);
 	if (reason != CONTINUE)
 		return opening_failed(p, reason);
-	opening_entries(p, &o, s, stamp);
-	if (opening_sends(p, s)) {
-		s->forward.packets = 1;
-		s->forward.bytes = p->length;
-	}
+	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
+	if (o.answers)
+		return opening_stateless(p, s);
+	opening_entries(p, &o, s);
+	if (opening_sends(p, s))
+		s->forward.flow.carried = CARRIED_PACKET + p->length;
 	switch (nat_open(p, s)) {
 	case FLOW_CREATED:
 		break;
 	case FLOW_EXISTS: /* opened on another CPU a moment ago: look again */
-		return stage(p, STAGE_FIRST);
+		return stage(p, STAGE_KNOWN);
 	case FLOW_TAKEN:
 		return conclude(p, REASON_DROP_NO_PORT);
 	default:
-		return conclude(p, REASON_DROP_TABLE_FULL);
+		if (!o.service || !o.service->stateless || o.nat)
+			return conclude(p, REASON_DROP_TABLE_FULL);
+		/* the port that was tried last is not needed: nothing of the source changes */
+		s->forward.leaves.src = p->tuple.src;
+		s->forward.leaves.sport = p->tuple.sport;
+		return opening_stateless(p, s);
 	}
 	if (o.service)
 		service_count(o.endpoint);
-	return opening_send(p, s, &s->forward);
+	return opening_send(p, s, REASON_FORWARD_NEW);
 }

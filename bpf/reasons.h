@@ -6,12 +6,13 @@
 
 enum reason {
 	/* sent on */
-	REASON_FORWARD_FLOW = 0,   /* an established flow, one lookup */
-	REASON_FORWARD_NEW,	   /* opened a flow */
-	REASON_FORWARD_STATE,	   /* of a known flow, changed or asked for its state: SYN, FIN, RST */
+	REASON_FORWARD_FLOW = 0, /* an established flow, one lookup */
+	REASON_FORWARD_NEW,	 /* opened a flow */
+	REASON_FORWARD_STATE, /* of a known flow, changed or asked for its state: SYN, FIN, RST, a first acknowledgement */
 	REASON_FORWARD_RESOLVED,   /* of a known flow whose next hop was resolved again */
 	REASON_FORWARD_NEIGHBOUR,  /* through the kernel's neighbour table, which resolves the address */
 	REASON_FORWARD_FRAGMENT,   /* a later fragment of a known flow */
+	REASON_FORWARD_STATELESS,  /* of a connection that found no place in the table, balanced without an entry */
 	REASON_FORWARD_ICMP_ERROR, /* an ICMP error about a translated flow, translated */
 
 	/* answered */

@@ -6,7 +6,7 @@
 /* The packet as it will leave is looked up, as arriving on the device it arrived on. */
 always_inline void route_lookup(const struct packet *p, struct scratch *s)
 {
-	const struct tuple *leaves = &s->leaves;
+	const struct tuple *leaves = &s->forward.leaves;
 	struct route *r = &s->route;
 	struct bpf_fib_lookup *fib = &r->fib;
 
@@ -49,27 +49,38 @@ always_inline int route_reason(const struct route *r)
 	return route_found(r) ? CONTINUE : REASON_DROP_NO_ROUTE;
 }
 
-/* The flow remembers the next hop and what it was resolved under. Without a neighbour it stays unresolved,
- * and each packet asks again. */
-always_inline void route_store(const struct route *r, __u32 stamp, struct flow *f)
+/* The device that the route leaves by. */
+always_inline void route_egress(const struct route *r, __u32 stamp, struct egress *out)
 {
 	const struct bpf_fib_lookup *fib = &r->fib;
 
-	f->ifindex = r->device.lower;
-	f->vlan_outer = r->device.vlan_outer;
-	f->vlan_inner = r->device.vlan_inner;
-	if (r->device.xdp_transmit)
-		f->flags &= ~FLOW_NEEDS_TC;
-	else
-		f->flags |= FLOW_NEEDS_TC;
-	if (r->result != BPF_FIB_LKUP_RET_SUCCESS) {
-		f->stamp = 0;
+	__builtin_memset(out, 0, sizeof(*out));
+	out->stamp = stamp;
+	out->route = fib->ifindex;
+	out->ifindex = r->device.lower;
+	out->vlan_outer = r->device.vlan_outer;
+	out->vlan_inner = r->device.vlan_inner;
+	__builtin_memcpy(out->smac, fib->smac, ETH_ALEN);
+	out->xdp_transmit = r->device.xdp_transmit;
+}
+
+/* The next hop, and what it was resolved under. Without a neighbour it stays unresolved, and each packet asks again. */
+always_inline void route_verdict(const struct route *r, __u32 stamp, struct verdict *v, struct egress *out)
+{
+	v->stamp = 0;
+	v->egress = 0;
+	v->mtu = 0;
+	__builtin_memset(v->dmac, 0, sizeof(v->dmac));
+	route_egress(r, stamp, out);
+	if (r->result != BPF_FIB_LKUP_RET_SUCCESS)
 		return;
-	}
-	__builtin_memcpy(f->dmac, fib->dmac, ETH_ALEN);
-	__builtin_memcpy(f->smac, fib->smac, ETH_ALEN);
-	f->mtu = fib->mtu_result;
-	f->stamp = stamp;
+	__builtin_memcpy(v->dmac, r->fib.dmac, ETH_ALEN);
+	v->mtu = r->fib.mtu_result;
+	__u32 row = egress_store(out);
+	if (row == EGRESS_NONE)
+		return;
+	v->egress = row;
+	v->stamp = stamp;
 }
 
 always_inline void route_next_hop(const struct route *r, struct bpf_redir_neigh *next)

@@ -52,19 +52,38 @@ struct tcp_options {
 	__u8 bytes[64]; /* as many as fit a data offset of 15, and a power of two to bound an index by */
 	__u32 at;
 	__u32 end;
-	__u8 scale;
+	__u32 scale; /* found: FLOW_SCALE, FLOW_SCALE_OFFERED */
+};
+
+/* What a segment says (tcp.h). */
+struct segment {
+	__u32 seq;
+	__u32 ack;
+	__u32 end; /* the sequence number after it */
+	__u16 window;
+	__u8 flags;
+	__u8 pad;
+	__u32 scale; /* of a SYN: FLOW_SCALE and FLOW_SCALE_OFFERED */
+};
+
+/* A packet that changes its connection's state (known.h). */
+struct change {
+	struct tuple key; /* as it arrives */
+	struct tuple leaves;
+	struct segment segment; /* of TCP */
 };
 
 struct scratch {
 	struct parsed parsed; /* from stage() to packet_restore() */
-	struct tuple arrives; /* the first packet's tuple */
-	struct tuple leaves;  /* the packet's tuple as it leaves */
-	struct tuple reply;   /* as its reply arrives: leaves, reversed */
-	struct tuple back;    /* as its reply leaves: the packet's own, reversed */
 	struct route route;
 	struct source source;
-	struct flow forward; /* the two entries of a new flow */
-	struct flow answer;
+	struct birth forward; /* the two entries of a new flow; its tuples as the packet arrives and leaves */
+	struct birth answer;  /* and as its reply does: the other way round */
+	struct peek entry;    /* the packet's own */
+	struct egress egress; /* the device it leaves by */
+	bool stateless;	      /* entry.verdict is that of a connection without an entry */
+	struct ending ending; /* a connection that makes way */
+	struct change change;
 	struct tcp_options options;
 };
 

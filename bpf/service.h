@@ -2,7 +2,7 @@
 /* Services: is the packet addressed to one, and which endpoint takes it? */
 #pragma once
 
-always_inline const struct service *service_lookup(__u32 epoch, const struct tuple *t)
+never_inline const struct service *service_lookup(__u32 epoch, const struct tuple *t)
 {
 	struct service_key key = {
 		.epoch = epoch, .port = t->dport, .proto = t->proto, .family = t->family, .address = t->dst};
@@ -42,13 +42,14 @@ always_inline const struct endpoint *service_endpoint(const struct service *serv
 	return endpoint && endpoint->state == ENDPOINT_ACTIVE ? endpoint : NULL;
 }
 
-/* May a flow go on to the endpoint it was opened to? Ids are given out again, so what counts is that the
- * row still says what the flow does. to: where the flow's original direction leaves to. */
-always_inline bool service_keeps(const struct flow *f, const struct tuple *to)
+/* May a flow go on to the endpoint it was opened to? Ids are given out again, so what counts is that the rows still say
+ * what the flow does. client, to: the tuples that its opening direction arrives and leaves with. */
+always_inline bool service_keeps(__u32 epoch, __u32 id, const struct tuple *client, const struct tuple *to)
 {
-	const struct endpoint *endpoint = bpf_map_lookup_elem(&endpoint_v1, &f->endpoint);
+	const struct endpoint *endpoint = bpf_map_lookup_elem(&endpoint_v1, &id);
+	const struct service *service = service_lookup(epoch, client);
 
-	return endpoint && endpoint->state != ENDPOINT_FREE && endpoint->service == f->service &&
+	return endpoint && service && endpoint->state != ENDPOINT_FREE && endpoint->service == service->id &&
 	       endpoint->port == to->dport && addr_equal(&endpoint->address, &to->dst);
 }
 

@@ -5,7 +5,8 @@
 #pragma once
 
 enum stage {
-	STAGE_FIRST,  /* first packets, changes of state, stale flows, fragments */
+	STAGE_KNOWN,  /* changes of state, stale flows, fragments; sends on what belongs to no flow */
+	STAGE_OPEN,   /* first packets */
 	STAGE_ICMP,   /* errors about flows */
 	STAGE_ANSWER, /* ICMP errors and resets of our own; packets over MTU */
 	STAGE_COUNT,

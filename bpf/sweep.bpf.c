@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Ageing, inside the kernel: the daemon runs `sweep` every second, nothing is copied out. `clock` tells the
- * loader what a jiffy is and a reader what time it is. */
+/* What the daemon has done inside the kernel, so that nothing is copied out: `sweep` removes what has been idle for too
+ * long, a part of the table at a time; `move` brings connections from a table that was replaced to the current one;
+ * `clock` tells the loader what a jiffy is and a reader what time it is. */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
@@ -9,68 +10,246 @@
 #include "reasons.h"
 #include "maps.h"
 #include "util.h"
-#include "scratch.h"
-#include "flow.h"
+#include "inforce.h"
 #include "state.h"
+#include "table.h"
+#include "flow.h"
 
-#define ORPHAN_MS 1000 /* an entry without its pair may be just being born */
-
-struct sweep {
-	__u32 now;
-	__u32 epoch;
-	struct sweep_args *args;
+/* What these programs are just working out. Not the packet programs' scratch: they interrupt these. */
+enum work_index {
+	WORK_SWEEP,
+	WORK_MOVE,
+	WORK_COUNT,
 };
 
-always_inline __u32 ticks(__u32 ms)
+struct work {
+	struct ending ending;
+	struct birth forward;
+	struct birth answer;
+	struct ending evicted; /* makes way for what moves */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, WORK_COUNT);
+	__type(key, __u32);
+	__type(value, struct work);
+} work SEC(".maps");
+
+always_inline struct work *work_get(__u32 index)
 {
-	return (__u64)ms * cw_hz / 1000;
+	return bpf_map_lookup_elem(&work, &index);
 }
 
-/* Jiffies since either direction sent a packet; an entry written after `now` was read is not old. */
-always_inline __u32 idle(__u32 now, const struct flow *f, const struct flow *other)
+/* ---- sweep ---- */
+
+struct sweep {
+	struct sweep_args *args;
+	const struct config *config;
+	struct work *work;
+	__u32 now;
+};
+
+/* A connection that has been idle for too long, as far as this entry knows. If its pair has seen a packet, this entry
+ * takes over the time, so that it is not asked for again before that has passed. */
+always_inline void sweep_both(struct sweep *sweep, struct flow *f, __u32 seen, const int family)
 {
-	__s32 a = now - f->seen, b = now - other->seen;
+	struct ending *e = &sweep->work->ending;
 
-	a = a < b ? a : b;
-	return a < 0 ? 0 : a;
-}
-
-always_inline void visit(const struct tuple *t, const struct flow *f, struct sweep *sweep)
-{
-	const struct flow *other = flow_pair(f, t);
-	__u32 index = sweep->epoch & 1;
-	__u32 limit;
-
-	if (!other) {
-		if ((__s32)(sweep->now - f->created) > (__s32)ticks(ORPHAN_MS))
-			flow_delete(t);
+	flow_key(f, family, &e->entry.key);
+	e->now = sweep->now;
+	e->why = FLOW_END_EXPIRED;
+	if (!flow_find_both(e))
+		return;
+	__u32 patience = e->paired ? flow_patience(sweep->config, e->entry.state) : ticks(ORPHAN_MS);
+	if (e->idle <= patience) {
+		__sync_val_compare_and_swap(&f->seen, seen, sweep->now - e->idle);
 		return;
 	}
-	if (f->flags & FLOW_REPLY)
-		return; /* its pair speaks for both */
-	sweep->args->visited++;
-	const struct config *config = bpf_map_lookup_elem(&config_v1, &index);
-	if (!config)
-		return;
-	limit = ticks(config->timeout_ms[flow_timeout(t, f, other) % TIMEOUT_COUNT]);
-	if (idle(sweep->now, f, other) <= limit)
-		return;
-	flow_delete_pair(f, t);
-	sweep->args->expired++;
+	if (flow_end_both(e) && e->paired)
+		sweep->args->expired++;
 }
 
-FLOW_EACH(visit, struct sweep)
+always_inline long sweep_bucket(__u32 index, struct sweep *sweep, const int family)
+{
+	__u32 bucket = sweep->args->first + index;
+	struct flow_marks *marks = table_bucket(family, sweep->args->table & 1, bucket);
+	bool look = sweep->args->every && bucket % sweep->args->every == sweep->args->turn;
+
+	if (!marks)
+		return 1;
+	for (__u32 slot = 0; slot < FLOW_SLOTS; slot++) {
+		if (READ_ONCE(marks->mark[slot]) >> TAG_SHIFT < FLOW_TAG_FIRST)
+			continue;
+		struct flow *f = table_slot(marks, family, slot);
+		__u32 state = f->state, seen = f->seen;
+		if (!(state & FLOW_REPLY))
+			sweep->args->visited++;
+		if (look || idle_since(sweep->now, seen) > flow_patience(sweep->config, state))
+			sweep_both(sweep, f, seen, family);
+	}
+	return 0;
+}
+
+static long sweep_bucket4(__u32 index, struct sweep *sweep)
+{
+	return sweep_bucket(index, sweep, FAMILY_IPV4);
+}
+
+static long sweep_bucket6(__u32 index, struct sweep *sweep)
+{
+	return sweep_bucket(index, sweep, FAMILY_IPV6);
+}
 
 SEC("syscall") int sweep(struct sweep_args *args)
 {
-	__u32 zero = 0;
-	const struct active *active = bpf_map_lookup_elem(&active_v1, &zero);
-	struct sweep sweep = {.now = now(), .epoch = active ? active->epoch : 0, .args = args};
+	struct sweep sweep = {
+		.args = args, .config = config_of(active_now().epoch), .work = work_get(WORK_SWEEP), .now = now()};
 
 	args->visited = args->expired = 0;
-	flow_each(&sweep);
+	if (!sweep.config || !sweep.work)
+		return 0;
+	if (args->family == FAMILY_IPV4)
+		bpf_loop(args->buckets, sweep_bucket4, &sweep, 0);
+	else
+		bpf_loop(args->buckets, sweep_bucket6, &sweep, 0);
 	return 0;
 }
+
+/* ---- move: from a table that was replaced to the current one ---- */
+
+struct move {
+	struct move_args *args;
+	struct work *work;
+	__u32 table;
+};
+
+always_inline void move_birth(const struct peek *peek, const struct flow *f, struct birth *b)
+{
+	b->key = peek->key;
+	b->leaves = peek->leaves;
+	b->flow = *f;
+	b->rare = peek->rare;
+	b->nat = peek->nat;
+	b->moving = 1;
+}
+
+/* The entry that was copied, where it stands now. */
+always_inline struct flow *move_entry(const struct peek *peek, const int family)
+{
+	struct flow_marks *marks = table_bucket(family, peek->table & 1, peek->bucket);
+
+	return marks && peek->slot < FLOW_SLOTS ? table_slot(marks, family, peek->slot) : NULL;
+}
+
+always_inline void move_carried(const struct peek *from, const struct birth *to)
+{
+	struct carried_key key = carried_key(to->key.family, to->table, to->bucket, to->slot);
+
+	if (from->state & FLOW_FOLDED)
+		bpf_map_update_elem(&carried_v1, &key, &from->carried, BPF_ANY);
+}
+
+/* What packets have told the old entry since it was copied. */
+always_inline void move_state(const struct flow *from, const struct birth *to, const int family)
+{
+	struct flow_marks *marks = table_bucket(family, to->table & 1, to->bucket);
+
+	if (marks && to->slot < FLOW_SLOTS)
+		__sync_fetch_and_or(&table_slot(marks, family, to->slot)->state, from->state);
+}
+
+/* Both entries are copied, come into force, and the old ones end: packets find the new ones first, so they always find
+ * one. What a packet writes into an old entry in that moment is lost to the counters, but not to the state. */
+always_inline void move_connection(struct move *move, const int family)
+{
+	struct ending *e = &move->work->ending;
+	struct birth *forward = &move->work->forward, *answer = &move->work->answer;
+
+	struct flow *opening = move_entry(&e->entry, family), *answering = move_entry(&e->pair, family);
+	if (!opening || !answering)
+		return;
+	move_birth(&e->entry, opening, forward);
+	move_birth(&e->pair, answering, answer);
+	int result = flow_open(forward, answer);
+	if (result == FLOW_FULL && flow_make_room(answer, &move->work->evicted) &&
+	    flow_make_room(forward, &move->work->evicted))
+		result = flow_open(forward, answer);
+	if (result != FLOW_CREATED) {
+		move->args->left++;
+		return;
+	}
+	move_carried(&e->entry, forward);
+	move_carried(&e->pair, answer);
+	peek_free(&e->entry);
+	peek_free(&e->pair);
+	move_state(opening, forward, family);
+	move_state(answering, answer, family);
+	move->args->moved++;
+}
+
+/* Is this entry what is left of a connection that stands in the current table already, or of none? (An entry whose next
+ * hop is just being rewritten cannot be freed: it stays until the next time.) */
+always_inline bool move_has_moved(const struct move *move, const struct ending *e)
+{
+	if (e->entry.table != move->table)
+		return true;
+	return (!e->paired || e->pair.table != move->table) && e->idle > ticks(ORPHAN_MS);
+}
+
+always_inline long move_bucket(__u32 index, struct move *move, const int family)
+{
+	struct flow_marks *marks = table_bucket(family, move->table, move->args->first + index);
+
+	if (!marks)
+		return 1;
+	for (__u32 slot = 0; slot < FLOW_SLOTS; slot++) {
+		const struct flow *f = table_slot(marks, family, slot);
+		__u32 mark = READ_ONCE(marks->mark[slot]);
+		if (mark >> TAG_SHIFT < FLOW_TAG_FIRST || f->state & FLOW_REPLY)
+			continue;
+		struct ending *e = &move->work->ending;
+		flow_key(f, family, &e->entry.key);
+		e->now = now();
+		if (!flow_find_both(e))
+			continue;
+		if (move_has_moved(move, e))
+			table_free(marks, slot, mark);
+		else if (!e->paired)
+			move->args->left++; /* just being born */
+		else
+			move_connection(move, family);
+	}
+	return 0;
+}
+
+static long move_bucket4(__u32 index, struct move *move)
+{
+	return move_bucket(index, move, FAMILY_IPV4);
+}
+
+static long move_bucket6(__u32 index, struct move *move)
+{
+	return move_bucket(index, move, FAMILY_IPV6);
+}
+
+SEC("syscall") int move(struct move_args *args)
+{
+	const struct flow_tables *tables = flow_tables();
+	struct move move = {.args = args, .work = work_get(WORK_MOVE)};
+
+	args->moved = args->left = 0;
+	if (!tables || !move.work)
+		return 0;
+	move.table = !(tables->current & 1);
+	if (args->family == FAMILY_IPV4)
+		bpf_loop(args->buckets, move_bucket4, &move, 0);
+	else
+		bpf_loop(args->buckets, move_bucket6, &move, 0);
+	return 0;
+}
+
+/* ---- clock ---- */
 
 SEC("syscall") int clock(struct clock_args *args)
 {
@@ -82,13 +261,18 @@ SEC("syscall") int clock(struct clock_args *args)
 /* The control plane knows these by name, from BTF, which holds only what something has as its type. */
 const volatile union {
 	enum reason reason;
-	enum flow_flags flow_flags;
-	enum tcp_sent tcp_sent;
+	enum flow_state flow_state;
+	enum flow_end flow_end;
+	enum flow_tag flow_tag;
+	struct flow4_bucket flow4_bucket;
+	struct flow6_bucket flow6_bucket;
+	struct flow_record flow_record;
 	enum timeout timeout;
 	enum midstream midstream;
+	enum when_full when_full;
 	enum service_mode service_mode;
 	enum service_algorithm service_algorithm;
 	enum endpoint_state endpoint_state;
-} cw_enums = {};
+} cw_types = {};
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

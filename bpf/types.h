@@ -7,7 +7,7 @@
  * A change of any layout changes LAYOUT_VERSION and the version in the map's name (maps.h). */
 #pragma once
 
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
 #define FAMILY_IPV4 4
 #define FAMILY_IPV6 6
@@ -32,79 +32,184 @@ struct tuple {
 };
 _Static_assert(sizeof(struct tuple) == 40, "struct tuple");
 
-/* ---- flow table: two entries a connection, one for each direction ---- */
+/* ---- flow table (table.h): two entries a connection, one for each direction ---- */
 
-struct flow4_key {
-	__be32 src;
-	__be32 dst;
-	__be16 sport;
-	__be16 dport;
-	__u8 proto;
-	__u8 pad[3]; /* hashed: always zero */
-};
-_Static_assert(sizeof(struct flow4_key) == 16, "struct flow4_key");
+/* Buckets of seven entries behind one line of marks: what a lookup touches is that line and the entry's own. */
+#define FLOW_SLOTS 7
 
-struct flow6_key {
-	union addr src;
-	union addr dst;
-	__be16 sport;
-	__be16 dport;
-	__u8 proto;
-	__u8 pad[3]; /* hashed: always zero */
-};
-_Static_assert(sizeof(struct flow6_key) == 40, "struct flow6_key");
-
-enum flow_flags {
-	FLOW_REPLY = 1 << 0,	   /* the direction that answers; without it: the one that opened */
-	FLOW_SOURCE_NAT = 1 << 1,  /* this direction's source is rewritten */
-	FLOW_DEST_NAT = 1 << 2,	   /* this direction's destination is rewritten */
-	FLOW_FULL_NAT = 1 << 3,	   /* the connection belongs to a full-nat service */
-	FLOW_HAS_SERVICE = 1 << 4, /* service and endpoint are valid */
-	FLOW_HAS_NAT = 1 << 5,	   /* nat is valid */
-	FLOW_PICKED_UP = 1 << 6,   /* TCP: learned in mid-stream, its SYN was never seen */
-	FLOW_NEEDS_TC = 1 << 7,	   /* XDP cannot transmit through the egress device: TC carries it */
+/* A mark tells what its slot holds: in its upper half a tag, in its lower half how often that has changed, odd
+ * while somebody rewrites the next hop. All changes of a mark are atomic. */
+enum flow_tag {
+	FLOW_TAG_FREE,
+	FLOW_TAG_CLAIMED, /* being written by who has claimed it */
+	FLOW_TAG_BORN,	  /* written, not yet in force: two CPUs may be opening the same flow */
+	FLOW_TAG_FIRST,	  /* this and all above: in force; a hash of the key */
 };
 
-/* What this direction has sent so far. Only packets of this direction write it, so that no two CPUs
- * race for one connection's state: the state is derived from both directions (tcp.h, tcp_state). */
-enum tcp_sent {
-	SENT_SYN = 1 << 0,
-	SENT_ACK = 1 << 1,
-	SENT_FIN = 1 << 2,
-	SENT_RST = 1 << 3, /* in window, hence believed */
+struct flow_marks {
+	__u32 mark[FLOW_SLOTS];
+	__u32 rare[FLOW_SLOTS]; /* opening direction: endpoint, if FLOW_HAS_SERVICE; answering: jiffies of its birth */
+	__u8 nat[FLOW_SLOTS];	/* NAT rule, if FLOW_HAS_NAT; opening direction: lower byte, answering: upper byte */
+	__u8 pad;		/* to a cache line */
 };
+_Static_assert(sizeof(struct flow_marks) == 64, "struct flow_marks");
 
-/* The whole verdict for one direction of one connection, and its conntrack state. */
+/* What this direction has sent so far (SENT_*), what the other one has (HEARD_*), and what does not change. Both entries
+ * tell all of it, so that each gives away the state of the connection by itself (state.h). Changed by atomic operations
+ * only: either direction's packets, on any CPU, write both. */
+enum flow_state {
+	FLOW_PROTO = 0xff, /* the protocol's number */
+	FLOW_SENT_SYN = 1 << 8,
+	FLOW_SENT_ACK = 1 << 9, /* of other protocols than TCP: anything */
+	FLOW_SENT_FIN = 1 << 10,
+	FLOW_SENT_RST = 1 << 11, /* in window, hence believed */
+	FLOW_SENT = 0xf << 8,	 /* all of these */
+	FLOW_HEARD_SYN = 1 << 12,
+	FLOW_HEARD_ACK = 1 << 13,
+	FLOW_HEARD_FIN = 1 << 14,
+	FLOW_HEARD_RST = 1 << 15,
+	FLOW_SCALE = 0xf << 16,	      /* TCP: the window scale in force for this direction */
+	FLOW_SCALE_OFFERED = 1 << 20, /* its SYN carried the option; it counts when both did (RFC 7323 1.3) */
+	FLOW_REPLY = 1 << 21,	      /* the direction that answers; without it: the one that opened */
+	FLOW_SOURCE_NAT = 1 << 22,    /* this direction's source is rewritten */
+	FLOW_DEST_NAT = 1 << 23,      /* this direction's destination is rewritten */
+	FLOW_FULL_NAT = 1 << 24,      /* the connection belongs to a full-nat service */
+	FLOW_HAS_SERVICE = 1 << 25,   /* rare of the opening direction is an endpoint */
+	FLOW_HAS_NAT = 1 << 26,
+	FLOW_PICKED_UP = 1 << 27, /* TCP: learned in mid-stream, its SYN was never seen */
+	FLOW_FOLDED = 1 << 28,	  /* has carried so much that carried_v1 has a row for it */
+};
+#define FLOW_SENT_SHIFT 8
+#define FLOW_HEARD_SHIFT 12
+#define FLOW_SCALE_SHIFT 16
+
+/* The whole verdict for one direction of one connection, and its conntrack state: what both families share. */
 struct flow {
-	__u64 packets;
-	__u64 bytes;
-	__u32 seen;	  /* jiffies (low 32 bits) of the last packet */
+	__u64 carried;	  /* packets << 32 + bytes; modulo 2^64, see flow.h */
+	__u32 state;	  /* enum flow_state */
 	__u32 stamp;	  /* generation.h: what was current when the next hop was resolved; 0 = unresolved */
-	__u32 ifindex;	  /* egress device that transmits (below a VLAN device) */
-	__u8 dmac[6];	  /* next hop */
-	__u8 smac[6];	  /* egress device */
-	__u16 mtu;	  /* of the route, layer 3 */
-	__be16 sport;	  /* as it leaves */
-	__be16 dport;	  /* as it leaves */
-	__u16 vlan_outer; /* tags to push on egress, host order VID, 0 = none */
-	__u16 vlan_inner;
-	__u16 addr_delta; /* checksum difference made by the addresses (rewrite.h) */
-	__u16 port_delta; /* checksum difference made by the ports */
-	__u8 sent;	  /* enum tcp_sent */
-	__u8 flags;	  /* enum flow_flags */
-	__u32 tcp_ack;	  /* TCP: highest acknowledgement this direction has sent (host order) */
-	__u32 tcp_window; /* TCP: the window that came with it, scaled, in bytes */
-	__u32 service;	  /* id, if FLOW_HAS_SERVICE */
-	__u32 endpoint;	  /* id, if FLOW_HAS_SERVICE */
-	__u32 nat;	  /* id, if FLOW_HAS_NAT */
-	__u32 created;	  /* jiffies (low 32 bits) */
+	__u32 seen;	  /* jiffies (low 32 bits) of the last packet */
 	__u32 tcp_next;	  /* TCP: the sequence number after what this direction has sent */
-	__u8 tcp_scale;	  /* TCP: the window scale in force for this direction (TCP_SCALE_OFFERED: tcp.h) */
-	__u8 pad[3];	  /* to the alignment of an address */
-	union addr src;	  /* as it leaves */
-	union addr dst;
+	__u32 tcp_ack;	  /* TCP: highest acknowledgement this direction has sent (host order) */
+	__u16 tcp_window; /* TCP: the window that came with it, to be scaled */
+	__u16 egress;	  /* row of egress_v1: the device that transmits, and as whom */
+	__u8 dmac[6];	  /* next hop */
+	__u16 mtu;	  /* of the route, layer 3 */
+	__be16 key_sport; /* as it arrives */
+	__be16 key_dport;
+	__be16 sport; /* as it leaves */
+	__be16 dport;
 };
-_Static_assert(sizeof(struct flow) == 120, "struct flow");
+_Static_assert(sizeof(struct flow) == 48, "struct flow");
+
+struct flow4 {
+	struct flow flow;
+	__be32 key_src; /* as it arrives */
+	__be32 key_dst;
+	__be32 src; /* as it leaves */
+	__be32 dst;
+};
+_Static_assert(sizeof(struct flow4) == 64, "struct flow4");
+
+struct flow6 {
+	struct flow flow;
+	union addr key_src; /* as it arrives */
+	union addr key_dst;
+	union addr src; /* as it leaves */
+	union addr dst;
+	__u16 addr_delta; /* checksum difference made by the addresses: over IPv4 it is computed as fast as read */
+	__u8 pad[14];	  /* to two cache lines */
+};
+_Static_assert(sizeof(struct flow6) == 128, "struct flow6");
+
+struct flow4_bucket {
+	struct flow_marks marks;
+	struct flow4 slot[FLOW_SLOTS];
+};
+_Static_assert(sizeof(struct flow4_bucket) == 512, "struct flow4_bucket");
+
+struct flow6_bucket {
+	struct flow_marks marks;
+	struct flow6 slot[FLOW_SLOTS];
+};
+_Static_assert(sizeof(struct flow6_bucket) == 960, "struct flow6_bucket");
+
+/* There is room for two tables of each family: the current one, and one whose flows are moving to it. */
+#define FLOW_TABLES 2
+#define FLOW_HASH_WORDS 11
+
+struct flow_tables {
+	__u64 key[FLOW_HASH_WORDS];  /* of the hash: secret, made with the tables */
+	__u32 current;		     /* which of the two */
+	__u32 buckets4[FLOW_TABLES]; /* 0: there is none */
+	__u32 buckets6[FLOW_TABLES];
+	__u32 max_flows; /* that the current one was made for */
+	__u32 records;	 /* somebody reads records_v1 */
+	__u32 pad;	 /* to the alignment of the key */
+};
+_Static_assert(sizeof(struct flow_tables) == 120, "struct flow_tables");
+
+/* Why a connection has left the table. */
+enum flow_end {
+	FLOW_END_EXPIRED,	  /* idle for longer than its state allows */
+	FLOW_END_REOPENED,	  /* over, and its tuple was wanted again */
+	FLOW_END_ENDPOINT_GONE,	  /* its endpoint was removed */
+	FLOW_END_EVICTED_EXPIRED, /* a newcomer found the table full: this one had expired, the sweep had not come by */
+	FLOW_END_EVICTED_CLOSED,  /* TIME_WAIT, or reset */
+	FLOW_END_EVICTED_HALF_OPEN,
+	FLOW_END_EVICTED_IDLE, /* not TCP */
+	FLOW_END_ORPHAN,       /* half a connection */
+	FLOW_END_COUNT,
+};
+
+/* How a connection was, when it ended. */
+struct flow_record {
+	struct tuple client; /* as the opening direction arrives */
+	struct tuple leaves;
+	__u64 packets; /* of the opening direction */
+	__u64 bytes;
+	__u64 reply_packets;
+	__u64 reply_bytes;
+	__u64 ended;   /* jiffies */
+	__u32 created; /* jiffies (low 32 bits), and so the next two */
+	__u32 seen;
+	__u32 reply_seen;
+	__u32 state;	/* enum flow_state of the opening direction */
+	__u32 endpoint; /* if FLOW_HAS_SERVICE */
+	__u16 nat;	/* if FLOW_HAS_NAT */
+	__u8 why;	/* enum flow_end */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct flow_record) == 144, "struct flow_record");
+
+/* What a packet leaves by. Flows that share a device share a row; who resolves a next hop fills it in (egress.h). */
+#define EGRESS_ROWS 4096
+struct egress {
+	__u32 stamp;	  /* generation.h: under which it was filled in; what carries another one does not use it */
+	__u32 route;	  /* ifindex of the device as the routing table names it */
+	__u32 ifindex;	  /* device that transmits (below a VLAN device) */
+	__u16 vlan_outer; /* tags to push, host order VID, 0 = none */
+	__u16 vlan_inner;
+	__u8 smac[6];
+	__u8 xdp_transmit; /* the device takes frames redirected by XDP */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct egress) == 24, "struct egress");
+
+/* What a flow has carried beyond what its entry can count. */
+struct carried_key {
+	__u32 slot; /* bucket * FLOW_SLOTS + slot */
+	__u8 family;
+	__u8 table;  /* which of FLOW_TABLES */
+	__u8 pad[2]; /* hashed: always zero */
+};
+_Static_assert(sizeof(struct carried_key) == 8, "struct carried_key");
+
+struct carried {
+	__u64 packets; /* up to when it was written; the entry goes on from there (flow.h) */
+	__u64 bytes;
+};
+_Static_assert(sizeof(struct carried) == 16, "struct carried");
 
 /* ---- fragments: the ports of a datagram whose first fragment was seen ---- */
 
@@ -162,14 +267,21 @@ enum midstream {
 	MIDSTREAM_RESET, /* answer with RST */
 };
 
+enum when_full {
+	WHEN_FULL_DROP,
+	WHEN_FULL_STATELESS, /* services that can (struct service) balance without an entry */
+};
+
 struct config {
 	__u32 epoch;
 	__u32 services; /* number of rows of this epoch */
 	__u32 nats;
+	__u32 origins;
 	__u32 midstream; /* enum midstream */
+	__u32 when_full; /* enum when_full */
 	__u32 timeout_ms[TIMEOUT_COUNT];
 };
-_Static_assert(sizeof(struct config) == 52, "struct config");
+_Static_assert(sizeof(struct config) == 60, "struct config");
 
 enum service_mode {
 	MODE_NAT,
@@ -198,9 +310,18 @@ struct service {
 	__u16 port_max;
 	__u8 mode;	/* enum service_mode */
 	__u8 algorithm; /* enum service_algorithm */
-	__u8 pad[2];
+	__u8 stateless; /* without a place in the table its connections go on without an entry */
+	__u8 pad;
 };
 _Static_assert(sizeof(struct service) == 20, "struct service");
+
+/* Of a stateless service's endpoint, by its address, port and protocol (struct service_key): who it answers for. */
+struct origin {
+	union addr address;
+	__be16 port;
+	__u8 pad[6]; /* to the alignment of an address */
+};
+_Static_assert(sizeof(struct origin) == 24, "struct origin");
 
 /* An address that services translate from or to: what cannot be told to be a flow's is not leaked past it. */
 struct claim {
@@ -304,11 +425,27 @@ _Static_assert(sizeof(struct answer_bucket) == 8, "struct answer_bucket");
 
 /* ---- arguments of the SEC("syscall") programs (sweep.bpf.c) ---- */
 
+/* A part of one table. */
 struct sweep_args {
+	__u32 family;
+	__u32 table; /* which of FLOW_TABLES */
+	__u32 first; /* bucket */
+	__u32 buckets;
+	__u32 every; /* in one of so many buckets, number `turn`, each entry's pair is looked for */
+	__u32 turn;
 	__u32 visited; /* out: connections looked at */
 	__u32 expired; /* out: connections removed */
 };
-_Static_assert(sizeof(struct sweep_args) == 8, "struct sweep_args");
+_Static_assert(sizeof(struct sweep_args) == 32, "struct sweep_args");
+
+struct move_args {
+	__u32 family;
+	__u32 first; /* bucket of the table that is not the current one */
+	__u32 buckets;
+	__u32 moved; /* out: connections */
+	__u32 left;  /* out: connections for which there was no place, or which are just changing */
+};
+_Static_assert(sizeof(struct move_args) == 20, "struct move_args");
 
 struct clock_args {
 	__u64 jiffies; /* out */

@@ -22,6 +22,12 @@ always_inline __u16 fold(__u32 sum)
 	return sum;
 }
 
+always_inline __u16 fold64(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return fold((__u32)sum + (__u32)(sum >> 32));
+}
+
 /* RFC 1624: HC' = ~(~HC + ~m + m'); delta is the folded sum of ~m + m' over all changed words. */
 always_inline __u16 checksum_apply(__u16 checksum, __u32 delta)
 {
@@ -44,9 +50,26 @@ always_inline __u32 now(void)
 	return bpf_jiffies64();
 }
 
+always_inline __u32 ticks(__u32 ms)
+{
+	return (__u64)ms * cw_hz / 1000;
+}
+
 always_inline bool addr_equal(const union addr *a, const union addr *b)
 {
 	return a->quads[0] == b->quads[0] && a->quads[1] == b->quads[1];
+}
+
+/* Checksum difference between the addresses of two tuples of one family. */
+always_inline __u16 addr_delta(const struct tuple *from, const struct tuple *to)
+{
+	__u32 delta = delta32(from->src.words[0], to->src.words[0]) + delta32(from->dst.words[0], to->dst.words[0]);
+
+	if (from->family == FAMILY_IPV6)
+		for (int i = 1; i < 4; i++)
+			delta += delta32(from->src.words[i], to->src.words[i]) +
+				 delta32(from->dst.words[i], to->dst.words[i]);
+	return fold(delta);
 }
 
 always_inline void tuple_reverse(const struct tuple *t, struct tuple *out)

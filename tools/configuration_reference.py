@@ -73,11 +73,14 @@ Checked before anything is touched, by `clearway plan` and `clearway apply` alik
   later is waited for.
 - Ports that `masquerade` and `full-nat` translate to must not overlap the host's own local port range,
   `net.ipv4.ip_local_port_range`: the host could take the same port for itself. A pool may use any port.
-- The sizes of tables, `conntrack.max_flows` and `limits`, are those that the data path was loaded with.
-  Other sizes show in a plan with `!`; they take effect after `clearway down` and a new `clearway run`. Until
-  then, a configuration that does not fit the loaded ones is refused with the figure that it needs.
+- The sizes of tables in `limits` are those that the data path was loaded with. Other sizes show in a plan
+  with `!`; they take effect after `clearway down` and a new `clearway run`. Until then, a configuration that
+  does not fit the loaded ones is refused with the figure that it needs.
+- The tables must fit into the memory that the machine has to spare (`MemAvailable`), besides those that are
+  loaded; a flow table of another size stands beside the present one until all connections have moved. What
+  does not fit is refused with what it needs, what there is, and the `max_flows` that would fit.
 
-`clearway plan` also says how much kernel memory the tables take: empty, and when all of them are full.
+`clearway plan` also says how much kernel memory the tables take: when loaded, and when all of them are full.
 """
 
 

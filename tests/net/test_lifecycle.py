@@ -79,6 +79,36 @@ def test_long_connection_survives_changes(
     talk(near, accepted.socket)
 
 
+@pytest.mark.parametrize("max_flows", [200_000, 60_000], ids=["larger", "smaller"])
+def test_flow_table_of_another_size_keeps_every_connection(
+    lab: Lab, node: Daemon, stack: ExitStack, hook: str, family: int, max_flows: int
+) -> None:
+    """Under load of kept-alive and of new connections, and one that is silent meanwhile."""
+    listeners = stack.enter_context(Listeners([lab.outside], family, SSH_PORT))
+    near = stack.enter_context(lab.client.ns.connect((lab.outside.address(family), SSH_PORT), timeout=15))
+    accepted = listeners.accept()
+    talk(near, accepted.socket)
+    url = f"http://{lab.vip_url(family)}/"
+    loads = [
+        stack.enter_context(load(client.ns, lab.directory, f"{url}load", connections=16, close=close))
+        for client, close in zip(lab.clients, (False, True), strict=True)
+    ]
+    time.sleep(0.5)
+    changed = data(lab, hook)
+    changed["conntrack"] = {"max_flows": max_flows}
+    node.config_path.write_text(json.dumps(changed))
+    planned = node.cli("plan", str(node.config_path)).stdout
+    assert f"conntrack.max_flows: 65536 -> {max_flows}\n" in planned
+    node.cli("apply", str(node.config_path))
+    talk(near, accepted.socket)
+    time.sleep(2.5)
+    for result in [running.end() for running in loads]:
+        assert (result.broken, result.timeouts) == (0, 0)
+    talk(near, accepted.socket)
+    assert node.json("status")["max_flows"] == max_flows
+    assert "in the new flow table" in node.log_path.read_text()
+
+
 def test_stopped_daemon_leaves_the_data_path_carrying(lab: Lab, node: Daemon) -> None:
     assert node.stop() == 0
     for family in (4, 6):

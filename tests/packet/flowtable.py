@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from clearway.datapath import Datapath, Table
+import numpy as np
+
+from clearway.datapath import Datapath
 from clearway.datapath.flows import text_addresses
+from clearway.datapath.flowtable import SLOTS, Keys, as_bytes
+from clearway.datapath.flowtable import FlowTable as Table
 from tests.packet.frames import family_of
 
-TABLES = {4: "flow4_v1", 6: "flow6_v1"}
+WIDTH = {4: 4, 6: 16}
 PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "icmpv6": 58}
 
 
@@ -67,35 +71,79 @@ def packed(address: str) -> list[int]:
     return list(socket.inet_pton(family, address).ljust(16, b"\0"))
 
 
+OTHERS = 3
+"""A tag of entries in force."""
+FLAGS = ("reply", "source_nat", "dest_nat", "full_nat", "has_service", "has_nat", "picked_up")
+
+
 class FlowTable:
     """The flow tables of a data path, both families."""
 
     def __init__(self, datapath: Datapath) -> None:
         self._datapath = datapath
+        self._bits = datapath.enum("flow_state")
+        self._established = PROTOCOLS["tcp"] | self._bits["FLOW_SENT_ACK"] | self._bits["FLOW_HEARD_ACK"]
 
     def entry(self, key: Tuple) -> Any:
-        """The entry of a packet with that tuple, a row of struct flow; None if there is none."""
-        keys, table = self._key(key)
-        values, found = table.lookup(keys)
-        return values[0] if found[0] else None
+        """The entry of a packet with that tuple; None if there is none. Its own fields, and what they mean:
+        packets, bytes, sent (FLOW_SENT_*), tcp_scale, tcp_window in bytes, endpoint, nat.
+        """
+        with self._datapath.flow_tables() as tables:
+            table, place = self._find(tables, key)
+            if place < 0:
+                return None
+            entries = table.entries_at(np.array([place]))
+            flow = entries.flow[0]
+            other, pair = self._find(tables, _leaves(entries.slot[0], key).reversed())
+            nats = [int(entries.nat[0]), 0]
+            if pair >= 0:
+                nats[1] = int(other.entries_at(np.array([pair])).nat[0])
+        state = int(flow["state"])
+        scale = (state & self._bits["FLOW_SCALE"]) >> 16
+        fields = {name: flow[name] for name in flow.dtype.names}
+        return {
+            **fields,
+            "src": list(as_bytes(entries.slot["src"])[0].tobytes().ljust(16, b"\0")),
+            "dst": list(as_bytes(entries.slot["dst"])[0].tobytes().ljust(16, b"\0")),
+            "packets": int(flow["carried"]) >> 32,
+            "bytes": int(flow["carried"]) & 0xFFFFFFFF,
+            "sent": state >> 8 & 15,
+            "tcp_scale": scale,
+            "tcp_window": int(flow["tcp_window"]) << scale,
+            "endpoint": int(entries.rare[0]),
+            "nat": nats[0] | nats[1] << 8,
+        }
 
     def flags(self, key: Tuple) -> set[str]:
-        """Names of the entry's flags, in small letters and without FLOW_."""
-        bits, value = self._datapath.enum("flow_flags"), int(self.entry(key)["flags"])
-        return {name.removeprefix("FLOW_").lower() for name, bit in bits.items() if value & bit}
+        """Names of the entry's FLAGS."""
+        entry = self.entry(key)
+        assert entry is not None
+        return {name for name in FLAGS if int(entry["state"]) & self._bits[f"FLOW_{name.upper()}"]}
 
     def write_entry(self, key: Tuple, **changed: Any) -> None:
         """Changes fields of an entry, as time or other packets would have."""
-        keys, table = self._key(key)
-        values, found = table.lookup(keys)
-        assert found[0]
-        for field, value in changed.items():
-            values[0][field] = value
-        table.update(keys, values)
+        with self._datapath.flow_tables() as tables:
+            table, place = self._find(tables, key)
+            assert place >= 0
+            bucket, slot = divmod(place, SLOTS)
+            for field, value in changed.items():
+                table.rows["slot"]["flow"][field][bucket, slot] = value
 
     def delete_entry(self, key: Tuple) -> None:
-        keys, table = self._key(key)
-        assert table.delete(keys) == 1
+        with self._datapath.flow_tables() as tables:
+            table, place = self._find(tables, key)
+            assert place >= 0
+            table.rows["marks"]["mark"][divmod(place, SLOTS)] = 0
+
+    def disown_entry(self, key: Tuple) -> None:
+        """The entry becomes an established one of others, in its place."""
+        with self._datapath.flow_tables() as tables:
+            table, place = self._find(tables, key)
+            assert place >= 0
+            at = divmod(place, SLOTS)
+            table.rows["slot"]["flow"]["key_sport"][at] = 0
+            table.rows["slot"]["flow"]["state"][at] = self._established
+            table.rows["marks"]["mark"][at] = OTHERS << 16
 
     def let_time_pass(self, ends: Ends, *, seconds: float) -> None:
         """Both entries of a connection look as if nothing had come for so long."""
@@ -103,29 +151,31 @@ class FlowTable:
             self.write_entry(key, seen=self._jiffies_ago(seconds))
 
     def let_age(self, key: Tuple, *, seconds: float) -> None:
-        """The entry looks as if it had been made, and last used, so long ago."""
-        then = self._jiffies_ago(seconds)
-        self.write_entry(key, seen=then, created=then)
+        """The entry looks as if it had been last used so long ago."""
+        self.write_entry(key, seen=self._jiffies_ago(seconds))
 
-    def fill(self, family: int, rows: int) -> None:
-        """Puts that many entries of other connections in."""
-        table = self._datapath.table(TABLES[family])
-        keys, values = table.rows(rows)
-        keys["sport"] = range(1, rows + 1)
-        keys["proto"] = PROTOCOLS["tcp"]
-        values["seen"] = values["created"] = self._jiffies_ago(0)
-        table.update(keys, values)
+    def fill(self, family: int) -> None:
+        """Puts an established connection's entry of others in every place that is free."""
+        with self._datapath.flow_tables() as tables:
+            for table in (one for one in tables if one.family == family):
+                marks = table.rows["marks"]["mark"]
+                bucket, slot = np.nonzero(marks >> 16 == 0)
+                flow = table.rows["slot"]["flow"]
+                flow["state"][bucket, slot] = self._established
+                flow["seen"][bucket, slot] = self._jiffies_ago(0)
+                flow["key_sport"][bucket, slot] = slot + 1
+                flow["key_dport"][bucket, slot] = bucket
+                marks[bucket, slot] = OTHERS << 16
 
     def clear(self) -> None:
-        for name in TABLES.values():
-            table = self._datapath.table(name)
-            keys, _ = table.items()
-            if len(keys):
-                table.delete(keys)
+        with self._datapath.flow_tables() as tables:
+            for table in tables:
+                table.rows["marks"] = np.zeros((), table.rows.dtype["marks"])
 
     def entries(self) -> int:
         """How many there are, two a connection."""
-        return sum(len(self._datapath.table(name).items()[0]) for name in TABLES.values())
+        with self._datapath.flow_tables() as tables:
+            return sum(len(table.entries()) for table in tables)
 
     def connections(self) -> list[Connection]:
         flows = self._datapath.flows()
@@ -156,16 +206,35 @@ class FlowTable:
         clock = self._datapath.clock()
         return (clock.jiffies - int(seconds * clock.hz)) & 0xFFFFFFFF
 
-    def _key(self, key: Tuple) -> tuple[Any, Table]:
+    def _find(self, tables: list[Table], key: Tuple) -> tuple[Table, int]:
+        """The table and the place of an entry; -1: there is none."""
         family = family_of(key.src)
-        table = self._datapath.table(TABLES[family])
-        keys, _ = table.rows(1)
-        for field, address in (("src", key.src), ("dst", key.dst)):
-            octets = packed(address)
-            keys[0][field] = octets if family == 6 else int.from_bytes(bytes(octets[:4]), "big")
-        keys[0]["sport"], keys[0]["dport"] = key.sport, key.dport
-        keys[0]["proto"] = PROTOCOLS["icmpv6" if key.proto == "icmp" and family == 6 else key.proto]
-        return keys, table
+        proto = PROTOCOLS["icmpv6" if key.proto == "icmp" and family == 6 else key.proto]
+        keys = Keys(
+            src=np.array([packed(key.src)[: WIDTH[family]]], np.uint8),
+            dst=np.array([packed(key.dst)[: WIDTH[family]]], np.uint8),
+            sport=np.array([key.sport]),
+            dport=np.array([key.dport]),
+            proto=np.array([proto]),
+        )
+        mine = [table for table in tables if table.family == family]
+        for table in mine:
+            (place,) = table.find(keys)
+            if place >= 0:
+                return table, int(place)
+        return mine[0], -1
+
+
+def _leaves(slot: Any, key: Tuple) -> Tuple:
+    """The tuple that packets of an entry leave with."""
+    src, dst = (_text(slot[name]) for name in ("src", "dst"))
+    return Tuple(key.proto, src, int(slot["flow"]["sport"]), dst, int(slot["flow"]["dport"]))
+
+
+def _text(address: Any) -> str:
+    if np.ndim(address):
+        return socket.inet_ntop(socket.AF_INET6, address.tobytes())
+    return socket.inet_ntop(socket.AF_INET, int(address).to_bytes(4, "big"))
 
 
 def _state_names(timeout: Mapping[str, int]) -> dict[int, str]:

@@ -76,12 +76,12 @@ class Node:
     def reset(self) -> None:
         """No flow, no count, no configuration; devices as the world has them."""
         self.flows.clear()
-        for name in ("fragment_v1", "vlan_v1", "device_v1"):
+        for name in ("fragment_v1", "inbound_v1", "vlan_v1", "device_v1"):
             table = self.datapath.table(name)
             keys, _ = table.items()
             if len(keys):
                 table.delete(keys)
-        for name in ("answer_v1", "cursor_v1", "opened_v1"):
+        for name in ("answer_v1", "cursor_v1", "opened_v1", "full_v1"):
             table = self.datapath.table(name)
             keys, values = table.items()
             table.update(keys, np.zeros_like(values))

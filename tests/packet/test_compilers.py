@@ -16,10 +16,9 @@ from clearway.datapath.loader import load_object
 ROOT = Path(__file__).parents[2]
 OBJECTS = ("xdp", "tc", "sweep")
 SIZES = {
-    "flow4_v1": 64,
-    "flow6_v1": 64,
     "service_v1": 8,
     "claim_v1": 8,
+    "origin_v1": 8,
     "endpoint_v1": 8,
     "opened_v1": 8,
     "cursor_v1": 8,
@@ -54,7 +53,7 @@ def test_object_passes_the_verifier(compiled: Path, name: str, newer: bool, tmp_
         "cw_csum_ipv6_flag": newer and kernel_has("IPv6 checksum flag"),
         "cw_conntrack": newer and kernel_has("conntrack kfuncs"),
     }
-    used = SIZES if name != "sweep" else {key: SIZES[key] for key in ("flow4_v1", "flow6_v1")}
+    used = SIZES if name != "sweep" else {}
     constants: dict[str, int | bool] = {"cw_hz": 250, **(facts if name != "sweep" else {})}
     loaded = load_object(compiled / f"{name}.bpf.o", max_entries=used, rodata=constants, log_dir=tmp_path)
     try:

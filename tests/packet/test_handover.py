@@ -150,7 +150,7 @@ def test_connection_may_come_in_through_xdp_and_back_through_tc(
     assert talk.first().reason == "forward_new"
     back = other.send(talk.server_frame("SA"), BACK)
     assert (back.verdict, network(back.packet).src) == ("forward", net.vip)
-    assert talk.client("A", payload=b"x").reason == "forward_flow"
+    assert talk.client("A", payload=b"x").reason == ("forward_state" if proto == "tcp" else "forward_flow")
     assert other.send(talk.server_frame("A", payload=b"x"), BACK).reason == "forward_flow"
     assert node.flows.connection().state == ("tcp_established" if proto == "tcp" else "udp_stream")
 

@@ -127,14 +127,14 @@ def test_entry_without_its_pair_is_removed(aged: Node, net: Net, side: str) -> N
     for key in (talk.arrives, talk.reply):
         aged.flows.let_age(key, seconds=3)
     aged.flows.delete_entry(getattr(talk, side))
-    aged.datapath.sweep()
+    aged.datapath.sweep(thorough=True)
     assert aged.flows.entries() == 0
 
 
 def test_entry_that_may_be_just_being_born_is_kept(aged: Node, net: Net) -> None:
     talk = syn_sent(aged, net)
     aged.flows.delete_entry(talk.arrives)
-    aged.datapath.sweep()
+    aged.datapath.sweep(thorough=True)
     assert aged.flows.entries() == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +61,7 @@ class FakeControl:
 
     running: Config = CONFIG
     flows_asked: list[FlowFilter] = field(default_factory=list)
+    ended_pieces: list[bytes] = field(default_factory=list)
     flow_pieces: list[bytes] = field(
         default_factory=lambda: [b'{"matched": 0, "total": 0, "flows": [', b"]}"]
     )
@@ -91,6 +92,8 @@ class FakeControl:
             endpoints=2,
             nat=1,
             max_flows=1048576,
+            ended={"expired": 12, "evicted_half_open": 0},
+            lost_records=0,
             sweep=SweepView(connections=1234567, expired=3, seconds=0.0021, ago=0.4),
             received_packets=1000,
             received_bytes=64000,
@@ -195,6 +198,11 @@ class FakeControl:
         self._work()
         self.flows_asked.append(wanted)
         return iter(self.flow_pieces)
+
+    async def ended(self) -> AsyncIterator[bytes]:
+        self._work()
+        for piece in self.ended_pieces:
+            yield piece
 
     async def plan(self, desired: Config) -> Plan:
         self._work()

@@ -21,7 +21,9 @@ CONFIG = np.dtype(
         ("epoch", "<u4"),
         ("services", "<u4"),
         ("nats", "<u4"),
+        ("origins", "<u4"),
         ("midstream", "<u4"),
+        ("when_full", "<u4"),
         ("timeout_ms", "<u4", (9,)),
     ]
 )
@@ -37,9 +39,11 @@ SERVICE = np.dtype(
         ("port_max", "<u2"),
         ("mode", "u1"),
         ("algorithm", "u1"),
-        ("pad", "u1", (2,)),
+        ("stateless", "u1"),
+        ("pad", "u1"),
     ]
 )
+ORIGIN = np.dtype([("address", *ADDRESS), ("port", ">u2"), ("pad", "u1", (6,))])
 CLAIM = np.dtype([("epoch", "<u4"), ("family", "<u4"), ("address", *ADDRESS)])
 ENDPOINT = np.dtype(
     [("address", *ADDRESS), ("port", ">u2"), ("family", "u1"), ("state", "u1"), ("service", "<u4")]
@@ -64,6 +68,7 @@ ENUMS = {
     "service_algorithm": ["ALGORITHM_MAGLEV", "ALGORITHM_ROUND_ROBIN"],
     "endpoint_state": ["ENDPOINT_FREE", "ENDPOINT_ACTIVE", "ENDPOINT_DRAINING"],
     "midstream": ["MIDSTREAM_PICK_UP", "MIDSTREAM_DROP", "MIDSTREAM_RESET"],
+    "when_full": ["WHEN_FULL_DROP", "WHEN_FULL_STATELESS"],
     "timeout": [
         "TIMEOUT_TCP_SYN_SENT",
         "TIMEOUT_TCP_SYN_RECEIVED",
@@ -169,6 +174,7 @@ class FakeDatapath:
             "config_v1": table("config_v1", NUMBER, CONFIG, 2, True),
             "service_v1": table("service_v1", SERVICE_KEY, SERVICE, 2 * services, False),
             "claim_v1": table("claim_v1", CLAIM, NUMBER, 2 * (services + endpoints), False),
+            "origin_v1": table("origin_v1", SERVICE_KEY, ORIGIN, 2 * endpoints, False),
             "endpoint_v1": table("endpoint_v1", NUMBER, ENDPOINT, endpoints, True),
             "wheel_v1": table("wheel_v1", NUMBER, NUMBER, wheel_slots, True),
             "nat_v1": table("nat_v1", NAT_KEY, NAT, 2 * nats, False),

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from clearway.datapath import btf
+from clearway.datapath import btf, libbpf
 from clearway.datapath.btf import Btf, map_layout
 from clearway.datapath.errors import DatapathError
 from clearway.datapath.install import FILES, OBJECTS
-from clearway.datapath.loader import read_layouts
+from clearway.datapath.loader import open_object, read_layouts
+from clearway.model.sizes import bucket_bytes
 
 U8, U16, U32, BOOL = 1, 2, 3, 4  # ids of the types that every set here begins with
 
@@ -199,16 +201,52 @@ def object_tables(request: pytest.FixtureRequest) -> Iterator[dict[str, btf.MapL
 def test_compiled_tables_have_the_fields_of_types_h(object_tables: dict[str, btf.MapLayout]) -> None:
     assert "active_v1" in object_tables
     assert object_tables["active_v1"].value.names == ("epoch", "mirror")
-    flow = object_tables["flow4_v1"]
-    assert flow.key == np.dtype(
+    key = object_tables["inbound_v1"].key
+    assert key == np.dtype(
         [
-            ("src", ">u4"),
-            ("dst", ">u4"),
+            ("src", "u1", (16,)),
+            ("dst", "u1", (16,)),
             ("sport", ">u2"),
             ("dport", ">u2"),
             ("proto", "u1"),
-            ("pad", "u1", (3,)),
+            ("family", "u1"),
+            ("pad", "u1", (2,)),
         ]
     )
-    assert flow.value["src"] == np.dtype(("u1", (16,)))
-    assert {"packets", "bytes", "seen", "sent", "flags", "created"} <= set(flow.value.names or ())
+
+
+def test_tables_of_tables_and_rings_need_no_types(object_tables: dict[str, btf.MapLayout]) -> None:
+    """The kernel keeps none of them: the first hold numbers of other tables, the second have no rows."""
+    outer, ring = object_tables["flow4_v2"], object_tables["records_v1"]
+    assert (outer.key, outer.value, outer.max_entries) == (np.dtype("u4"), np.dtype("u4"), 2)
+    assert (ring.key.itemsize, ring.value.itemsize) == (0, 0)
+
+
+@pytest.fixture
+def compiled_types() -> Iterator[Btf]:
+    path = OBJECTS / FILES["sweep"]
+    if not path.exists():
+        pytest.skip("the objects are not compiled: make build")
+    handle = open_object(path)
+    yield Btf(libbpf.library().bpf_object__btf(handle), owned=False)
+    libbpf.library().bpf_object__close(handle)
+
+
+@pytest.mark.parametrize(("family", "address"), [(4, ">u4"), (6, ("u1", (16,)))])
+def test_flow_table_has_the_fields_of_types_h(compiled_types: Btf, family: int, address: Any) -> None:
+    bucket = compiled_types.struct(f"flow{family}_bucket")
+    assert bucket.itemsize == bucket_bytes(family)
+    marks, slots = bucket["marks"], bucket["slot"]
+    assert marks.itemsize == 64
+    assert (marks["mark"], marks["rare"]) == (np.dtype(("u4", (7,))),) * 2
+    assert slots.subdtype is not None
+    slot, shape = slots.subdtype
+    assert shape == (7,)
+    assert slot["key_src"] == slot["dst"] == np.dtype(address)
+    flow = slot["flow"]
+    assert (flow["key_sport"], flow["dport"], flow["carried"]) == (
+        np.dtype(">u2"),
+        np.dtype(">u2"),
+        np.dtype("u8"),
+    )
+    assert {"state", "stamp", "seen", "egress", "dmac", "mtu"} <= set(flow.names or ())

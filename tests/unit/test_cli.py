@@ -106,6 +106,44 @@ FLOW = {
 }
 
 
+# ---- following ----
+
+ENDED = {
+    "ended": 1_800_000_000.0,
+    "began": 1_799_999_940.0,
+    "why": "expired",
+    "protocol": "tcp",
+    "client": "192.0.2.1",
+    "client_port": 4000,
+    "destination": "203.0.113.10",
+    "destination_port": 80,
+    "source_out": "192.0.2.1",
+    "source_out_port": 4000,
+    "destination_out": "10.0.0.2",
+    "destination_out_port": 8080,
+    "packets": 1234,
+    "bytes": 1000,
+    "reply_packets": 4,
+    "reply_bytes": 1048576,
+}
+
+
+def test_follow_shows_each_connection_on_a_line(clearway: Clearway, control: FakeControl) -> None:
+    untranslated = {**ENDED, "destination_out": "203.0.113.10", "destination_out_port": 80}
+    control.ended_pieces = [f"{json.dumps(ENDED)}\n".encode(), b"\n", json.dumps(untranslated).encode()]
+    ran = clearway("follow")
+    assert ran.code == ExitCode.OK
+    first, second = ran.out.splitlines()
+    carried = "1,234/4 packets, 1000 B/1.0 MiB, 1 min, expired"
+    assert first[9:] == f"tcp 192.0.2.1:4000 -> 203.0.113.10:80 as 192.0.2.1:4000 -> 10.0.0.2:8080  {carried}"
+    assert second[9:] == f"tcp 192.0.2.1:4000 -> 203.0.113.10:80  {carried}"
+
+
+def test_follow_as_json_passes_lines_on(clearway: Clearway, control: FakeControl) -> None:
+    control.ended_pieces = [b'{"a": 1}\n\n', b'{"b":', b" 2}\n"]
+    assert clearway("follow", "-o", "json").out == '{"a": 1}\n{"b": 2}\n'
+
+
 # ---- reading ----
 
 
@@ -114,7 +152,10 @@ FLOW = {
     [
         (["status"], ["instance test", "2 h 3 min", "changed through the API", "1,234,567 connections"]),
         (["status"], ["refused", "no: fix it", "waiting", "interface eth9 is not there"]),
-        (["status"], ["1 service, 2 endpoints, 1 NAT rule\n", "!              nat out: a warning"]),
+        (
+            ["status"],
+            ["1 service, 2 endpoints, 1 NAT rule\n", "12 expired\n", "!                  nat out: a warning"],
+        ),
         (["get", "services"], ["web", "203.0.113.10:80/tcp", "1 of 2", "12,345", "5.0 GiB"]),
         (["get", "endpoints"], ["10.0.0.2:8080", "10.0.0.3:8080", "50.0%", "active"]),
         (["get", "endpoints", "--service", "web"], ["10.0.0.2:8080"]),
@@ -204,7 +245,7 @@ def file(tmp_path: Path) -> Path:
 def test_plan_shows_and_apply_does(clearway: Clearway, control: FakeControl, file: Path) -> None:
     planned = clearway("plan", str(file))
     assert "- service web" in planned.out
-    assert "full; 1,048,576 flows a family: lower conntrack.max_flows for less\n" in planned.out
+    assert "full; 65,536 flows a family: lower conntrack.max_flows for less\n" in planned.out
     assert control.running == CONFIG
     assert clearway("plan", str(file), "-o", "json").json()["summary"] == "0 to add, 0 to change, 3 to remove"
     assert clearway("apply", str(file)).out.endswith("applied: 0 added, 0 changed, 3 removed\n")

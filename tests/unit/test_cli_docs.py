@@ -27,6 +27,7 @@ LISTED = (  # what a user was promised
     "get services",
     "get endpoints",
     "get flows",
+    "follow",
     "get nat",
     "get interfaces",
     "get reasons",

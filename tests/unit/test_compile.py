@@ -21,11 +21,11 @@ from clearway.model import AddressRange, Config, ConfigError, PortRange, config_
 class Sizes:
     """The sizes of a data path that is loaded."""
 
-    max_flows: int = 1_048_576
+    max_flows: int = 65_536
     services: int = 256
     endpoints: int = 4096
     nats: int = 256
-    wheel_slots: int = 4_194_304
+    wheel_slots: int = 2_097_152
 
 
 FACTS = HostFacts(32768, 60999, {"lo": 1, "eth0": 2, "eth1": 3})
@@ -137,7 +137,7 @@ def test_round_robin_wheel_is_exact_and_out_of_the_way_of_large_ones() -> None:
     endpoints = [endpoint(1, weight=2), endpoint(2, weight=4)]
     tables = compile_tables(config(service("a", 1, endpoints, algorithm="round-robin")), FACTS)
     assert row(tables, 1).wheel.slots.tolist() == [1, 0, 1]
-    assert row(tables, 1).wheel_base == 4_194_304 - 3
+    assert row(tables, 1).wheel_base == Config().limits.wheel_slots - 3
 
 
 def test_port_makes_another_endpoint() -> None:

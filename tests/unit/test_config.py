@@ -64,8 +64,8 @@ def test_complete_configuration_is_read() -> None:
 def test_every_section_may_be_left_out() -> None:
     config = parse_config("interfaces: []")
     assert config == Config()
-    assert (config.conntrack.max_flows, config.conntrack.midstream) == (1_048_576, "pick-up")
-    assert config.limits.wheel_slots == 4_194_304
+    assert (config.conntrack.max_flows, config.conntrack.midstream) == (65_536, "pick-up")
+    assert config.limits.wheel_slots == 2_097_152
 
 
 def test_configuration_cannot_be_changed() -> None:
@@ -304,6 +304,10 @@ REFUSED = {
     "huge number": (
         "conntrack: {max_flows: " + "9" * 39 + "}",
         "conntrack.max_flows (line 1): " + "9" * 39 + " is too large; use 67108864 or less",
+    ),
+    "more rules than the data path can tell apart": (
+        "limits: {nats: 65536}",
+        "limits.nats (line 1): 65536 is too large; use 65535 or less",
     ),
     "too many services": (
         WEB + "  - {name: dns, address: 203.0.113.10, port: 53, protocol: udp}\nlimits: {services: 1}",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,15 @@ import pytest
 from clearway.daemon import state
 from clearway.daemon.run import Start, choose_start
 from clearway.instance import Instance
-from clearway.model import Config, ConfigError, add_service, parse_config, to_data
+from clearway.model import Config, ConfigError, Problem, add_service, parse_config, to_data
 
 TEXT = "services:\n  - {name: web, address: 203.0.113.10, port: 80, protocol: tcp}\n"
 BY_FILE = parse_config(TEXT)
 BY_API = add_service(BY_FILE, {"name": "dns", "address": "203.0.113.10", "port": 53, "protocol": "udp"})
+
+
+def accepted(_config: Config) -> None:
+    """A check that refuses nothing."""
 
 
 @pytest.fixture
@@ -36,8 +41,10 @@ def keep(instance: Instance, config: Config | object, text: str = TEXT) -> None:
     state.commit(instance.state)
 
 
-def begun(instance: Instance, file: Path, *, running: bool = True) -> Start:
-    return choose_start(instance, file, running=running)
+def begun(
+    instance: Instance, file: Path, *, running: bool = True, check: Callable[[Config], None] = accepted
+) -> Start:
+    return choose_start(instance, file, running=running, check=check)
 
 
 def test_first_start_takes_the_file(instance: Instance, file: Path) -> None:
@@ -83,6 +90,40 @@ def test_refused_file_leaves_a_running_data_path_as_it_was(
     assert "\n" not in start.file.refused
     with pytest.raises(ConfigError):
         begun(instance, file, running=False)
+
+
+def refuses(refused: Config) -> Callable[[Config], None]:
+    """A check that the machine is not good enough for one configuration."""
+
+    def check(config: Config) -> None:
+        if config == refused:
+            raise config.origin.error([Problem(("conntrack", "max_flows"), "it is too large", "use less")])
+
+    return check
+
+
+def test_what_the_machine_cannot_do_is_an_error_at_the_first_start(instance: Instance, file: Path) -> None:
+    for running in (False, True):
+        with pytest.raises(ConfigError, match="it is too large"):
+            begun(instance, file, running=running, check=refuses(BY_FILE))
+
+
+def test_what_the_machine_cannot_do_leaves_a_running_data_path_as_it_was(
+    instance: Instance, file: Path
+) -> None:
+    keep(instance, BY_API, text="services: []")
+    start = begun(instance, file, check=refuses(BY_FILE))
+    assert start.config == BY_API
+    assert start.file.refused == "conntrack.max_flows (line 1): it is too large; use less"
+    with pytest.raises(ConfigError):
+        begun(instance, file, running=False, check=refuses(BY_FILE))
+
+
+def test_machine_is_asked_about_what_is_to_be_in_force(instance: Instance, file: Path) -> None:
+    keep(instance, BY_API)
+    assert begun(instance, file, running=False, check=refuses(BY_FILE)).config == BY_API
+    with pytest.raises(ConfigError):
+        begun(instance, file, running=False, check=refuses(BY_API))
 
 
 @pytest.mark.parametrize("stored", [{"services": "none"}, [], {"later": 1}])

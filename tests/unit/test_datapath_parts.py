@@ -36,27 +36,26 @@ def test_measured_rate_is_rounded_to_what_kernels_are_built_with(measured: float
 # ---- sizes ----
 
 
-def test_tables_hold_both_directions_and_both_epochs() -> None:
+def test_tables_hold_both_epochs() -> None:
     sizes = Sizes(max_flows=1000, services=20, endpoints=300, wheel_slots=4000, nats=5)
     assert sizes.rows() == {
-        "flow4_v1": 2000,
-        "flow6_v1": 2000,
         "service_v1": 40,
         "claim_v1": 640,
+        "origin_v1": 600,
         "cursor_v1": 20,
         "endpoint_v1": 300,
         "opened_v1": 300,
         "wheel_v1": 4000,
         "nat_v1": 10,
     }
-    assert Sizes.of_tables({**sizes.rows(), "active_v1": 1}) == sizes
+    assert Sizes.of_tables({**sizes.rows(), "active_v1": 1}, 1000) == sizes
 
 
 # ---- logs ----
 
 VERIFIER_LOG = """\
-libbpf: prog 'cw_xdp_first': BPF program load failed: Permission denied
-libbpf: prog 'cw_xdp_first': -- BEGIN PROG LOAD LOG --
+libbpf: prog 'cw_xdp_known': BPF program load failed: Permission denied
+libbpf: prog 'cw_xdp_known': -- BEGIN PROG LOAD LOG --
 0: R1=ctx(off=0,imm=0) R10=fp0
 ; void *data = (void *)(long)x->data;
 0: (61) r2 = *(u32 *)(r1 +0)          ; R1=ctx(off=0,imm=0) R2_w=pkt(off=0,r=0,imm=0)
@@ -66,7 +65,7 @@ invalid access to packet, off=0 size=1, R2(id=0,off=0,r=0)
 R2 offset is outside of the packet
 processed 2 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_states 0 mark_read 0
 -- END PROG LOAD LOG --
-libbpf: prog 'cw_xdp_first': failed to load: -13
+libbpf: prog 'cw_xdp_known': failed to load: -13
 libbpf: failed to load object '/x/xdp.bpf.o'
 """
 TOO_LARGE_LOG = """\
@@ -82,8 +81,8 @@ stack depth 64+128
 -- END PROG LOAD LOG --
 """
 MAP_LOG = """\
-libbpf: Error in bpf_create_map_xattr(flow4_v1):Invalid argument(-22). Retrying without BTF.
-libbpf: map 'flow4_v1': failed to create: Invalid argument(-22)
+libbpf: Error in bpf_create_map_xattr(claim_v1):Invalid argument(-22). Retrying without BTF.
+libbpf: map 'claim_v1': failed to create: Invalid argument(-22)
 libbpf: failed to load object '/x/xdp.bpf.o'
 """
 
@@ -93,13 +92,13 @@ libbpf: failed to load object '/x/xdp.bpf.o'
     [
         (
             VERIFIER_LOG,
-            "cw_xdp_first: R2 offset is outside of the packet at `return *(__u8 *)data; @ parse.h:23`",
+            "cw_xdp_known: R2 offset is outside of the packet at `return *(__u8 *)data; @ parse.h:23`",
         ),
         (
             TOO_LARGE_LOG,
             "cw_tc: BPF program is too large. Processed 1000001 insn at `fib->tot_len = n; @ route.h:20`",
         ),
-        (MAP_LOG, "map 'flow4_v1': failed to create: Invalid argument(-22)"),
+        (MAP_LOG, "map 'claim_v1': failed to create: Invalid argument(-22)"),
         ("", "libbpf said nothing"),
     ],
     ids=["verifier", "too large", "map", "empty"],

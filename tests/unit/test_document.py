@@ -133,7 +133,7 @@ MALFORMED: dict[str, tuple[str | bytes, str]] = {
     ),
     "merge key": (
         "conntrack: {<<: {max_flows: 2048}}",
-        'conntrack."<<" (line 1): unknown key; known here: max_flows, timeouts, midstream',
+        'conntrack."<<" (line 1): unknown key; known here: max_flows, timeouts, midstream, when_full',
     ),
     "key that is a list": (
         "? [a, b]\n: 1\n",

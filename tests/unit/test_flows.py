@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import ipaddress
-import time
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,113 +17,222 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clearway.datapath import flows, libbpf
-from clearway.datapath.btf import Btf, MapLayout
+from clearway.datapath.btf import Btf
+from clearway.datapath.flowtable import SLOTS, Entries, FlowTable, Keys, as_bytes, bucket_bytes, buckets_for
 from clearway.datapath.install import FILES, OBJECTS
-from clearway.datapath.loader import open_object, read_layouts
+from clearway.datapath.loader import open_object
 
 Array = npt.NDArray[Any]
 HZ = 250
 NOW = (7 << 32) + 1_000_000  # jiffies: the stamps have the low 32 bits
-SYN, ACK, FIN, RST = 1, 2, 4, 8
-SIZES = {4: 4, 6: 16}
+STAMP = NOW & 0xFFFFFFFF
+SYN, ACK, FIN, RST = 1, 2, 4, 8  # FLOW_SENT_SYN .. FLOW_SENT_RST, shifted down
+TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+FREE, CLAIMED, BORN = 0, 1, 2  # enum flow_tag
+WIDTH = {4: 4, 6: 16}
+WORD = 0xFFFFFFFF
+SERVICE, SERVING = 7, 9  # a service, and its endpoint's id
+DEVICES = {1: 3, 2: 8}  # rows of egress_v1 -> ifindex
+SECRET = np.random.default_rng(1).integers(1, 1 << 64, 11, np.uint64)
+
+
+@dataclass(frozen=True)
+class Types:
+    """What the data path was compiled with."""
+
+    structs: dict[str, np.dtype[Any]]
+    enums: dict[str, dict[str, int]]
+
+    def state(self, proto: int, *flags: str, sent: int = 0, heard: int = 0) -> int:
+        """enum flow_state of an entry. flags: names without FLOW_; sent, heard: SYN | ..."""
+        bits = self.enums["flow_state"]
+        return sum(bits[f"FLOW_{flag}"] for flag in flags) | proto | sent << 8 | heard << 12
 
 
 @pytest.fixture(scope="session")
-def layouts() -> dict[str, MapLayout]:
-    """Layouts of the compiled tables; reading an object file needs no privileges."""
-    path = OBJECTS / FILES["xdp"]
-    if not path.exists():
-        pytest.skip("the objects are not compiled: make build")
-    return read_layouts(path)[0]
-
-
-@pytest.fixture(scope="session")
-def enums() -> dict[str, dict[str, int]]:
+def types() -> Types:
+    """Reading an object file needs no privileges."""
     path = OBJECTS / FILES["sweep"]
     if not path.exists():
         pytest.skip("the objects are not compiled: make build")
     handle = open_object(path)
-    types = Btf(libbpf.library().bpf_object__btf(handle), owned=False)
-    found = {name: types.enum(name) for name in ("flow_flags", "tcp_sent", "timeout")}
+    found = Btf(libbpf.library().bpf_object__btf(handle), owned=False)
+    structs = ("flow4_bucket", "flow6_bucket", "carried_key", "carried")
+    enums = ("flow_state", "flow_tag", "timeout")
+    read = Types({name: found.struct(name) for name in structs}, {name: found.enum(name) for name in enums})
     libbpf.library().bpf_object__close(handle)
-    return found
+    return read
 
 
-class Flows:
-    """Builds the rows of one family's flow table as the data path writes them."""
+@dataclass(frozen=True)
+class Tuple:
+    """A packet's addresses, by number, and ports."""
 
-    def __init__(self, layouts: dict[str, MapLayout], family: int) -> None:
-        self.family = family
-        self.layout = layouts[f"flow{family}_v1"]
-        self.rows: list[tuple[Array, Array]] = []
+    src: int
+    sport: int
+    dst: int
+    dport: int
 
-    def address(self, number: int) -> bytes:
-        text = f"10.0.{number >> 8}.{number & 255}" if self.family == 4 else f"fd00::{number:x}"
-        return ipaddress.ip_address(text).packed
+    def reversed(self) -> Tuple:
+        return Tuple(self.dst, self.dport, self.src, self.sport)
 
-    def key(self, proto: int, src: int, sport: int, dst: int, dport: int) -> Array:
-        key = np.zeros(1, self.layout.key)
-        for name, number in (("src", src), ("dst", dst)):
-            packed = self.address(number)
-            key[name] = int.from_bytes(packed, "big") if self.family == 4 else np.frombuffer(packed, np.uint8)
-        key["sport"], key["dport"], key["proto"] = sport, dport, proto
-        return key
 
-    def value(self, src: int, sport: int, dst: int, dport: int, **fields: int) -> Array:
-        value = np.zeros(1, self.layout.value)
-        for name, number in (("src", src), ("dst", dst)):
-            value[name][0, : SIZES[self.family]] = np.frombuffer(self.address(number), np.uint8)
-        value["sport"], value["dport"] = sport, dport
-        for name, number in fields.items():
-            value[name] = number
-        return value
+def packed(family: int, number: int) -> bytes:
+    text = f"10.0.{number >> 8}.{number & 255}" if family == 4 else f"fd00::{number:x}"
+    return ipaddress.ip_address(text).packed
 
-    def add(self, key: Array, value: Array) -> None:
-        self.rows.append((key, value))
 
-    def tables(self) -> dict[int, tuple[Array, Array]]:
-        keys = [key for key, _ in self.rows] or [np.empty(0, self.layout.key)]
-        values = [value for _, value in self.rows] or [np.empty(0, self.layout.value)]
-        return {self.family: (np.concatenate(keys), np.concatenate(values))}
+def keys_of(family: int, proto: int, *tuples: Tuple) -> Keys:
+    def addresses(numbers: list[int]) -> Array:
+        octets = b"".join(packed(family, number) for number in numbers)
+        return np.frombuffer(octets, np.uint8).reshape(-1, WIDTH[family])
 
-    def connections(self, enums: dict[str, dict[str, int]]) -> Array:
-        return flows.connections(self.tables(), jiffies=NOW, hz=HZ, enums=enums)
+    return Keys(
+        src=addresses([one.src for one in tuples]),
+        dst=addresses([one.dst for one in tuples]),
+        sport=np.array([one.sport for one in tuples]),
+        dport=np.array([one.dport for one in tuples]),
+        proto=np.full(len(tuples), proto),
+    )
+
+
+def new_table(
+    types: Types, family: int, *, buckets: int = 16, which: int = 0, kind: type[FlowTable] = FlowTable
+) -> FlowTable:
+    """An empty table, in memory that can be mapped as the kernel's can."""
+    fd = os.memfd_create("flows")
+    os.ftruncate(fd, -(-buckets * bucket_bytes(family) // mmap.PAGESIZE) * mmap.PAGESIZE)
+    dtype = types.structs[f"flow{family}_bucket"]
+    return kind(fd, family=family, which=which, buckets=buckets, key=SECRET, dtype=dtype)
+
+
+def set_mark(table: FlowTable, place: int, mark: int) -> None:
+    table.rows["marks"]["mark"][divmod(place, SLOTS)] = mark
+
+
+def put(table: FlowTable, proto: int, arrives: Tuple, leaves: Tuple, **fields: int) -> int:
+    """Writes an entry as the data path does, and returns its place: in its first bucket, or in its second
+    when that is full. fields: of struct flow, rare, nat; tag if it is not to be in force.
+    """
+    first, second, tag = (int(column[0]) for column in table.choose(keys_of(table.family, proto, arrives)))
+    marks = table.rows["marks"]
+    places = [divmod(bucket * SLOTS + slot, SLOTS) for bucket in (first, second) for slot in range(SLOTS)]
+    place = next(place for place in places if marks["mark"][place] >> 16 == FREE)
+    marks["mark"][place] = fields.pop("tag", tag) << 16 | 4
+    for name in ("rare", "nat"):
+        marks[name][place] = fields.pop(name, 0)
+    slot = table.rows["slot"]
+    for name, number in (
+        ("key_src", arrives.src),
+        ("key_dst", arrives.dst),
+        ("src", leaves.src),
+        ("dst", leaves.dst),
+    ):
+        octets = packed(table.family, number)
+        if table.family == 4:
+            slot[name][place] = int.from_bytes(octets, "big")
+        else:
+            slot[name][place] = np.frombuffer(octets, np.uint8)
+    ports = {
+        "key_sport": arrives.sport,
+        "key_dport": arrives.dport,
+        "sport": leaves.sport,
+        "dport": leaves.dport,
+    }
+    for name, number in (ports | {"state": proto} | fields).items():
+        slot["flow"][name][place] = number
+    return place[0] * SLOTS + place[1]
+
+
+@dataclass
+class Node:
+    """One family's flow table, and what is needed to understand it."""
+
+    types: Types
+    table: FlowTable
+    carried: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict)
+    """Rows of carried_v1: (family, table, slot) -> (packets, bytes)."""
+
+    @property
+    def family(self) -> int:
+        return self.table.family
+
+    def meaning(self) -> flows.Meaning:
+        rows = np.zeros(len(self.carried), self.types.structs["carried_key"])
+        totals = np.zeros(len(self.carried), self.types.structs["carried"])
+        for number, ((family, which, slot), (packets, octets)) in enumerate(self.carried.items()):
+            for name, value in (("family", family), ("table", which), ("slot", slot)):
+                rows[name][number] = value
+            totals["packets"][number], totals["bytes"][number] = packets, octets
+        services, ifindexes = np.zeros(16, np.uint32), np.zeros(8, np.uint32)
+        services[SERVING] = SERVICE
+        ifindexes[list(DEVICES)] = list(DEVICES.values())
+        return flows.Meaning(
+            jiffies=NOW,
+            hz=HZ,
+            enums=self.types.enums,
+            carried=(rows, totals),
+            endpoint_services=services,
+            ifindexes=ifindexes,
+        )
+
+    def connections(self, *tables: FlowTable) -> Array:
+        return flows.connections(tables or [self.table], self.meaning())
+
+    def connection(self) -> Any:
+        """The only one there is."""
+        (row,) = self.connections()
+        return row
+
+    def state_name(self) -> str:
+        return flows.state_names(self.types.enums["timeout"])[int(self.connection()["state"])]
 
 
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
-def table(request: pytest.FixtureRequest, layouts: dict[str, MapLayout]) -> Flows:
-    return Flows(layouts, request.param)
+def node(request: pytest.FixtureRequest, types: Types) -> Iterator[Node]:
+    table = new_table(types, request.param)
+    yield Node(types, table)
+    table.close()
 
 
 CLIENT, VIP, ENDPOINT, OUTSIDE = 1, 2, 3, 4
+ARRIVES, LEAVES = Tuple(CLIENT, 1000, VIP, 80), Tuple(OUTSIDE, 2000, ENDPOINT, 8080)
 
 
-def add_balanced(table: Flows, enums: dict[str, dict[str, int]], **fields: dict[str, int]) -> None:
-    """A full-nat connection: client:1000 -> VIP:80 leaves as outside:2000 -> endpoint:8080."""
-    flags = enums["flow_flags"]
-    stamp = NOW & 0xFFFFFFFF
-    forward = {"flags": flags["FLOW_HAS_SERVICE"], "service": 7, "endpoint": 9, "packets": 5, "bytes": 500}
-    forward |= {"created": stamp - 100 * HZ, "seen": stamp - 10 * HZ, "ifindex": 3} | fields.get(
-        "forward", {}
+def add_balanced(
+    node: Node,
+    *,
+    proto: int = TCP,
+    table: FlowTable | None = None,
+    forward: dict[str, int] | None = None,
+    reply: dict[str, int] | None = None,
+) -> tuple[int, int]:
+    """A full-nat connection: client:1000 -> VIP:80 leaves as outside:2000 -> endpoint:8080. Returns the
+    places of both entries.
+    """
+    state = node.types.state
+    there = {"state": state(proto, "HAS_SERVICE"), "rare": SERVING, "seen": STAMP - 10 * HZ}
+    there |= {"carried": 5 << 32 | 500, "stamp": 1, "egress": 1}
+    back = {"state": state(proto, "REPLY"), "rare": STAMP - 100 * HZ, "seen": STAMP - 2 * HZ}
+    back |= {"carried": 4 << 32 | 4000, "stamp": 1, "egress": 2}
+    where = table or node.table
+    return (
+        put(where, proto, ARRIVES, LEAVES, **there | (forward or {})),
+        put(where, proto, LEAVES.reversed(), ARRIVES.reversed(), **back | (reply or {})),
     )
-    reply = {"flags": flags["FLOW_REPLY"], "packets": 4, "bytes": 4000, "seen": stamp - 2 * HZ, "ifindex": 8}
-    reply |= fields.get("reply", {})
-    proto = fields.get("key", {}).get("proto", 6)
-    table.add(
-        table.key(proto, CLIENT, 1000, VIP, 80),
-        table.value(OUTSIDE, 2000, ENDPOINT, 8080, **forward),
-    )
-    table.add(table.key(proto, ENDPOINT, 8080, OUTSIDE, 2000), table.value(VIP, 80, CLIENT, 1000, **reply))
 
 
-def test_both_directions_become_one_connection(table: Flows, enums: dict[str, dict[str, int]]) -> None:
-    add_balanced(table, enums)
-    (row,) = table.connections(enums)
+# ---- joining ----
+
+
+def test_both_directions_become_one_connection(node: Node) -> None:
+    add_balanced(node)
+    row = node.connection()
     shown = {
-        name: flows.text_addresses(row[name][np.newaxis], np.array([table.family]))[0]
+        name: flows.text_addresses(row[name][np.newaxis], np.array([node.family]))[0]
         for name in ("client", "destination", "source_out", "destination_out")
     }
-    prefix = "10.0.0." if table.family == 4 else "fd00::"
+    prefix = "10.0.0." if node.family == 4 else "fd00::"
     assert shown == {
         "client": f"{prefix}1",
         "destination": f"{prefix}2",
@@ -129,79 +241,132 @@ def test_both_directions_become_one_connection(table: Flows, enums: dict[str, di
     }
     ports = ("client_port", "destination_port", "source_out_port", "destination_out_port")
     assert [int(row[name]) for name in ports] == [1000, 80, 2000, 8080]
-    assert (row["family"], row["proto"], row["paired"]) == (table.family, 6, True)
+    assert (row["family"], row["proto"], row["paired"]) == (node.family, TCP, True)
     assert [int(row[c]) for c in ("packets", "bytes", "reply_packets", "reply_bytes")] == [5, 500, 4, 4000]
-    assert (row["service"], row["endpoint"], row["nat"]) == (7, 9, flows.NONE)
+    assert (row["service"], row["endpoint"], row["nat"]) == (SERVICE, SERVING, flows.NONE)
     assert (row["ifindex"], row["reply_ifindex"]) == (3, 8)
+    assert row["flags"] == node.types.state(TCP, "HAS_SERVICE")
 
 
-def test_age_counts_from_birth_and_idle_from_the_last_packet_of_either_side(
-    table: Flows, enums: dict[str, dict[str, int]]
-) -> None:
-    add_balanced(table, enums)
-    (row,) = table.connections(enums)
+def test_connection_that_is_not_translated_leads_back_to_itself(node: Node) -> None:
+    put(node.table, UDP, ARRIVES, ARRIVES)
+    put(node.table, UDP, ARRIVES.reversed(), ARRIVES.reversed(), state=node.types.state(UDP, "REPLY"))
+    row = node.connection()
+    assert (row["paired"], row["service"], row["endpoint"], row["nat"]) == (True, *[flows.NONE] * 3)
+
+
+def test_age_counts_from_birth_and_idle_from_the_last_packet_of_either_side(node: Node) -> None:
+    add_balanced(node)
+    row = node.connection()
     assert row["age_s"] == pytest.approx(100)
     assert row["idle_s"] == pytest.approx(2)
 
 
-def test_stamps_from_before_the_wrap_of_jiffies_are_old_and_later_ones_are_now(
-    table: Flows, enums: dict[str, dict[str, int]]
-) -> None:
-    before_wrap, after_reading = (NOW - 1_000_000 - 500) & 0xFFFFFFFF, (NOW + 3) & 0xFFFFFFFF
-    add_balanced(table, enums, forward={"created": before_wrap, "seen": after_reading})
-    (row,) = table.connections(enums)
+def test_stamps_from_before_the_wrap_of_jiffies_are_old_and_later_ones_are_now(node: Node) -> None:
+    before_wrap, after_reading = (NOW - 1_000_000 - 500) & WORD, (NOW + 3) & WORD
+    add_balanced(node, forward={"seen": after_reading}, reply={"rare": before_wrap, "seen": before_wrap})
+    row = node.connection()
     assert row["age_s"] == pytest.approx(1_000_500 / HZ)
     assert row["idle_s"] == 0
 
 
-def test_connection_without_its_reply_is_kept_and_a_reply_alone_is_not(
-    table: Flows, enums: dict[str, dict[str, int]]
-) -> None:
-    add_balanced(table, enums)
-    del table.rows[1]
-    (row,) = table.connections(enums)
-    assert (row["paired"], row["packets"], row["reply_packets"]) == (False, 5, 0)
+def test_connection_without_its_reply_is_kept_and_a_reply_alone_is_not(node: Node) -> None:
+    opening, answering = add_balanced(node, forward={"state": node.types.state(TCP, "HAS_NAT")})
+    mark = int(node.table.entries_at(np.array([opening])).mark[0])
+    set_mark(node.table, answering, FREE)
+    row = node.connection()
+    assert (row["paired"], row["packets"], row["reply_packets"], row["reply_bytes"]) == (False, 5, 0, 0)
+    assert (row["age_s"], row["reply_ifindex"], row["nat"]) == (0, 0, flows.NONE)
     assert row["idle_s"] == pytest.approx(10)
-    table.rows.clear()
-    add_balanced(table, enums)
-    del table.rows[0]
-    assert len(table.connections(enums)) == 0
-
-
-def test_empty_tables_are_no_connections(table: Flows, enums: dict[str, dict[str, int]]) -> None:
-    assert table.connections(enums).dtype == flows.CONNECTION
-    assert len(table.connections(enums)) == 0
-
-
-def test_nat_connection_tells_its_rule(table: Flows, enums: dict[str, dict[str, int]]) -> None:
-    flags = enums["flow_flags"]
-    add_balanced(table, enums, forward={"flags": flags["FLOW_HAS_NAT"], "nat": 12})
-    (row,) = table.connections(enums)
-    assert (row["service"], row["endpoint"], row["nat"]) == (flows.NONE, flows.NONE, 12)
+    set_mark(node.table, opening, FREE)
+    set_mark(node.table, answering, mark)
+    assert len(node.connections()) == 0
 
 
 @pytest.mark.parametrize(
-    ("proto", "replies", "state"),
-    [(17, 0, "udp"), (17, 1, "udp_stream"), (1, 1, "icmp"), (58, 0, "icmp")],
+    "elsewhere",
+    [Tuple(VIP, 81, CLIENT, 1000), Tuple(VIP, 80, CLIENT, 1001), Tuple(OUTSIDE, 80, CLIENT, 1000)],
 )
-def test_state_without_handshake(
-    table: Flows, enums: dict[str, dict[str, int]], proto: int, replies: int, state: str
-) -> None:
-    add_balanced(table, enums, key={"proto": proto}, reply={"packets": replies})
-    (row,) = table.connections(enums)
-    assert flows.state_names(enums["timeout"])[int(row["state"])] == state
+def test_answer_that_leads_to_somebody_else_is_not_its_reply(node: Node, elsewhere: Tuple) -> None:
+    put(node.table, TCP, ARRIVES, LEAVES)
+    put(node.table, TCP, LEAVES.reversed(), elsewhere, state=node.types.state(TCP, "REPLY"))
+    assert not node.connection()["paired"]
+
+
+def test_same_addresses_and_ports_of_other_protocols_are_other_connections(node: Node) -> None:
+    for proto in (TCP, UDP):
+        add_balanced(node, proto=proto)
+    rows = node.connections()
+    assert sorted(rows["proto"].tolist()) == [TCP, UDP]
+    assert rows["paired"].all()
+
+
+def test_empty_tables_are_no_connections(node: Node) -> None:
+    for found in (node.connections(), flows.connections([], node.meaning())):
+        assert found.dtype == flows.CONNECTION
+        assert len(found) == 0
+
+
+def test_nat_connection_tells_its_rule_of_which_either_entry_has_a_byte(node: Node) -> None:
+    add_balanced(node, forward={"state": node.types.state(TCP, "HAS_NAT"), "nat": 0x34}, reply={"nat": 0x12})
+    row = node.connection()
+    assert (row["service"], row["endpoint"], row["nat"]) == (flows.NONE, flows.NONE, 0x1234)
+
+
+def test_next_hop_that_is_not_resolved_has_no_device(node: Node) -> None:
+    add_balanced(node, forward={"stamp": 0})
+    row = node.connection()
+    assert (row["ifindex"], row["reply_ifindex"]) == (0, 8)
+
+
+def test_connections_of_the_current_and_of_an_exchanged_table_are_all_told(node: Node) -> None:
+    other = new_table(node.types, node.family, which=1, buckets=3)
+    add_balanced(node)
+    add_balanced(node, table=other, proto=UDP)
+    rows = node.connections(other, node.table)
+    assert rows["proto"].tolist() == [UDP, TCP]
+    assert rows["paired"].all()
+    other.close()
+
+
+def test_both_families_are_told(types: Types) -> None:
+    tables = [new_table(types, family) for family in (4, 6)]
+    for table in tables:
+        add_balanced(Node(types, table))
+    assert Node(types, tables[0]).connections(*tables)["family"].tolist() == [4, 6]
+    for table in tables:
+        table.close()
+
+
+# ---- states ----
 
 
 @pytest.mark.parametrize(
-    ("sent", "sent_back", "picked_up", "state"),
+    ("proto", "heard", "state"),
+    [
+        (UDP, 0, "udp"),
+        (UDP, ACK, "udp_stream"),
+        (ICMP, ACK, "icmp"),
+        (ICMPV6, 0, "icmp"),
+    ],
+)
+def test_state_without_handshake(node: Node, proto: int, heard: int, state: str) -> None:
+    add_balanced(node, proto=proto, forward={"state": node.types.state(proto, sent=ACK, heard=heard)})
+    assert node.state_name() == state
+
+
+@pytest.mark.parametrize(
+    ("sent", "heard", "picked_up", "state"),
     [
         (SYN, 0, False, "tcp_syn_sent"),
         (SYN, SYN | ACK, False, "tcp_syn_received"),
         (SYN | ACK, SYN | ACK, False, "tcp_established"),
         (ACK, 0, True, "tcp_syn_sent"),
         (ACK, ACK, True, "tcp_established"),
+        (SYN, ACK, True, "tcp_established"),
         (SYN | ACK | FIN, SYN | ACK, False, "tcp_half_closed"),
         (SYN | ACK, SYN | ACK | FIN, False, "tcp_half_closed"),
+        (ACK | FIN, 0, True, "tcp_half_closed"),
         (SYN | ACK | FIN, SYN | ACK | FIN, False, "tcp_time_wait"),
         (SYN | ACK | RST, SYN | ACK, False, "tcp_closed"),
         (SYN, RST, False, "tcp_closed"),
@@ -209,54 +374,299 @@ def test_state_without_handshake(
     ],
 )
 def test_tcp_state_follows_from_what_both_sides_sent(
-    table: Flows, enums: dict[str, dict[str, int]], sent: int, sent_back: int, picked_up: bool, state: str
+    node: Node, sent: int, heard: int, picked_up: bool, state: str
 ) -> None:
-    flags = enums["flow_flags"]["FLOW_PICKED_UP"] if picked_up else 0
-    add_balanced(table, enums, forward={"sent": sent, "flags": flags}, reply={"sent": sent_back})
-    (row,) = table.connections(enums)
-    assert flows.state_names(enums["timeout"])[int(row["state"])] == state
+    flags = ("PICKED_UP",) if picked_up else ()
+    add_balanced(node, forward={"state": node.types.state(TCP, *flags, sent=sent, heard=heard)})
+    assert node.state_name() == state
 
 
-def test_bits_of_this_file_are_those_of_the_data_path(enums: dict[str, dict[str, int]]) -> None:
-    assert enums["tcp_sent"] == {"SENT_SYN": SYN, "SENT_ACK": ACK, "SENT_FIN": FIN, "SENT_RST": RST}
+def test_every_combination_is_the_state_that_the_data_path_makes_of_it(types: Types) -> None:
+    """state.h, written down once more, for all that both sides may have sent."""
+
+    def tcp_state(sent: int, heard: int, picked_up: bool) -> str:
+        if (sent | heard) & RST:
+            return "closed"
+        if sent & heard & FIN:
+            return "time_wait"
+        if (sent | heard) & FIN:
+            return "half_closed"
+        if not heard:
+            return "syn_sent"
+        return "established" if picked_up or sent & ACK else "syn_received"
+
+    cases = [(sent, heard, up) for sent in range(16) for heard in range(16) for up in (False, True)]
+    words = [types.state(TCP, *["PICKED_UP"] * up, sent=sent, heard=heard) for sent, heard, up in cases]
+    names = flows.state_names(types.enums["timeout"])
+    found = [names[code] for code in flows.states(np.array(words, np.uint32), types.enums).tolist()]
+    assert found == [f"tcp_{tcp_state(*case)}" for case in cases]
 
 
-@given(st.lists(st.integers(0, 40), unique=True), st.lists(st.integers(0, 40)), st.randoms())
-def test_match_rows_finds_exactly_the_equal_row(present: list[int], wanted: list[int], random: Any) -> None:
-    random.shuffle(present)
-    dtype = np.dtype([("a", "<u8"), ("b", "<u8")])
-    rows = np.array([(n, n * 3) for n in present], dtype)
-    asked = np.array([(n, n * 3) for n in wanted], dtype)
-    expected = [present.index(n) if n in present else -1 for n in wanted]
-    assert flows.match_rows(asked, rows).tolist() == expected
+def test_bits_of_this_file_are_those_of_the_data_path(types: Types) -> None:
+    state, tag = types.enums["flow_state"], types.enums["flow_tag"]
+    for shift, who in ((8, "SENT"), (12, "HEARD")):
+        found = [state[f"FLOW_{who}_{what}"] >> shift for what in ("SYN", "ACK", "FIN", "RST")]
+        assert found == [SYN, ACK, FIN, RST]
+    assert [tag[f"FLOW_TAG_{name}"] for name in ("FREE", "CLAIMED", "BORN", "FIRST")] == [
+        FREE,
+        CLAIMED,
+        BORN,
+        3,
+    ]
 
 
-def test_match_rows_is_right_when_hashes_collide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows, "_hash", lambda words, _factors: words[:, 0] % np.uint64(3))
-    dtype = np.dtype([("a", "<u8")])
-    present = np.arange(50, dtype=np.uint64).view(dtype)
-    wanted = np.array([49, 7, 50, 0], np.uint64).view(dtype)
-    assert flows.match_rows(wanted, present).tolist() == [49, 7, -1, 0]
+# ---- what was carried ----
 
 
-def test_a_million_entries_are_joined_in_two_seconds(
-    layouts: dict[str, MapLayout], enums: dict[str, dict[str, int]]
+def counted(node: Node) -> list[int]:
+    row = node.connection()
+    return [int(row[name]) for name in ("packets", "bytes", "reply_packets", "reply_bytes")]
+
+
+def test_row_goes_on_where_the_entrys_word_has_turned_over(node: Node) -> None:
+    """As of both words: the row was written at 2^31 bytes, or packets, and the entry has gone on since."""
+    folded = node.types.state(TCP, "FOLDED")
+    opening, answering = add_balanced(
+        node,
+        forward={"state": folded, "carried": 3_000_000 << 32 | (1 << 31) + 77},
+        reply={"state": node.types.state(TCP, "FOLDED", "REPLY"), "carried": (1 << 31) + 5 << 32 | 99},
+    )
+    node.carried[node.family, 0, opening] = 2_999_990, 1 << 31
+    node.carried[node.family, 0, answering] = (5 << 32) + (1 << 31), 90
+    assert counted(node) == [3_000_000, (1 << 31) + 77, (5 << 32) + (1 << 31) + 5, 99]
+
+
+def test_bytes_that_overflow_into_the_packets_are_not_told_as_packets(node: Node) -> None:
+    opening, _ = add_balanced(
+        node, forward={"state": node.types.state(TCP, "FOLDED"), "carried": (100 + 7) << 32 | 123}
+    )
+    node.carried[node.family, 0, opening] = 90, (7 << 32) - 1000  # before the seventh overflow
+    assert counted(node)[:2] == [100, (7 << 32) + 123]
+
+
+def test_rows_of_others_do_not_count(node: Node) -> None:
+    folded = node.types.state(TCP, "FOLDED")
+    opening, answering = add_balanced(node, forward={"state": folded, "carried": 9 << 32 | 10})
+    other_family = 10 - node.family
+    node.carried[other_family, 0, opening] = node.carried[node.family, 1, opening] = (1 << 40, 1 << 40)
+    assert counted(node)[:2] == [9, 10]  # folded, but its row has just gone
+    node.carried[node.family, 0, answering] = (1 << 40, 1 << 40)  # of who had this place before
+    assert counted(node) == [9, 10, 4, 4000]
+
+
+def test_tables_that_were_exchanged_have_rows_of_their_own(node: Node) -> None:
+    other = new_table(node.types, node.family, which=1)
+    forward = {"state": node.types.state(TCP, "FOLDED"), "carried": 1 << 32 | 1}
+    for table in (node.table, other):
+        opening, _ = add_balanced(node, table=table, forward=forward)
+        node.carried[node.family, table.which, opening] = ((table.which + 1) << 32, 0)
+    assert node.connections(node.table, other)["packets"].tolist() == [(1 << 32) + 1, (2 << 32) + 1]
+    other.close()
+
+
+@dataclass
+class Counter:
+    """An entry's word and its row of carried_v1, as flow_refresh() of bpf/flow.h keeps them."""
+
+    word: int = 0
+    row: tuple[int, int] | None = None
+
+    def add(self, packets: int, octets: int) -> None:
+        was, self.word = self.word, (self.word + (packets << 32) + octets) % (1 << 64)
+        if (was ^ self.word) & (1 << 63 | 1 << 31):
+            total_packets, total = self.row or (0, 0)
+            total += (self.word - total) & WORD
+            total_packets += ((self.word >> 32) - (total >> 32) - total_packets) & WORD
+            self.row = total_packets, total
+
+
+STEPS = st.lists(st.tuples(st.integers(0, (1 << 30) - 1), st.integers(0, (1 << 31) - 1)), max_size=40)
+
+
+@given(STEPS, st.sampled_from([4, 6]))
+def test_totals_are_exact_however_much_was_carried(
+    types: Types, steps: list[tuple[int, int]], family: int
 ) -> None:
-    count = 500_000
-    layout = layouts["flow4_v1"]
-    order = np.random.default_rng(1).permutation(count)
-    keys, values = np.zeros((2, count), layout.key), np.zeros((2, count), layout.value)
-    client, endpoint = np.arange(count) + (10 << 24), np.full(count, 192 << 24)
-    keys[0]["src"], keys[0]["dst"], keys[0]["sport"], keys[0]["dport"] = client, 1, 1000, 80
-    keys[1]["src"], keys[1]["dst"], keys[1]["sport"], keys[1]["dport"] = endpoint, client, 8080, 1000
-    for row, src, dst in ((0, client, endpoint), (1, np.ones(count), client)):
-        for name, numbers in (("src", src), ("dst", dst)):
-            values[row][name][:, :4] = numbers.astype(">u4").view(np.uint8).reshape(-1, 4)
-    values[0]["sport"], values[0]["dport"] = 1000, 8080
-    values[1]["flags"], values[1]["packets"] = enums["flow_flags"]["FLOW_REPLY"], np.arange(count)
-    rows = {4: (np.concatenate([keys[0], keys[1][order]]), np.concatenate([values[0], values[1][order]]))}
-    begun = time.process_time()  # of the process, kernel included: other processes do not count
-    joined = flows.connections(rows, jiffies=NOW, hz=HZ, enums=enums)
-    assert time.process_time() - begun < 2
+    node, counter = Node(types, new_table(types, family)), Counter()
+    for step in steps:
+        counter.add(*step)
+    flags = ("FOLDED",) if counter.row else ()
+    opening, _ = add_balanced(node, forward={"state": types.state(TCP, *flags), "carried": counter.word})
+    if counter.row:
+        node.carried[family, 0, opening] = counter.row
+    assert counted(node)[:2] == [sum(step[0] for step in steps), sum(step[1] for step in steps)]
+    node.table.close()
+
+
+# ---- reading while packets change the table ----
+
+
+class Disturbed(FlowTable):
+    """Entries change while they are read: `before` and `after` they are copied, at these places."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    def entries_at(self, places: Array) -> Entries:
+        self._change(self.before)
+        copied = super().entries_at(places)
+        self._change(self.after)
+        return copied
+
+    def _change(self, places: tuple[int, ...]) -> None:
+        for place in places:
+            self.rows["marks"]["mark"][divmod(place, SLOTS)] += 2
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_entry_that_changes_while_it_is_read_is_left_out(types: Types, family: int, moment: str) -> None:
+    table = new_table(types, family, kind=Disturbed)
+    places = [put(table, UDP, one, one) for one in (Tuple(n, n, 1, 53) for n in range(1, 21))]
+    assert len(table.entries()) == 20
+    setattr(table, moment, tuple(places[5:8]))
+    entries = table.entries()
+    assert sorted(entries.place.tolist()) == sorted(places[:5] + places[8:])
+    assert (entries.flow["key_sport"] == as_bytes(entries.slot["key_src"])[:, -1]).all()
+    table.close()
+
+
+@pytest.mark.parametrize("tag", [FREE, CLAIMED, BORN])
+def test_entry_that_is_not_in_force_is_not_told(node: Node, tag: int) -> None:
+    add_balanced(node)
+    put(node.table, UDP, ARRIVES, LEAVES, tag=tag)
+    assert node.connection()["proto"] == TCP
+    assert len(node.table.entries()) == node.table.count() == 2
+
+
+def test_entry_whose_next_hop_is_just_rewritten_is_told(node: Node) -> None:
+    opening, _ = add_balanced(node)
+    set_mark(node.table, opening, int(node.table.entries_at(np.array([opening])).mark[0]) + 1)
+    assert node.connection()["paired"]
+
+
+# ---- finding ----
+
+
+def test_keys_with_the_same_tag_in_one_bucket_are_told_apart(types: Types) -> None:
+    for family in (4, 6):
+        table = new_table(types, family, buckets=2)
+        table.key = np.zeros(11, np.uint64)  # everything has the same hash
+        tuples = [Tuple(number, 1000, 1, 80) for number in range(1, 2 * SLOTS + 1)]
+        places = [put(table, TCP, one, one) for one in tuples]
+        assert sorted(places) == list(range(2 * SLOTS))
+        assert len(set(table.entries().mark.tolist())) == 1
+        asked = [*reversed(tuples), Tuple(99, 1000, 1, 80), Tuple(1, 1001, 1, 80), Tuple(1, 1000, 2, 80)]
+        assert table.find(keys_of(family, TCP, *asked)).tolist() == [*reversed(places), -1, -1, -1]
+        assert (table.find(keys_of(family, UDP, *tuples)) == -1).all()
+        table.close()
+
+
+@given(
+    st.sampled_from([4, 6]),
+    st.lists(st.integers(1, 300), unique=True, max_size=30),
+    st.lists(st.integers(1, 300), max_size=30),
+)
+def test_find_tells_the_place_of_exactly_what_is_there(
+    types: Types, family: int, present: list[int], wanted: list[int]
+) -> None:
+    table = new_table(types, family, buckets=23)
+
+    def of(number: int) -> Tuple:
+        return Tuple(number, number & 7, 1 + (number & 1), 80)
+
+    places = {number: put(table, UDP, of(number), of(number)) for number in present}
+    found = table.find(keys_of(family, UDP, *map(of, wanted))).tolist() if wanted else []
+    assert found == [places.get(number, -1) for number in wanted]
+    table.close()
+
+
+MIX = 0x9E3779B97F4A7C15
+
+
+def choice(family: int, secret: list[int], proto: int, one: Tuple, buckets: int) -> tuple[int, int, int]:
+    """table_choose() of bpf/table.h in Python's numbers, for a processor that is little-endian."""
+    ports = int.from_bytes(one.sport.to_bytes(2, "big"), "little") << 16
+    ports |= int.from_bytes(one.dport.to_bytes(2, "big"), "little")
+    total = secret[0] + secret[1] * ports + secret[2] * proto
+    for number in range(WIDTH[family] // 4):
+        for address, key in ((one.src, secret[3 + 2 * number]), (one.dst, secret[4 + 2 * number])):
+            total += key * int.from_bytes(packed(family, address)[4 * number :][:4], "little")
+    total %= 1 << 64
+    mixed = (total ^ total >> 29) * MIX % (1 << 64)
+    first, second = ((word >> 32) * buckets >> 32 for word in (total, mixed))
+    tag = mixed >> 16 & 0xFFFF
+    return first, (second + 1) % buckets if second == first else second, tag + 3 if tag < 3 else tag
+
+
+PORTS = st.integers(0, 65535)
+TUPLES = st.builds(Tuple, st.integers(0, 65535), PORTS, st.integers(0, 65535), PORTS)
+
+
+@given(st.sampled_from([4, 6]), st.lists(TUPLES, min_size=1), st.integers(1, 1 << 12))
+def test_buckets_and_tag_are_those_that_the_data_path_chooses(
+    types: Types, family: int, tuples: list[Tuple], buckets: int
+) -> None:
+    table = new_table(types, family, buckets=buckets)
+    found = zip(*(column.tolist() for column in table.choose(keys_of(family, TCP, *tuples))), strict=True)
+    assert list(found) == [choice(family, SECRET.tolist(), TCP, one, buckets) for one in tuples]
+    table.close()
+
+
+# ---- many ----
+
+
+def test_hundreds_of_thousands_of_connections_are_joined(types: Types) -> None:
+    count = 200_000
+    table = new_table(types, 4, buckets=buckets_for(3 * count))
+    slot_dtype = types.structs["flow4_bucket"]["slot"].subdtype
+    assert slot_dtype is not None
+    rows = np.zeros(2 * count, slot_dtype[0])
+    opening, answering = rows[:count], rows[count:]
+    clients, endpoint = np.arange(count) + (10 << 24), 192 << 24
+    opening["key_src"], opening["key_dst"], opening["src"], opening["dst"] = clients, 1, clients, endpoint
+    answering["key_src"], answering["key_dst"], answering["src"], answering["dst"] = (
+        endpoint,
+        clients,
+        1,
+        clients,
+    )
+    ports = {"key_sport": (1000, 8080), "key_dport": (80, 1000), "sport": (1000, 80), "dport": (8080, 1000)}
+    for name, (there, back) in ports.items():
+        opening["flow"][name], answering["flow"][name] = there, back
+    opening["flow"]["state"], answering["flow"]["state"] = TCP, types.state(TCP, "REPLY")
+    answering["flow"]["carried"] = np.arange(count, dtype=np.uint64) << np.uint64(32)
+    place_all(table, rows)
+    joined = Node(types, table).connections()
+    assert len(joined) == count
     assert joined["paired"].all()
-    assert (joined["reply_packets"] == np.arange(count)).all()
+    numbers = joined["client"][:, :4].copy().view(">u4")[:, 0] - (10 << 24)
+    assert (joined["reply_packets"] == numbers).all()
+    assert len(set(numbers.tolist())) == count
+    table.close()
+
+
+def place_all(table: FlowTable, rows: Array) -> None:
+    """Puts entries into either of their buckets: up to five into each, then up to seven."""
+    flow = rows["flow"]
+    keys = Keys(
+        src=as_bytes(rows["key_src"]),
+        dst=as_bytes(rows["key_dst"]),
+        sport=flow["key_sport"],
+        dport=flow["key_dport"],
+        proto=flow["state"] & 0xFF,
+    )
+    first, second, tag = table.choose(keys)
+    used = np.zeros(table.buckets, np.int64)
+    waiting = np.arange(len(rows))
+    for choices, most in ((first, 5), (second, 5), (first, SLOTS), (second, SLOTS)):
+        waiting = waiting[np.argsort(choices[waiting], kind="stable")]
+        bucket = choices[waiting]
+        rank = np.arange(len(bucket)) - np.searchsorted(bucket, bucket)
+        slot = used[bucket] + rank
+        placed = slot < most
+        table.rows["slot"][bucket[placed], slot[placed]] = rows[waiting[placed]]
+        table.rows["marks"]["mark"][bucket[placed], slot[placed]] = tag[waiting[placed]] << np.uint32(16)
+        np.add.at(used, bucket[placed], 1)
+        waiting = waiting[~placed]
+    assert len(waiting) == 0

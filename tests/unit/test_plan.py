@@ -4,26 +4,14 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clearway.compiler import (
-    HostFacts,
-    Plan,
-    Tables,
-    compile_tables,
-    estimate_memory,
-    memory,
-    plan_configs,
-    plan_tables,
-)
-from clearway.compiler.memory import megabytes
-from clearway.model import Config, parse_config
+from clearway.compiler import HostFacts, Plan, Tables, compile_tables, plan_configs, plan_tables
+from clearway.model import ConfigError, parse_config
 from tests.unit.test_compile import Sizes
 
 FACTS = HostFacts(32768, 60999, {"eth0": 2, "eth1": 3}, cpus=2)
@@ -120,17 +108,17 @@ def test_change_of_everything() -> None:
         "    ~ ports: automatic -> 1024-2000",
         "~ timeout udp: 1m -> 1m30s",
         "~ conntrack midstream: pick-up -> drop",
-        f"! limit conntrack.max_flows: 4096 -> 8192, {restart}",
+        "~ limit conntrack.max_flows: 4096 -> 8192",
         f"! limit limits.services: 256 -> 300, {restart}",
         "",
-        "plan: 2 to add, 5 to change, 1 to remove, 2 after a restart",
+        "plan: 2 to add, 6 to change, 1 to remove, 1 after a restart",
     ]
 
 
 def test_json_form_says_the_same() -> None:
     plan = json.loads(json.dumps(plan_configs(parse_config(BEFORE), parse_config(AFTER), FACTS).to_dict()))
     assert not plan["empty"]
-    assert plan["summary"] == "2 to add, 5 to change, 1 to remove, 2 after a restart"
+    assert plan["summary"] == "2 to add, 6 to change, 1 to remove, 1 after a restart"
     web = next(change for change in plan["changes"] if change["name"] == "www")
     assert (web["action"], web["kind"], web["title"]) == ("change", "service", "www 203.0.113.10:80/tcp")
     assert web["fields"]["algorithm"] == {"before": "maglev", "after": "round-robin"}
@@ -205,45 +193,29 @@ def test_plan_is_empty_exactly_when_nothing_differs(one: str, other: str) -> Non
     assert plan_configs(parse_config(one), parse_config(other), FACTS).empty == (one == other)
 
 
-# ---- memory ----
+# ---- sizes that the machine has no memory for ----
 
 
-def test_memory_grows_with_what_is_configured() -> None:
-    small = estimate_memory(Config(), 1)
-    large = estimate_memory(
-        parse_config("conntrack: {max_flows: 4000000}\nlimits: {wheel_slots: 9000000}"), 8
-    )
-    assert small.empty_bytes < large.empty_bytes
-    assert small.full_bytes < large.full_bytes
-    assert "80 MiB when loaded" in str(small)
+def larger(text: str) -> str:
+    return text.replace("max_flows: 4096", "max_flows: 67108864")
 
 
-def test_memory_of_the_flow_table() -> None:
-    """A connection is two entries; empty, the table is its buckets."""
-    flow4 = estimate_memory(parse_config("conntrack: {max_flows: 1048576}")).tables[0]
-    assert (flow4.name, flow4.rows, flow4.empty_bytes) == ("flow4_v1", 2 * 1_048_576, 32 * 1024 * 1024)
-    # 8 of the allocator + 48 of the element + 16 of key + 120 of value, in the class of 192.
-    assert flow4.full_bytes - flow4.empty_bytes == flow4.rows * 192
+def test_flow_table_that_does_not_fit_is_refused_before_anything_is_touched() -> None:
+    facts = replace(FACTS, memory_bytes=1 << 30)
+    for running in (None, parse_config(BEFORE)):
+        with pytest.raises(
+            ConfigError, match=r"conntrack\.max_flows \(line 15\): with 67108864 the tables need"
+        ):
+            plan_configs(running, parse_config(larger(BEFORE)), facts)
 
 
-def test_memory_uses_the_sizes_of_the_layouts() -> None:
-    """The constants are those that types.h asserts."""
-    header = (Path(__file__).parents[2] / "bpf/types.h").read_text()
-    sizes = {
-        name: int(size) for size, name in re.findall(r'sizeof\(struct \w+\) == (\d+), "struct (\w+)"', header)
-    }
-    assert sizes["flow4_key"] == memory.FLOW4_KEY
-    assert sizes["flow6_key"] == memory.FLOW6_KEY
-    assert sizes["flow"] == memory.FLOW
-    assert sizes["service_key"] == memory.SERVICE_KEY
-    assert sizes["service"] == memory.SERVICE
-    assert sizes["claim"] == memory.CLAIM
-    assert sizes["endpoint"] == memory.ENDPOINT
-    assert sizes["opened"] == memory.OPENED
-    assert sizes["nat_key"] == memory.NAT_KEY
-    assert sizes["nat"] == memory.NAT
+def test_change_of_other_things_does_not_ask_for_memory() -> None:
+    """What was taken when there was memory for it stays, also while a table of the new size is being made."""
+    facts = replace(FACTS, memory_bytes=1 << 20, sizes=Sizes(max_flows=4096, wheel_slots=300_000))
+    assert not plan_configs(
+        parse_config(larger(BEFORE)), parse_config(larger(BEFORE) + "# moved"), facts
+    ).count("add")
 
 
-@pytest.mark.parametrize(("count", "text"), [(1, "1 MiB"), (80 << 20, "80 MiB"), (1536 << 20, "1.5 GiB")])
-def test_megabytes(count: int, text: str) -> None:
-    assert megabytes(count) == text
+def test_plan_without_knowledge_of_the_memory_refuses_nothing() -> None:
+    assert plan_configs(None, parse_config(larger(BEFORE)), FACTS).count("add") == 4

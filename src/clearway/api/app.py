@@ -136,6 +136,11 @@ def _traffic_routes(control: Control) -> APIRouter:
         )
         return StreamingResponse(control.flows(wanted), media_type="application/json")
 
+    @router.get("/flows/ended")
+    async def ended() -> Response:
+        """Connections as they end, a line of JSON each, until the client goes; an empty line a second."""
+        return StreamingResponse(control.ended(), media_type="application/jsonl")
+
     return router
 
 

@@ -74,6 +74,22 @@ class Client:
         finally:
             connection.close()
 
+    def lines(self, *path: str, **query: str | int | None) -> Iterator[bytes]:
+        """The lines of an answer that has no end, each when it is there; empty ones are left out."""
+        connection, response = self._send("GET", path, query, None, "")
+        try:
+            while line := self._line(response):
+                if line.strip():
+                    yield line
+        finally:
+            connection.close()
+
+    def _line(self, response: http.client.HTTPResponse) -> bytes:
+        try:
+            return response.readline()
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(f"the daemon broke off in the middle of its answer ({error})") from error
+
     def _json(
         self,
         method: str,

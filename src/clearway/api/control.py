@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol
 
 from clearway.api.views import Endpoints, FlowFilter, Interfaces, Nats, Reasons, Services, StatusView
@@ -40,6 +40,10 @@ class Control(Protocol):
     def reasons(self) -> Reasons: ...
 
     def flows(self, wanted: FlowFilter) -> Iterator[bytes]: ...
+
+    def ended(self) -> AsyncIterator[bytes]:
+        """Connections as they end, a line of JSON each, for as long as somebody reads."""
+        ...
 
     async def plan(self, desired: Config) -> Plan: ...
 

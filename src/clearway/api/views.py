@@ -51,6 +51,8 @@ class StatusView:
     nat: int
     max_flows: int  # of each family
     sweep: SweepView | None
+    ended: dict[str, int]  # connections that have left the flow table, by why
+    lost_records: int  # ends that nobody who follows them was told of
     received_packets: int
     received_bytes: int
     waiting: list[str]  # a sentence for each thing that is configured and not in force yet

@@ -9,7 +9,7 @@ import typer
 
 from clearway.cli import complete
 from clearway.cli.common import Output, OutputOption, group, options_of, print_json, say, write_out
-from clearway.cli.text import Column, count, duration, print_facts, print_table, size, things
+from clearway.cli.text import Column, count, duration, host_port, print_facts, print_table, size, things
 
 SERVICE_COLUMNS = (
     Column("name", "name"),
@@ -231,10 +231,6 @@ def reasons(context: typer.Context, output: OutputOption = Output.TABLE) -> None
     print_table(REASON_COLUMNS, _reason_rows(found), "no packet has arrived yet")
 
 
-def host_port(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 def _status_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     config, sweep = found["config"], found["sweep"]
     changed = ", changed through the API" if config["changed_by_api"] else ""
@@ -262,6 +258,10 @@ def _status_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
                 f" aged {duration(sweep['ago'])} ago in {sweep['seconds'] * 1000:.1f} ms",
             )
         )
+    if ended := [f"{count(n)} {why.replace('_', ' ')}" for why, n in found["ended"].items() if n]:
+        facts.append(("connections ended", ", ".join(ended)))
+    if found["lost_records"]:
+        facts.append(("lost", f"{count(found['lost_records'])} ends of connections that were to be followed"))
     if config["refused"]:
         facts.append(("refused", f"the file's new content: {config['refused']}"))
     facts += [("waiting", sentence) for sentence in found["waiting"]]

@@ -11,7 +11,7 @@ import click
 import typer
 
 from clearway.api.client import NotRunningError, RefusedError, UnreachableError
-from clearway.cli import configure, edit, get, laboratory, node
+from clearway.cli import configure, edit, follow, get, laboratory, node
 from clearway.cli.common import CommandError, ExitCode, Options, complain, report, starting
 from clearway.instance import DEFAULT_NAME
 
@@ -33,6 +33,7 @@ def build_app() -> typer.Typer:
     node.register(app)
     configure.register(app)
     get.register(app)
+    follow.register(app)
     edit.register(app)
     laboratory.register(app)
     return app

@@ -64,6 +64,10 @@ def cell(value: Any) -> str:
     return str(value)
 
 
+def host_port(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def print_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], empty: str) -> None:
     """Print rows under their titles; `empty` is said when there are none."""
     if not rows:

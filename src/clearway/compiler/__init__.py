@@ -3,7 +3,7 @@
 
 from .compile import compile_tables
 from .facts import HostFacts, TableSizes
-from .memory import MemoryEstimate, TableMemory, estimate_memory
+from .memory import MemoryEstimate, TableMemory, estimate_memory, require_memory
 from .plan import Change, FieldChange, Plan, plan_configs, plan_tables
 from .tables import EndpointRow, NatRow, ServiceRow, Tables, Wheel
 
@@ -24,4 +24,5 @@ __all__ = [
     "estimate_memory",
     "plan_configs",
     "plan_tables",
+    "require_memory",
 ]

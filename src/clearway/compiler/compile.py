@@ -16,6 +16,9 @@ from .maglev import Member, maglev_wheel
 from .tables import EndpointIdentity, EndpointRow, NatRow, ServiceIdentity, ServiceRow, Tables, Wheel
 from .wheel import round_robin_wheel
 
+NAT_IDS = 1 << 16
+"""A flow names its rule by 16 bits (bpf/types.h, struct flow_marks)."""
+
 
 def compile_tables(config: Config, facts: HostFacts, previous: Tables | None = None) -> Tables:
     """The rows that a configuration means, to replace `previous`.
@@ -48,6 +51,7 @@ def compile_tables(config: Config, facts: HostFacts, previous: Tables | None = N
         nats=tuple(sorted(_nat_rows(config, facts, before), key=lambda row: row.id)),
         timeouts=config.conntrack.timeouts,
         midstream=config.conntrack.midstream,
+        when_full=config.conntrack.when_full,
     )
 
 
@@ -173,7 +177,12 @@ def _nat_rows(config: Config, facts: HostFacts, before: Tables) -> list[NatRow]:
         return (nat.source, facts.interfaces[nat.interface])
 
     held: dict[tuple[object, int], int] = {key: row.id for key, row in before.nat_by_identity.items()}
-    ids = assign_ids([identity(nat) for nat in config.nat], held)
+    wanted = [identity(nat) for nat in config.nat]
+    try:
+        ids = assign_ids(wanted, held, NAT_IDS)
+    except NoRoomError:
+        # Ids of rules that go are given out at once only if there are no others, as those of services.
+        ids = assign_ids(wanted, {key: held[key] for key in wanted if key in held}, NAT_IDS)
     return [
         NatRow(
             ids[identity(nat)],

@@ -43,6 +43,8 @@ class HostFacts:
     """Sizes of the data path that is loaded; None: it will be loaded with the limits of the configuration."""
     cpus: int = 1
     """Possible CPUs; per-CPU tables take memory for each."""
+    memory_bytes: int | None = None
+    """Memory that is available; None: unknown."""
 
     @property
     def local_ports(self) -> PortRange:

@@ -1,30 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much kernel memory the data path of a configuration takes, empty and full.
 
-An estimate: what the kernel's map types allocate (kernel/bpf/hashtab.c, arraymap.c, lpm_trie.c), in the size
-classes of its allocator, without the few kilobytes of programs and of fixed small tables.
+An estimate: what the kernel's map types allocate (kernel/bpf/arraymap.c, hashtab.c, lpm_trie.c, ringbuf.c),
+in the size classes of its allocator, without the few kilobytes of programs and of tables with a few rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
-from clearway.model import Config
+from clearway.model import Config, Problem
+from clearway.model.sizes import FLOW_LINES, bucket_bytes, buckets_for, flows_in
+
+from .facts import TableSizes
 
 # Sizes of the structures in bpf/types.h.
-FLOW4_KEY, FLOW6_KEY, FLOW = 16, 40, 120
-SERVICE_KEY, SERVICE = 24, 20
-CLAIM, CLAIMED = 24, 4
-ENDPOINT, WHEEL_SLOT, CURSOR, OPENED = 24, 4, 4, 8
+CARRIED_KEY, CARRIED, EGRESS, TUPLE, INBOUND = 8, 16, 24, 40, 4
+FRAGMENT_KEY, FRAGMENT = 40, 12
+SERVICE_KEY, SERVICE, ORIGIN = 24, 20, 24
+CLAIM, ENDPOINT, OPENED = 24, 24, 8
 NAT_KEY, NAT = 32, 32
+DEVICE, VLAN_KEY, VLAN, PORT = 32, 8, 4, 12
+COUNTER = 16
+NUMBER = 4  # a key, a slot of a wheel, a round-robin position
+
+# Rows that no configuration changes, as bpf/maps.h has them.
+CARRIED_ROWS, EGRESS_ROWS, INBOUND_ROWS, FRAGMENT_ROWS = 65536, 4096, 16384, 4096
+DEVICE_ROWS, PORT_ROWS, COUNTER_ROWS = 4096, 4096, 192
+RECORDS_BYTES = 1 << 22
 
 HASH_BUCKET = 16  # struct bucket: a list head, a lock
 HASH_ELEMENT = 48  # struct htab_elem, before key and value
 ALLOCATOR_HEAD = 8  # bpf_mem_alloc keeps a list node before each element
 TRIE_NODE = 40  # struct lpm_trie_node, before data and value
 TRIE_KEY_LENGTH = 4  # prefixlen, which is not stored with the data
+RING_PAGES = 3  # of a ring, before its data
+RING_POINTERS = 16  # to each page of the data, which is mapped twice
 SIZE_CLASSES = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)
 PAGE = 4096
+
+FEWEST_FLOWS = 1024
+"""The smallest conntrack.max_flows."""
+
+
+class Limits(Protocol):
+    """How many things of the configuration the tables have room for."""
+
+    @property
+    def services(self) -> int: ...
+    @property
+    def endpoints(self) -> int: ...
+    @property
+    def nats(self) -> int: ...
+    @property
+    def wheel_slots(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +76,12 @@ class MemoryEstimate:
 
     @property
     def empty_bytes(self) -> int:
-        """When loaded, before the first flow."""
+        """When loaded: flow tables take all of theirs at once."""
         return sum(table.empty_bytes for table in self.tables)
 
     @property
     def full_bytes(self) -> int:
-        """When every table is full: max_flows connections of IPv4 and as many of IPv6."""
+        """When every table is full."""
         return sum(table.full_bytes for table in self.tables)
 
     def to_dict(self) -> dict[str, object]:
@@ -67,20 +98,41 @@ class MemoryEstimate:
 
 def estimate_memory(config: Config, cpus: int = 1) -> MemoryEstimate:
     """What the tables of a configuration take on a machine with so many possible CPUs."""
-    flows, limits = 2 * config.conntrack.max_flows, config.limits
-    return MemoryEstimate(
-        (
-            _hash("flow4_v1", flows, FLOW4_KEY, FLOW),
-            _hash("flow6_v1", flows, FLOW6_KEY, FLOW),
-            _hash("service_v1", 2 * limits.services, SERVICE_KEY, SERVICE),
-            _hash("claim_v1", 2 * (limits.services + limits.endpoints), CLAIM, CLAIMED),
-            _array("wheel_v1", limits.wheel_slots, WHEEL_SLOT),
-            _array("endpoint_v1", limits.endpoints, ENDPOINT),
-            _array("cursor_v1", limits.services, CURSOR),
-            _array("opened_v1", limits.endpoints, OPENED, cpus),
-            _trie("nat_v1", 2 * limits.nats, NAT_KEY, NAT),
-        )
+    flows = _flow_tables(config.conntrack.max_flows)
+    return MemoryEstimate((*flows, *_other_tables(config.limits, cpus)))
+
+
+def require_memory(
+    config: Config, available: int | None, *, loaded: TableSizes | None = None, cpus: int = 1
+) -> None:
+    """ConfigError when the tables of a configuration need more memory than is available (None: unknown)
+    besides those that are loaded.
+    """
+    if available is None:
+        return
+    asked = config.conntrack.max_flows
+    # A table of another size stands beside the present one while connections move from that to this.
+    flows = 0 if loaded is not None and loaded.max_flows == asked else _flow_bytes(asked)
+    others = _growth(config.limits, loaded, cpus)
+    if flows + others <= available:
+        return
+    beside = "" if loaded is None else " besides those that are loaded"
+    what = (
+        f"the tables{beside} need {-(-(flows + others) >> 20):,} MiB of memory, "
+        f"{available >> 20:,} MiB are available"
     )
+    fitting = _flows_fitting(available - others)
+    if flows and fitting >= FEWEST_FLOWS:
+        problem = Problem(("conntrack", "max_flows"), f"with {asked} {what}", f"use {fitting} or less")
+    else:
+        problem = Problem(("limits",), what, "use lower ones, or free memory")
+    raise config.origin.error([problem])
+
+
+def _growth(limits: Limits, loaded: Limits | None, cpus: int) -> int:
+    """Memory that tables of these limits take beyond those that are loaded."""
+    present = {table.name: table.full_bytes for table in _other_tables(loaded, cpus)} if loaded else {}
+    return sum(max(0, table.full_bytes - present.get(table.name, 0)) for table in _other_tables(limits, cpus))
 
 
 def megabytes(count: int) -> str:
@@ -88,6 +140,50 @@ def megabytes(count: int) -> str:
     if count >= 1 << 30:
         return f"{count / (1 << 30):.1f} GiB"
     return f"{max(1, round(count / (1 << 20)))} MiB"
+
+
+# ---- tables ----
+
+
+def _flow_tables(max_flows: int) -> Iterator[TableMemory]:
+    """One of each family; an entry may be any flow's, so that there is nothing to add when they fill."""
+    for family in FLOW_LINES:
+        yield _mapped_array(f"flow{family}_v2", buckets_for(max_flows), bucket_bytes(family))
+
+
+def _flow_bytes(max_flows: int) -> int:
+    return sum(table.full_bytes for table in _flow_tables(max_flows))
+
+
+def _flows_fitting(available: int) -> int:
+    """The largest max_flows, in steps that people read easily, whose tables fit."""
+    heads = PAGE * 2 * len(FLOW_LINES)
+    buckets = max(0, available - heads) // sum(map(bucket_bytes, FLOW_LINES))
+    return flows_in(buckets) // FEWEST_FLOWS * FEWEST_FLOWS
+
+
+def _other_tables(limits: Limits, cpus: int) -> Iterator[TableMemory]:
+    services, endpoints = limits.services, limits.endpoints
+    yield _hash("carried_v1", CARRIED_ROWS, CARRIED_KEY, CARRIED)
+    yield _ring("records_v1", RECORDS_BYTES)
+    yield _array("egress_v1", EGRESS_ROWS, EGRESS)
+    yield _lru_hash("inbound_v1", INBOUND_ROWS, TUPLE, INBOUND)
+    yield _lru_hash("fragment_v1", FRAGMENT_ROWS, FRAGMENT_KEY, FRAGMENT)
+    yield _hash("service_v1", 2 * services, SERVICE_KEY, SERVICE)
+    yield _hash("claim_v1", 2 * (services + endpoints), CLAIM, NUMBER)
+    yield _hash("origin_v1", 2 * endpoints, SERVICE_KEY, ORIGIN)
+    yield _array("wheel_v1", limits.wheel_slots, NUMBER)
+    yield _array("endpoint_v1", endpoints, ENDPOINT)
+    yield _array("cursor_v1", services, NUMBER)
+    yield _cpu_array("opened_v1", endpoints, OPENED, cpus)
+    yield _trie("nat_v1", 2 * limits.nats, NAT_KEY, NAT)
+    yield _hash("device_v1", DEVICE_ROWS, NUMBER, DEVICE)
+    yield _hash("vlan_v1", DEVICE_ROWS, VLAN_KEY, VLAN)
+    yield _array("port_v1", PORT_ROWS, PORT)
+    yield _cpu_array("counter_v1", COUNTER_ROWS, COUNTER, cpus)
+
+
+# ---- what a kind of table takes ----
 
 
 def _round_up(number: int, multiple: int) -> int:
@@ -102,18 +198,39 @@ def _allocated(size: int) -> int:
     return next((size_class for size_class in SIZE_CLASSES if size <= size_class), _round_up(size, PAGE))
 
 
+def _element(key: int, value: int) -> int:
+    return HASH_ELEMENT + _round_up(key, 8) + _round_up(value, 8)
+
+
 def _hash(name: str, rows: int, key: int, value: int) -> TableMemory:
     """A hash table without preallocation: buckets at once, an element when it is born."""
     buckets = _power_of_two(rows) * HASH_BUCKET
-    element = _allocated(ALLOCATOR_HEAD + HASH_ELEMENT + _round_up(key, 8) + _round_up(value, 8))
-    return TableMemory(name, rows, buckets, buckets + rows * element)
+    return TableMemory(
+        name, rows, buckets, buckets + rows * _allocated(ALLOCATOR_HEAD + _element(key, value))
+    )
 
 
-def _array(name: str, rows: int, value: int, cpus: int = 1) -> TableMemory:
-    """An array, all of it at once; a per-CPU one has a pointer for each row."""
-    pointers = rows * 8 if cpus > 1 else 0
-    size = _round_up(rows * _round_up(value, 8 if cpus > 1 else 4) * cpus + pointers, PAGE)
-    return TableMemory(name, rows, size, size)
+def _lru_hash(name: str, rows: int, key: int, value: int) -> TableMemory:
+    """A hash table that forgets what was not used for longest: all elements at once."""
+    return _whole(name, rows, _power_of_two(rows) * HASH_BUCKET + rows * _element(key, value))
+
+
+def _array(name: str, rows: int, value: int) -> TableMemory:
+    return _whole(name, rows, rows * _round_up(value, 8))
+
+
+def _mapped_array(name: str, rows: int, value: int) -> TableMemory:
+    """An array that user space can map: its head has pages of its own."""
+    return _whole(name, rows, PAGE + rows * _round_up(value, 8))
+
+
+def _cpu_array(name: str, rows: int, value: int, cpus: int) -> TableMemory:
+    """An array of pointers to a row for each CPU."""
+    return _whole(name, rows, rows * (8 + _round_up(value, 8) * cpus))
+
+
+def _ring(name: str, size: int) -> TableMemory:
+    return _whole(name, size, size + RING_PAGES * PAGE + size // PAGE * RING_POINTERS)
 
 
 def _trie(name: str, rows: int, key: int, value: int) -> TableMemory:
@@ -121,3 +238,9 @@ def _trie(name: str, rows: int, key: int, value: int) -> TableMemory:
     node = _allocated(ALLOCATOR_HEAD + TRIE_NODE + key - TRIE_KEY_LENGTH + value)
     branch = _allocated(ALLOCATOR_HEAD + TRIE_NODE + key - TRIE_KEY_LENGTH)
     return TableMemory(name, rows, 0, rows * node + (rows - 1) * branch)
+
+
+def _whole(name: str, rows: int, size: int) -> TableMemory:
+    """A table that takes all of its memory at once."""
+    size = _round_up(size, PAGE)
+    return TableMemory(name, rows, size, size)

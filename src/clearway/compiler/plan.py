@@ -10,13 +10,14 @@ from typing import Literal
 from clearway.model import Config
 
 from .facts import HostFacts
-from .memory import MemoryEstimate, estimate_memory
+from .memory import MemoryEstimate, estimate_memory, require_memory
 from .state import Item, Kind, sizes_of, state_of_config, state_of_tables
 from .tables import Tables
 
 Action = Literal["add", "remove", "change", "restart"]
 
 SIGNS = {"add": "+", "remove": "-", "change": "~", "restart": "!"}
+RESIZED = ("conntrack.max_flows",)  # while the data path runs
 RESTART = "only after `clearway down` and a new `clearway run`; until then the running size holds"
 
 
@@ -123,8 +124,11 @@ class Plan:
 def plan_configs(running: Config | None, desired: Config, facts: HostFacts) -> Plan:
     """What changes when `desired` replaces the configuration in force (None: there is none yet).
 
-    Sizes are compared with those of the data path that is loaded, if `facts` tells them.
+    Sizes are compared with those of the data path that is loaded, if `facts` tells them. Raises ConfigError
+    when this machine has not enough memory for those that change.
     """
+    if running is None or sizes_of(running) != sizes_of(desired):
+        require_memory(desired, facts.memory_bytes, loaded=facts.sizes, cpus=facts.cpus)
     before = state_of_config(running) if running else ()
     changes = diff(before, state_of_config(desired), first=running is None)
     changes += _size_changes(running or desired, desired, facts)
@@ -178,4 +182,7 @@ def _field_changes(before: Item, after: Item) -> Iterable[FieldChange]:
 def _size_changes(running: Config, desired: Config, facts: HostFacts) -> tuple[Change, ...]:
     """Sizes that are not those of the data path that is loaded or, if there is none, those of `running`."""
     changes = diff(sizes_of(running, facts.sizes), sizes_of(desired))
-    return tuple(Change("restart", one.kind, one.name, one.title, "", one.fields) for one in changes)
+    return tuple(
+        one if one.name in RESIZED else Change("restart", one.kind, one.name, one.title, "", one.fields)
+        for one in changes
+    )

@@ -46,7 +46,7 @@ def state_of_config(config: Config) -> tuple[Item, ...]:
         ),
         *map(_service, config.services),
         *map(_nat, config.nat),
-        *_conntrack(config.conntrack.timeouts, config.conntrack.midstream),
+        *_conntrack(config.conntrack.timeouts, config.conntrack.midstream, config.conntrack.when_full),
     )
 
 
@@ -61,7 +61,7 @@ def state_of_tables(tables: Tables, config: Config, facts: HostFacts) -> tuple[I
     return (
         *(_service_of_row(row, names, endpoints[row.id]) for row in tables.services),
         *(_nat_of_row(row, rules.get(row.identity, ""), interfaces) for row in tables.nats),
-        *_conntrack(tables.timeouts, tables.midstream),
+        *_conntrack(tables.timeouts, tables.midstream, tables.when_full),
     )
 
 
@@ -156,10 +156,11 @@ def _nat_of_row(row: NatRow, name: str, interfaces: Mapping[int, str]) -> Item:
     return Item("nat", row.identity, name, title, f"-> {fields['to']}, ports {row.ports}", fields)
 
 
-def _conntrack(timeouts: Timeouts, midstream: str) -> Iterator[Item]:
+def _conntrack(timeouts: Timeouts, midstream: str, when_full: str) -> Iterator[Item]:
     for name, milliseconds in _values(timeouts):
         yield _setting("timeout", name, format_duration(milliseconds))
     yield _setting("conntrack", "midstream", midstream)
+    yield _setting("conntrack", "when_full", when_full)
 
 
 def _values(timeouts: Model) -> Iterator[tuple[str, int]]:

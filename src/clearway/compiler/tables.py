@@ -20,6 +20,7 @@ from clearway.model import (
     PortRange,
     Protocol,
     Timeouts,
+    WhenFull,
 )
 
 EPOCH_MAX = 0xFFFF_FFFF
@@ -126,6 +127,28 @@ class Tables:
     nats: tuple[NatRow, ...] = ()
     timeouts: Timeouts = field(default_factory=Timeouts)
     midstream: Midstream = "pick-up"
+    when_full: WhenFull = "drop"
+
+    @cached_property
+    def origins(self) -> dict[tuple[IPAddress, int, Protocol], ServiceRow]:
+        """By endpoint the service it answers for, of services whose connections can do without an entry:
+        every packet finds its endpoint by Maglev, and its answer the service, as the endpoint has no other.
+        """
+        if self.when_full != "stateless":
+            return {}
+        services = {row.id: row for row in self.services}
+        served: dict[tuple[IPAddress, int, Protocol], set[int]] = {}
+        for row in self.endpoints:
+            if row.service in services:
+                key = (row.address, row.port, services[row.service].protocol)
+                served.setdefault(key, set()).add(row.service)
+        ambiguous = {service for ids in served.values() if len(ids) > 1 for service in ids}
+        able = {
+            row.id
+            for row in self.services
+            if row.mode == "nat" and row.algorithm == "maglev" and row.id not in ambiguous
+        }
+        return {key: services[one] for key, ids in served.items() for one in ids if one in able}
 
     @property
     def next_epoch(self) -> int:

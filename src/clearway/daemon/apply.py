@@ -111,6 +111,7 @@ def read_tables(datapath: DatapathTables) -> Tables:
         nats=tuple(sorted(rules, key=lambda row: row.id)),
         timeouts=rows.read_timeouts(config[0], datapath.enum("timeout")),
         midstream=rows.read_midstream(config[0], datapath.enum("midstream")),
+        when_full=rows.read_when_full(config[0], datapath.enum("when_full")),
     )
 
 
@@ -120,7 +121,7 @@ def settle(datapath: DatapathTables, tables: Tables) -> None:
     Deletes rows of other epochs, frees endpoints that are not there, and sets the states of those that are.
     Touches nothing that packets of this epoch read, but for the state of an endpoint.
     """
-    for name in ("service_v1", "claim_v1", "nat_v1"):
+    for name in ("service_v1", "claim_v1", "origin_v1", "nat_v1"):
         table = datapath.table(name)
         keys, _ = table.items()
         others = keys[keys["epoch"] != tables.epoch]
@@ -168,12 +169,14 @@ def _write_beside(datapath: DatapathTables, previous: Tables, desired: Tables) -
             slots = np.arange(service.area.base, service.area.end, dtype=wheel.key_dtype)
             _update(wheel, (slots, service.wheel.slots))
     config = datapath.table("config_v1")
-    _update(config, rows.config_row(config, datapath.enum("timeout"), datapath.enum("midstream"), desired))
+    _update(config, rows.config_row(config, datapath.enum, desired))
     services = datapath.table("service_v1")
     modes, algorithms = datapath.enum("service_mode"), datapath.enum("service_algorithm")
-    _update(services, rows.service_rows(services, modes, algorithms, desired.services, desired.epoch))
+    _update(services, rows.service_rows(services, modes, algorithms, desired))
     claims = datapath.table("claim_v1")
     _update(claims, rows.claim_rows(claims, desired))
+    origins = datapath.table("origin_v1")
+    _update(origins, rows.origin_rows(origins, desired))
     nats = datapath.table("nat_v1")
     _update(nats, rows.nat_rows(nats, desired.nats, desired.epoch))
 

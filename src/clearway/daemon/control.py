@@ -7,7 +7,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 from clearway import __version__
@@ -25,6 +25,7 @@ from clearway.api.views import (
 )
 from clearway.compiler import Plan
 from clearway.daemon import flowlist, report
+from clearway.daemon.ended import Followers
 from clearway.daemon.flowlist import Names, Use
 from clearway.daemon.service import Daemon
 from clearway.datapath.flows import state_names
@@ -50,6 +51,7 @@ class DaemonControl:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._datapath = daemon.engine.datapath
+        self._followers = Followers(self._datapath)
         self._counting = threading.Lock()
         self._usage: Usage | None = None
 
@@ -77,6 +79,8 @@ class DaemonControl:
             nat=len(daemon.config.nat),
             max_flows=self._datapath.sizes().max_flows,
             sweep=self._sweep_view(),
+            ended=self._datapath.ended(),
+            lost_records=self._datapath.lost_records(),
             received_packets=received.packets,
             received_bytes=received.bytes,
             waiting=list(daemon.waiting()),
@@ -121,6 +125,9 @@ class DaemonControl:
         flows = self._datapath.flows()
         chosen, matched = flowlist.choose(flows, wanted, names)
         return flowlist.pieces(chosen, names, matched=matched, total=len(flows))
+
+    def ended(self) -> AsyncIterator[bytes]:
+        return self._followers.follow(self._names())
 
     # ---- what changes ----
 

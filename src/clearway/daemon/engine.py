@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -15,6 +15,7 @@ from clearway.daemon.apply import apply_tables, read_tables
 from clearway.daemon.core import Attached, Hooks, beside
 from clearway.datapath import Attachment, Datapath
 from clearway.linux import neighbours
+from clearway.linux.memory import available_bytes
 from clearway.linux.namespace import local_port_range
 from clearway.linux.netlink import NETLINK_ROUTE, Conversation, NetlinkError
 from clearway.linux.rtnetlink import Hop, Ip, Link
@@ -103,6 +104,7 @@ class Engine:
             interfaces=machine.ifindexes(),
             sizes=self.datapath.sizes(),
             cpus=os.cpu_count() or 1,
+            memory_bytes=available_bytes(),
         )
 
     def plan(self, running: Config, desired: Config, machine: Machine) -> Plan:
@@ -119,7 +121,9 @@ class Engine:
         facts = self.facts(machine)
         desired = compile_tables(config, facts, self.tables)
         plan = plan_tables(self.tables, desired, config, facts)
-        self._switch(desired)
+        with self._resized(config) as exchange:
+            self._switch(desired)
+            exchange()
         return plan
 
     def change(self, running: Config, desired: Config, machine: Machine) -> Plan:
@@ -137,9 +141,22 @@ class Engine:
                 self._attach_or_undo(interface.name, wanted, undo)
             # New neighbours begin to be resolved before the first packet is sent their way.
             self.keep(endpoint_addresses(desired), machine)
-            self._switch(tables)
+            with self._resized(desired) as exchange:
+                self._switch(tables)
+                exchange()
             undo.pop_all()
         return plan
+
+    @contextmanager
+    def _resized(self, config: Config) -> Iterator[Callable[[], None]]:
+        """Flow tables of the configured size, and what puts them in force."""
+        before, wanted = self.datapath.sizes().max_flows, config.conntrack.max_flows
+        if before == wanted:
+            yield lambda: None
+            return
+        with self.datapath.resized(wanted) as exchange:
+            yield exchange
+        log.info("the flow table has another size", before=before, max_flows=wanted)
 
     def _switch(self, desired: Tables) -> None:
         applied = apply_tables(self.datapath, self.tables, desired)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from clearway.api.control import FilterError
 from clearway.api.views import FlowFilter
-from clearway.datapath.flows import FAMILY_IPV4, FAMILY_IPV6, NONE
+from clearway.datapath.flows import NONE
+from clearway.datapath.flowtable import FAMILY_IPV4, FAMILY_IPV6
 
 Array = npt.NDArray[Any]
 
@@ -166,15 +167,15 @@ def _columns(flows: Array, names: Names) -> dict[str, list[Any]]:
     """The fields of views.FlowView, each value as JSON has it. Columns at a time: a million rows are many."""
     columns: dict[str, list[Any]] = {
         "family": flows["family"].tolist(),
-        "protocol": _words(flows["proto"], PROTOCOLS, "{}"),
-        "state": _words(flows["state"], names.states, "{}"),
+        "protocol": words(flows["proto"], PROTOCOLS, "{}"),
+        "state": words(flows["state"], names.states, "{}"),
     }
     families = flows["family"].tolist()
     for name in ADDRESS_COLUMNS:
-        columns[name] = _addresses(flows[name], families)
+        columns[name] = addresses(flows[name], families)
         columns[f"{name}_port"] = flows[f"{name}_port"].tolist()
     for name, known in (("service", names.services), ("endpoint", names.endpoints), ("nat", names.nats)):
-        columns[name] = _words(flows[name], known, "gone ({})")
+        columns[name] = words(flows[name], known, "gone ({})")
     for name in ("packets", "bytes", "reply_packets", "reply_bytes"):
         columns[name] = flows[name].tolist()
     for name in ("age", "idle"):
@@ -182,7 +183,7 @@ def _columns(flows: Array, names: Names) -> dict[str, list[Any]]:
     return columns
 
 
-def _words(codes: Array, known: Mapping[int, str], unknown: str) -> list[str]:
+def words(codes: Array, known: Mapping[int, str], unknown: str) -> list[str]:
     """Names for codes, NONE is null; each name is made JSON once."""
     words = {NONE: "null"}
     for code in set(codes.tolist()) - {NONE}:
@@ -190,7 +191,7 @@ def _words(codes: Array, known: Mapping[int, str], unknown: str) -> list[str]:
     return [words[code] for code in codes.tolist()]
 
 
-def _addresses(column: Array, families: list[int]) -> list[str]:
+def addresses(column: Array, families: list[int]) -> list[str]:
     raw = column.tobytes()
     return [
         f'"{inet_ntop(AF_INET, raw[at : at + 4])}"'

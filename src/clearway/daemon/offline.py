@@ -7,13 +7,13 @@ import contextlib
 import os
 
 from clearway import datapath
-from clearway.compiler import HostFacts, Plan, compile_tables, plan_configs, plan_tables
+from clearway.compiler import HostFacts, Plan, compile_tables, plan_configs, plan_tables, require_memory
 from clearway.daemon import advice, state
 from clearway.daemon.apply import read_tables
 from clearway.daemon.lock import DataPathLock
 from clearway.datapath import Datapath
 from clearway.instance import Instance
-from clearway.linux import namespace, neighbours, rtnetlink
+from clearway.linux import memory, namespace, neighbours, rtnetlink
 from clearway.linux.netlink import NETLINK_ROUTE, Conversation
 from clearway.model import Config
 
@@ -31,6 +31,7 @@ def plan(instance: Instance, desired: Config) -> Plan:
             return plan_configs(None, desired, facts)
         with Datapath.open(instance.name) as there:
             facts = _facts(there.sizes())
+            require_memory(desired, facts.memory_bytes, loaded=facts.sizes, cpus=facts.cpus)
             running = read_tables(there)
             return plan_tables(running, compile_tables(desired, facts, running), desired, facts)
 
@@ -61,7 +62,7 @@ def _facts(sizes: datapath.Sizes | None) -> HostFacts:
     with Conversation(NETLINK_ROUTE) as kernel:
         interfaces = {link.name: link.ifindex for link in rtnetlink.links(kernel)}
     first, last = namespace.local_port_range()
-    return HostFacts(first, last, interfaces, sizes, os.cpu_count() or 1)
+    return HostFacts(first, last, interfaces, sizes, os.cpu_count() or 1, memory.available_bytes())
 
 
 def _where_it_lives(instance: Instance) -> contextlib.AbstractContextManager[None]:

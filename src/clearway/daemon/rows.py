@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, Protocol, cast
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearway.compiler import EndpointRow, NatRow, ServiceRow, Tables, Wheel
-from clearway.model import AddressRange, Algorithm, IPAddress, Midstream, Mode, PortRange, Timeouts
+from clearway.model import AddressRange, Algorithm, IPAddress, Midstream, Mode, PortRange, Timeouts, WhenFull
 from clearway.model import Protocol as L4Protocol
 
 Array = npt.NDArray[Any]
@@ -49,13 +49,12 @@ def endpoint_rows(table: Table, states: Names, endpoints: Sequence[EndpointRow])
     return keys, values
 
 
-def service_rows(
-    table: Table, modes: Names, algorithms: Names, services: Sequence[ServiceRow], epoch: int
-) -> tuple[Array, Array]:
+def service_rows(table: Table, modes: Names, algorithms: Names, tables: Tables) -> tuple[Array, Array]:
     """Rows of service_v1 of one epoch."""
-    keys, values = table.rows(len(services))
-    for key, value, service in zip(keys, values, services, strict=True):
-        key["epoch"] = epoch
+    keys, values = table.rows(len(tables.services))
+    stateless = {service.id for service in tables.origins.values()}
+    for key, value, service in zip(keys, values, tables.services, strict=True):
+        key["epoch"] = tables.epoch
         key["port"] = service.port
         key["proto"] = PROTOCOLS[service.protocol]
         key["family"] = service.address.version
@@ -67,6 +66,23 @@ def service_rows(
             value["port_min"], value["port_max"] = service.ports.first, service.ports.last
         value["mode"] = modes[_constant("MODE", service.mode)]
         value["algorithm"] = algorithms[_constant("ALGORITHM", service.algorithm)]
+        value["stateless"] = service.id in stateless
+    return keys, values
+
+
+def origin_rows(table: Table, tables: Tables) -> tuple[Array, Array]:
+    """Rows of origin_v1 of one epoch."""
+    keys, values = table.rows(len(tables.origins))
+    for key, value, ((address, port, protocol), service) in zip(
+        keys, values, tables.origins.items(), strict=True
+    ):
+        key["epoch"] = tables.epoch
+        key["port"] = port
+        key["proto"] = PROTOCOLS[protocol]
+        key["family"] = address.version
+        key["address"] = _address_bytes(address)
+        value["address"] = _address_bytes(service.address)
+        value["port"] = service.port
     return keys, values
 
 
@@ -99,17 +115,19 @@ def nat_rows(table: Table, nats: Sequence[NatRow], epoch: int) -> tuple[Array, A
     return keys, values
 
 
-def config_row(table: Table, timeouts: Names, midstreams: Names, tables: Tables) -> tuple[Array, Array]:
-    """The row of config_v1 for an epoch."""
+def config_row(table: Table, enum: Callable[[str], Names], tables: Tables) -> tuple[Array, Array]:
+    """The row of config_v1 for an epoch. enum: numbers by constant of an enum of bpf/types.h."""
     keys, values = table.rows(1)
     keys[0] = tables.epoch & 1
     value = values[0]
     value["epoch"] = tables.epoch
     value["services"] = len(tables.services)
     value["nats"] = len(tables.nats)
-    value["midstream"] = midstreams[_constant("MIDSTREAM", tables.midstream)]
+    value["origins"] = len(tables.origins)
+    value["when_full"] = enum("when_full")[_constant("WHEN_FULL", tables.when_full)]
+    value["midstream"] = enum("midstream")[_constant("MIDSTREAM", tables.midstream)]
     for name in Timeouts.model_fields:
-        value["timeout_ms"][timeouts[_constant("TIMEOUT", name)]] = getattr(tables.timeouts, name)
+        value["timeout_ms"][enum("timeout")[_constant("TIMEOUT", name)]] = getattr(tables.timeouts, name)
     return keys, values
 
 
@@ -164,6 +182,10 @@ def read_timeouts(value: Array, timeouts: Names) -> Timeouts:
 
 def read_midstream(value: Array, midstreams: Names) -> Midstream:
     return cast(Midstream, _word("MIDSTREAM", midstreams, int(value["midstream"])))
+
+
+def read_when_full(value: Array, when_full: Names) -> WhenFull:
+    return cast(WhenFull, _word("WHEN_FULL", when_full, int(value["when_full"])))
 
 
 def _fixed_bits(table: Table) -> int:

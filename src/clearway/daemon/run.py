@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,16 +17,18 @@ import structlog
 from clearway import datapath
 from clearway.api.app import build_app
 from clearway.api.server import ApiServer
+from clearway.compiler import require_memory
 from clearway.daemon import state
 from clearway.daemon.control import DaemonControl
 from clearway.daemon.core import COMPILE
 from clearway.daemon.engine import Engine
-from clearway.daemon.filewatch import signature
+from clearway.daemon.filewatch import Signature, signature
 from clearway.daemon.lock import DataPathLock
 from clearway.daemon.mirror import Mirror
 from clearway.daemon.service import ConfigFile, Daemon, one_line
 from clearway.datapath import Datapath, DatapathError, Sizes, pins
 from clearway.instance import Instance
+from clearway.linux.memory import available_bytes
 from clearway.linux.watch import Watch
 from clearway.model import Config, ConfigError, config_from_data, load_config
 
@@ -62,9 +65,14 @@ def run(instance: Instance, path: Path) -> None:
 
 def prepare(instance: Instance, path: Path, *, running: bool) -> Daemon:
     """Load the data path, or find it, and open everything that the daemon works with."""
-    start = choose_start(instance, path, running=running)
+    loaded = sizes_of_loaded(instance)
+
+    def affordable(config: Config) -> None:
+        require_memory(config, available_bytes(), loaded=loaded, cpus=os.cpu_count() or 1)
+
+    start = choose_start(instance, path, running=running, check=affordable)
     with ExitStack() as opened:
-        data_path = Datapath.load(instance.name, sizes_for(instance, start.config))
+        data_path = Datapath.load(instance.name, loaded or sizes_of(start.config))
         opened.callback(data_path.close)
         watch = Watch()
         opened.callback(watch.close)
@@ -104,11 +112,16 @@ def _check_start(daemon: Daemon, undo: ExitStack, *, fresh: bool) -> None:
     undo.pop_all()
 
 
-def sizes_for(instance: Instance, config: Config) -> Sizes:
-    """Sizes of the tables: those of the data path that is there, or else those of the configuration."""
+def sizes_of_loaded(instance: Instance) -> Sizes | None:
+    """Sizes of the tables of the data path that is there, if one is."""
     if Datapath.exists(instance.name):
         with contextlib.suppress(DatapathError), Datapath.open(instance.name) as there:
             return there.sizes()
+    return None
+
+
+def sizes_of(config: Config) -> Sizes:
+    """Sizes of the tables that a configuration asks for."""
     return Sizes(
         max_flows=config.conntrack.max_flows,
         services=config.limits.services,
@@ -118,22 +131,32 @@ def sizes_for(instance: Instance, config: Config) -> Sizes:
     )
 
 
-def choose_start(instance: Instance, path: Path, *, running: bool) -> Start:
+def choose_start(
+    instance: Instance, path: Path, *, running: bool, check: Callable[[Config], None] = lambda _config: None
+) -> Start:
     """The file's configuration, or what the API has made of it since it was last taken (state.py).
 
     While the data path is running, a file that is refused keeps nobody from looking after it: what was in
-    force then stays in force. Raises ConfigError.
+    force then stays in force. `check` may refuse too. Raises ConfigError.
     """
     stored, seen = _stored(instance.state), signature(path)
     try:
-        content = path.read_bytes() if path.is_file() else b""
-        config = load_config(path)
+        start = _wanted_start(instance, path, stored, seen)
+        check(start.config)
     except ConfigError as error:
         if not running or stored is None:
             raise
         config = config_from_data(stored.config, str(instance.state))
         log.error("the configuration file is refused, what was in force stays", why=one_line(error))
         return Start(config, ConfigFile(path, stored.file_hash, config, seen, one_line(error)))
+    return start
+
+
+def _wanted_start(
+    instance: Instance, path: Path, stored: state.State | None, seen: Signature | None
+) -> Start:
+    content = path.read_bytes() if path.is_file() else b""
+    config = load_config(path)
     taken = state.file_hash(content)
     if stored is None or stored.file_hash != taken:
         return Start(config, ConfigFile(path, taken, config, seen))

@@ -25,7 +25,9 @@ from clearway.daemon.filewatch import LOOK_EVERY, FileWatch, Signature, signatur
 from clearway.daemon.listen import Announcements
 from clearway.daemon.mirror import Mirror
 from clearway.daemon.notify import Notifier
+from clearway.daemon.rounds import LastSweep, SweepRounds
 from clearway.datapath import DatapathError, features
+from clearway.datapath.calls import SweepResult
 from clearway.instance import Instance
 from clearway.linux import namespace
 from clearway.linux.namespace import local_port_range
@@ -35,22 +37,12 @@ from clearway.model import Config, ConfigError, parse_config, to_data
 log = structlog.get_logger()
 
 SWEEP_EVERY = 1.0  # seconds
-SWEEP_SHARE = 0.05  # of one CPU at most: a run looks at every bucket of the table, used or not
+SWEEP_SHARE = 0.05  # of one CPU, at most
 ROUNDS = 10  # of deciding and doing, before anything else gets its turn
 
 REFUSALS = (ConfigError, DatapathError, NetlinkError, OSError)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LastSweep:
-    """What the last ageing run did, and when (monotonic seconds)."""
-
-    connections: int
-    expired: int
-    seconds: float
-    at: float
 
 
 @dataclass
@@ -249,15 +241,18 @@ class Daemon:
                 continue
 
     async def _sweep_forever(self) -> None:
-        """Age the flow table: SWEEP_EVERY after the last time, or as much later as SWEEP_SHARE demands."""
+        """Age the flow table, a part of it every SWEEP_EVERY: all of it if that takes no more of a CPU than
+        SWEEP_SHARE.
+        """
         loop = asyncio.get_running_loop()
         due = time.monotonic()
+        rounds = SweepRounds(SWEEP_EVERY * SWEEP_SHARE)
         complained = ""
         while self._sweeping:
             begin = time.monotonic()
             try:
-                result = await loop.run_in_executor(self._sweeper, self.engine.datapath.sweep)
-                self.last_sweep = LastSweep(result.visited, result.expired, time.monotonic() - begin, begin)
+                result = await loop.run_in_executor(self._sweeper, self._age, rounds.share)
+                self.last_sweep = rounds.take(result, begin, time.monotonic()) or self.last_sweep
                 complained = ""
             except DatapathError as error:
                 if str(error) != complained:
@@ -265,9 +260,20 @@ class Daemon:
                 complained = str(error)
             self._look_at_local_ports()
             ended = time.monotonic()
-            due = max(due + SWEEP_EVERY, ended + (ended - begin) * (1 / SWEEP_SHARE - 1))
+            due = max(due + SWEEP_EVERY, ended + SWEEP_EVERY / 2)
             await asyncio.sleep(due - time.monotonic())
         await self.stopped.wait()
+
+    def _age(self, share: float) -> SweepResult:
+        """A part of a sweep; and connections of a table that was exchanged move on."""
+        moving = self.engine.datapath.move_flows()
+        if moving is not None and moving.left:
+            log.warning(
+                "connections wait to move to the new flow table", moved=moving.moved, left=moving.left
+            )
+        elif moving is not None:
+            log.info("all connections are in the new flow table", moved=moving.moved)
+        return self.engine.datapath.sweep(share)
 
     async def _stop_sweeping(self) -> None:
         """The program must not be running when its descriptor is closed."""

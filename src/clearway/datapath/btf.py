@@ -230,6 +230,15 @@ class MapLayout:
     value: np.dtype[Any]
 
 
+# Maps that the kernel keeps no types of (enum bpf_map_type), and what they look like from user space: tables
+# by number, written as file descriptors and read as ids; and a ring, which has no rows.
+BPF_MAP_TYPE_ARRAY_OF_MAPS = 12
+BPF_MAP_TYPE_RINGBUF = 27
+NUMBER = np.dtype("<u4")
+NOTHING = np.dtype([])
+UNTYPED = {BPF_MAP_TYPE_ARRAY_OF_MAPS: (NUMBER, NUMBER), BPF_MAP_TYPE_RINGBUF: (NOTHING, NOTHING)}
+
+
 def map_layout(
     types: Btf, *, name: str, type_ids: tuple[int, int], sizes: tuple[int, int], shape: tuple[int, int, int]
 ) -> MapLayout:
@@ -238,6 +247,8 @@ def map_layout(
     `type_ids` and `sizes` are those of key and value as the map has them, `shape` is its type, flags and
     max_entries. DatapathError if the types do not say what the sizes say.
     """
+    if shape[0] in UNTYPED:
+        return untyped_layout(name, shape)
     if not all(type_ids):
         raise DatapathError(f"table {name} has no BTF: declare its key and value with __type")
     key, value = (types.dtype(type_id, name) for type_id in type_ids)
@@ -247,3 +258,8 @@ def map_layout(
             f"the map has {sizes[0]} and {sizes[1]}"
         )
     return MapLayout(name, shape[0], shape[1], shape[2], key, value)
+
+
+def untyped_layout(name: str, shape: tuple[int, int, int]) -> MapLayout:
+    """Layout of a map whose type is in UNTYPED."""
+    return MapLayout(name, *shape, *UNTYPED[shape[0]])

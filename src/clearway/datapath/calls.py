@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +35,14 @@ class Clock:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Connections looked at, and those of them that had expired and are removed now."""
+    """Connections looked at, and those of them that had expired and are removed now. `ended`: with this part
+    a round through all tables is complete; `share`: how much of them it was.
+    """
 
     visited: int
     expired: int
+    ended: bool = True
+    share: float = 1.0
 
 
 def run_clock(program_fd: int) -> Clock:
@@ -64,17 +69,44 @@ def nearest_rate(measured: float) -> int:
     return min(RATES, key=lambda rate: abs(rate - measured))
 
 
-def run_sweep(program_fd: int) -> SweepResult:
-    """Runs the program `sweep` once over all flows."""
-    outcome = _call(program_fd, "sweep_args")
+@dataclass(frozen=True)
+class MoveResult:
+    """Connections brought to the current table, and those for which that has to be tried again."""
+
+    moved: int
+    left: int
+
+
+def run_sweep(program_fd: int, **part: int) -> SweepResult:
+    """Runs the program `sweep` over a part of one table, given as in struct sweep_args (bpf/types.h)."""
+    outcome = _call(program_fd, "sweep_args", **part)
     return SweepResult(int(outcome["visited"]), int(outcome["expired"]))
 
 
-def _call(program_fd: int, struct_name: str) -> Any:
-    """Runs a program whose context is that struct, zeroed; returns the struct as the program left it."""
-    with Btf.of_id(bpf.program_info(program_fd).btf_id) as types:
-        layout = types.struct(struct_name)
-    code, context = run_syscall(program_fd, bytes(layout.itemsize))
+def run_move(program_fd: int, **part: int) -> MoveResult:
+    """Runs the program `move` over a part of the table that is not the current one, given as in struct
+    move_args.
+    """
+    outcome = _call(program_fd, "move_args", **part)
+    return MoveResult(int(outcome["moved"]), int(outcome["left"]))
+
+
+def _call(program_fd: int, struct_name: str, **given: int) -> Any:
+    """Runs a program whose context is that struct, zero but for what is given; returns the struct as the
+    program left it.
+    """
+    layout = _layout(bpf.program_info(program_fd).btf_id, struct_name)
+    arguments = np.zeros(1, layout)
+    for name, value in given.items():
+        arguments[name] = value
+    code, context = run_syscall(program_fd, arguments.tobytes())
     if code:
         raise DatapathError(f"the program for struct {struct_name} failed with {code}")
     return np.frombuffer(context, layout)[0]
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(btf_id: int, struct_name: str) -> np.dtype[Any]:
+    """The kernel gives BTF ids out once: what was read stays true."""
+    with Btf.of_id(btf_id) as types:
+        return types.struct(struct_name)

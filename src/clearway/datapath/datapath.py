@@ -6,22 +6,26 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clearway.datapath import bpf, features, flows, install, pins
+from clearway.datapath import bpf, features, flows, flowstore, install, pins
 from clearway.datapath.attach import Attacher, Attachment, facts_of
 from clearway.datapath.btf import Btf
-from clearway.datapath.calls import Clock, SweepResult, run_clock, run_sweep
+from clearway.datapath.calls import Clock, SweepResult, run_clock
 from clearway.datapath.errors import DatapathError, reason
+from clearway.datapath.flowstore import Moving
+from clearway.datapath.flowtable import FlowTable
 from clearway.datapath.hooks import choose_hooks
 from clearway.datapath.install import Sizes
 from clearway.datapath.interfaces import interface_exists
 from clearway.datapath.pins import Load, Pins
+from clearway.datapath.ring import Ring
 from clearway.datapath.tables import Array, Table
 
 REASON_COUNT = "REASON_COUNT"
@@ -168,7 +172,8 @@ class Datapath:
 
     def sizes(self) -> Sizes:
         """What the pinned tables were made for."""
-        return Sizes.of_tables({name: self.table(name).max_entries for name in self.tables()})
+        rows = {name: self.table(name).max_entries for name in self.tables()}
+        return Sizes.of_tables(rows, self._store.max_flows)
 
     def enum(self, name: str) -> dict[str, int]:
         """An enum of bpf/*.h by name, as the loaded programs have it."""
@@ -181,6 +186,12 @@ class Datapath:
         """A struct of bpf/types.h by name, as the loaded programs have it."""
         with self._types() as types:
             return types.struct(name)
+
+    @functools.cached_property
+    def _store(self) -> flowstore.FlowStore:
+        names = (flowstore.FLOWS, *flowstore.OUTER.values())
+        structs = {name: self.struct(name) for name in flowstore.STRUCTS.values()}
+        return flowstore.FlowStore({name: self.table(name) for name in names}, structs)
 
     def _types(self) -> Btf:
         return Btf.of_id(bpf.program_info(self.program_fd("sweep")).btf_id)
@@ -222,9 +233,11 @@ class Datapath:
             load_ms=self._load_ms.get(name),
         )
 
-    def sweep(self) -> SweepResult:
-        """Removes the flows that have expired."""
-        return run_sweep(self.program_fd("sweep"))
+    def sweep(self, share: float = 1.0, thorough: bool = False) -> SweepResult:
+        """Removes the flows that have expired, from that share of the tables; the next call goes on there.
+        `thorough`: and halves of connections, which are otherwise found within 64 rounds.
+        """
+        return self._store.sweep(self.program_fd("sweep"), share, thorough)
 
     def clock(self) -> Clock:
         return run_clock(self.program_fd("clock"))
@@ -301,14 +314,70 @@ class Datapath:
         return list(zip(*columns, strict=True))
 
     def flows(self) -> Array:
-        """Every connection: an array of flows.CONNECTION."""
-        tables = {
-            flows.FAMILY_IPV4: self.table("flow4_v1").items(),
-            flows.FAMILY_IPV6: self.table("flow6_v1").items(),
+        """Every connection: an array of flows.CONNECTION. Traffic goes on meanwhile."""
+        _, endpoints = self.table("endpoint_v1").items()
+        _, egress = self.table("egress_v1").items()
+        with self._store.opened() as tables:
+            clock = self.clock()
+            meaning = flows.Meaning(
+                jiffies=clock.jiffies,
+                hz=clock.hz,
+                enums={name: self.enum(name) for name in ("flow_state", "timeout")},
+                carried=self.table("carried_v1").items(),
+                endpoint_services=endpoints["service"],
+                ifindexes=egress["ifindex"],
+            )
+            return flows.connections(tables, meaning)
+
+    @contextmanager
+    def flow_tables(self) -> Iterator[list[FlowTable]]:
+        """The flow tables themselves, mapped into memory: the current ones first."""
+        with self._store.opened() as tables:
+            yield tables
+
+    @contextmanager
+    def records(self) -> Iterator[Callable[[], Array]]:
+        """Has connections recorded when they end, for the length of a with block, and gives a function that
+        reads what has come: rows of struct flow_record.
+        """
+        table = self.table("records_v1")
+        ring = Ring(table.fd, table.max_entries, self.struct("flow_record"))
+        ring.skip()
+        self._store.record(True)
+        try:
+            yield ring.read
+        finally:
+            self._store.record(False)
+
+    def lost_records(self) -> int:
+        """Ends of connections that nobody will know of, because the ring was full."""
+        _, values = self.table("lost_v1").items()
+        return int(values["connections"].sum())
+
+    def ended(self) -> dict[str, int]:
+        """How many connections have ended, by why: names of enum flow_end without their prefix."""
+        _, values = self.table("ended_v1").items()
+        sums = values["connections"].sum(axis=0).tolist()
+        return {
+            name.removeprefix("FLOW_END_").lower(): sums[number]
+            for name, number in self.enum("flow_end").items()
+            if number < len(sums)
         }
-        clock = self.clock()
-        enums = {name: self.enum(name) for name in ("flow_flags", "tcp_sent", "timeout")}
-        return flows.connections(tables, jiffies=clock.jiffies, hz=clock.hz, enums=enums)
+
+    def resize(self, max_flows: int) -> None:
+        """Exchanges the flow tables for ones of another size; connections move to them with move_flows()."""
+        with self.resized(max_flows) as exchange:
+            exchange()
+
+    def resized(self, max_flows: int) -> AbstractContextManager[Callable[[], None]]:
+        """The same in two steps: what can fail does so at the beginning of a with block, and the function it
+        gives does the rest.
+        """
+        return self._store.prepared(max_flows, self.program_fd("move"))
+
+    def move_flows(self) -> Moving | None:
+        """Brings connections to tables that were exchanged; None: there is nothing to move."""
+        return self._store.move(self.program_fd("move")) if self._store.moving else None
 
 
 def remove(instance: str) -> None:

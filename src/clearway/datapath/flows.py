@@ -2,40 +2,42 @@
 """The flow tables as one array of connections: both directions joined, states derived, whole columns at a
 time.
 
-An entry's key is the packet as it comes, its value says how it leaves; so the other direction's key is this
-entry's value, reversed. TCP's state is not stored anywhere: it follows from what both sides have sent
-(bpf/tcp.h).
+An entry's key is the packet as it comes, the rest says how it leaves; so the other direction's key is this
+entry's leaving tuple, reversed. TCP's state is not stored anywhere: it follows from what both sides have sent
+(bpf/state.h), which each entry tells of both.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from clearway.datapath.flowtable import FAMILY_IPV4, Entries, FlowTable, Keys, as_bytes
+
 Array = npt.NDArray[Any]
 
 NONE = 0xFFFFFFFF
-FAMILY_IPV4 = 4
-FAMILY_IPV6 = 6
 IPPROTO_ICMP = 1
 IPPROTO_TCP = 6
 IPPROTO_ICMPV6 = 58
+HALF = np.uint64(32)
+LOW = np.uint64(0xFFFFFFFF)
 
 # A row a connection. Addresses are 16 bytes in network order, IPv4 in the first four; ports are numbers.
 # client and destination: as the client's packets come; *_out: as they leave. state: enum timeout; flags:
-# enum flow_flags of the opening direction; service, endpoint, nat: ids or NONE; paired: the answering
+# enum flow_state of the opening direction; service, endpoint, nat: ids or NONE; paired: the answering
 # direction's entry was there.
 CONNECTION = np.dtype(
     [
         ("family", "u1"),
         ("proto", "u1"),
         ("state", "u1"),
-        ("flags", "u1"),
+        ("flags", "u4"),
         ("client", "u1", (16,)),
         ("client_port", "u2"),
         ("destination", "u1", (16,)),
@@ -60,99 +62,120 @@ CONNECTION = np.dtype(
 )
 
 
-def connections(
-    tables: Mapping[int, tuple[Array, Array]],
-    *,
-    jiffies: int,
-    hz: int,
-    enums: Mapping[str, Mapping[str, int]],
-) -> Array:
-    """All connections as an array of CONNECTION.
-
-    tables: keys and values of the flow tables by family (4, 6). jiffies, hz: the kernel's clock. enums: the
-    data path's `flow_flags`, `tcp_sent` and `timeout`. A reply whose opening direction is not there is left
-    out: it was removed, or made, between two reads.
+@dataclass(frozen=True)
+class Meaning:
+    """What is needed to understand entries. `jiffies`, `hz`: the kernel's clock. `enums`: the data path's
+    `flow_state` and `timeout`. `carried`: keys and values of carried_v1. `endpoint_services`: services by
+    endpoint id. `ifindexes`: devices by row of egress_v1.
     """
-    parts = [_join(family, *rows, jiffies=jiffies, hz=hz, enums=enums) for family, rows in tables.items()]
+
+    jiffies: int
+    hz: int
+    enums: Mapping[str, Mapping[str, int]]
+    carried: tuple[Array, Array]
+    endpoint_services: Array
+    ifindexes: Array
+
+
+def connections(tables: Sequence[FlowTable], meaning: Meaning) -> Array:
+    """All connections of these tables as an array of CONNECTION.
+
+    A reply whose opening direction is not there is left out: it was removed, or made, while this was read.
+    A connection that is just moving from a table to another may show without its reply, or twice.
+    """
+    parts = [_join(table, meaning) for table in tables]
     return np.concatenate(parts) if parts else np.empty(0, CONNECTION)
 
 
-def _join(
-    family: int,
-    keys: Array,
-    values: Array,
-    *,
-    jiffies: int,
-    hz: int,
-    enums: Mapping[str, Mapping[str, int]],
-) -> Array:
-    flags = enums["flow_flags"]
-    is_reply = values["flags"] & flags["FLOW_REPLY"] != 0
-    opening, answering = np.flatnonzero(~is_reply), np.flatnonzero(is_reply)
-    # take() copies rows whole, indexing copies them field by field: ten times slower.
-    key, flow = keys.take(opening), values.take(opening)
-    partner = match_rows(_reversed(key, flow), keys.take(answering))
-    paired = partner >= 0
-    # Where there is no partner the row that is taken stands for nothing: `paired` masks it.
-    reply = values.take(answering[partner]) if len(answering) else np.zeros(len(key), values.dtype)
+def _join(table: FlowTable, meaning: Meaning) -> Array:
+    state = meaning.enums["flow_state"]
+    entries = table.entries()
+    opening = np.flatnonzero(entries.flow["state"] & state["FLOW_REPLY"] == 0)
+    mine = entries.take(opening)
+    reply, paired = _answers(mine, table)
 
-    out = np.zeros(len(key), CONNECTION)
-    out["family"], out["proto"], out["flags"], out["paired"] = family, key["proto"], flow["flags"], paired
-    width = 4 if family == FAMILY_IPV4 else 16
-    out["client"][:, :width] = _as_bytes(key["src"])
-    out["destination"][:, :width] = _as_bytes(key["dst"])
-    out["source_out"], out["destination_out"] = flow["src"], flow["dst"]
-    out["client_port"], out["destination_port"] = key["sport"], key["dport"]
-    out["source_out_port"], out["destination_out_port"] = flow["sport"], flow["dport"]
-    out["packets"], out["bytes"] = flow["packets"], flow["bytes"]
-    out["ifindex"] = flow["ifindex"]
+    out = np.zeros(len(opening), CONNECTION)
+    out["family"], out["proto"] = table.family, mine.flow["state"] & state["FLOW_PROTO"]
+    out["flags"], out["paired"] = mine.flow["state"], paired
     for name, column in (
-        ("reply_packets", "packets"),
-        ("reply_bytes", "bytes"),
-        ("reply_ifindex", "ifindex"),
+        ("client", "key_src"),
+        ("destination", "key_dst"),
+        ("source_out", "src"),
+        ("destination_out", "dst"),
     ):
-        out[name] = np.where(paired, reply[column], 0)
-    out["age_s"] = _seconds_since(flow["created"], jiffies, hz)
-    idle = _seconds_since(flow["seen"], jiffies, hz)
-    out["idle_s"] = np.where(paired, np.minimum(idle, _seconds_since(reply["seen"], jiffies, hz)), idle)
-    for name, flag in (
-        ("service", "FLOW_HAS_SERVICE"),
-        ("endpoint", "FLOW_HAS_SERVICE"),
-        ("nat", "FLOW_HAS_NAT"),
+        octets = as_bytes(mine.slot[column])
+        out[name][:, : octets.shape[1]] = octets
+    for name, column in (
+        ("client_port", "key_sport"),
+        ("destination_port", "key_dport"),
+        ("source_out_port", "sport"),
+        ("destination_out_port", "dport"),
     ):
-        out[name] = np.where(flow["flags"] & flags[flag] != 0, flow[name], NONE)
-    sent_back = np.where(paired, reply["sent"], 0)
-    out["state"] = _states(out, flow["sent"], sent_back, enums)
+        out[name] = mine.flow[column]
+    out["packets"], out["bytes"] = carried(mine.flow, mine.place, table, meaning)
+    answered = carried(reply.flow, reply.place, table, meaning)
+    out["reply_packets"], out["reply_bytes"] = (np.where(paired, column, 0) for column in answered)
+    out["ifindex"] = _ifindexes(mine.flow, meaning)
+    out["reply_ifindex"] = np.where(paired, _ifindexes(reply.flow, meaning), 0)
+    out["age_s"] = np.where(paired, _seconds_since(reply.rare, meaning), 0)
+    idle = _seconds_since(mine.flow["seen"], meaning)
+    out["idle_s"] = np.where(paired, np.minimum(idle, _seconds_since(reply.flow["seen"], meaning)), idle)
+    served = mine.flow["state"] & state["FLOW_HAS_SERVICE"] != 0
+    out["endpoint"] = np.where(served, mine.rare, NONE)
+    inside = np.minimum(mine.rare, len(meaning.endpoint_services) - 1)
+    out["service"] = np.where(served, meaning.endpoint_services[inside], NONE)
+    translated = mine.flow["state"] & state["FLOW_HAS_NAT"] != 0
+    nat = mine.nat.astype(np.uint32) | reply.nat.astype(np.uint32) << np.uint32(8)
+    out["nat"] = np.where(translated & paired, nat, NONE)
+    out["state"] = states(mine.flow["state"], meaning.enums)
     return out
 
 
-def _states(out: Array, sent: Array, sent_back: Array, enums: Mapping[str, Mapping[str, int]]) -> Array:
-    """Codes of enum timeout for each connection."""
-    timeout = enums["timeout"]
-    is_tcp = out["proto"] == IPPROTO_TCP
-    is_icmp = (out["proto"] == IPPROTO_ICMP) | (out["proto"] == IPPROTO_ICMPV6)
-    picked_up = out["flags"] & enums["flow_flags"]["FLOW_PICKED_UP"] != 0
-    tcp = tcp_states(sent, sent_back, picked_up, bits=enums["tcp_sent"], timeout=timeout)
-    udp = np.where(out["reply_packets"] > 0, timeout["TIMEOUT_UDP_STREAM"], timeout["TIMEOUT_UDP"])
-    return np.select([is_tcp, is_icmp], [tcp, timeout["TIMEOUT_ICMP"]], udp)
+def _ifindexes(flow: Array, meaning: Meaning) -> Array:
+    """Devices that entries leave by; 0 where the next hop is not resolved."""
+    rows = np.minimum(flow["egress"], len(meaning.ifindexes) - 1)
+    found: Array = np.where(flow["stamp"] != 0, meaning.ifindexes[rows], 0)
+    return found
 
 
-def tcp_states(
-    sent: Array, sent_back: Array, picked_up: Array, *, bits: Mapping[str, int], timeout: Mapping[str, int]
-) -> Array:
-    """State of TCP connections, as codes of enum timeout; the same decision as tcp_state() in bpf/state.h.
+def carried(flow: Array, place: Array, table: FlowTable, meaning: Meaning) -> tuple[Array, Array]:
+    """Packets and bytes of entries: their own word, and what carried_v1 has counted before (bpf/flow.h)."""
+    packets, octets = np.zeros(len(flow), np.uint64), np.zeros(len(flow), np.uint64)
+    folded = np.flatnonzero(flow["state"] & meaning.enums["flow_state"]["FLOW_FOLDED"] != 0)
+    keys, rows = meaning.carried
+    if len(folded) and len(keys):
+        mine = (keys["family"] == table.family) & (keys["table"] == table.which)
+        keys, rows = keys[mine], rows[mine]
+        order = np.argsort(keys["slot"])
+        at = np.searchsorted(keys["slot"][order], place[folded])
+        there = np.flatnonzero(at < len(order))
+        there = there[keys["slot"][order[at[there]]] == place[folded][there]]
+        packets[folded[there]] = rows["packets"][order[at[there]]]
+        octets[folded[there]] = rows["bytes"][order[at[there]]]
+    word = flow["carried"]
+    octets += ((word & LOW) - (octets & LOW)) & LOW
+    packets += ((word >> HALF) - (octets >> HALF) - (packets & LOW)) & LOW
+    return packets, octets
 
-    sent, sent_back: what the opening and the answering side have sent (enum tcp_sent). picked_up: learned in
-    mid-stream, its SYNs were never seen.
+
+def states(state: Array, enums: Mapping[str, Mapping[str, int]]) -> Array:
+    """Codes of enum timeout, from the state words of opening entries; the same decision as flow_timeout() in
+    bpf/state.h.
     """
-    either, both = sent | sent_back, sent & sent_back
-    return np.select(
+    bits, timeout = enums["flow_state"], enums["timeout"]
+    proto = state & bits["FLOW_PROTO"]
+    is_icmp = (proto == IPPROTO_ICMP) | (proto == IPPROTO_ICMPV6)
+    heard = bits["FLOW_HEARD_SYN"] | bits["FLOW_HEARD_ACK"] | bits["FLOW_HEARD_FIN"] | bits["FLOW_HEARD_RST"]
+    answered = state & heard != 0
+    udp = np.where(answered, timeout["TIMEOUT_UDP_STREAM"], timeout["TIMEOUT_UDP"])
+    sent_fin, heard_fin = (state & bits[f"FLOW_{who}_FIN"] != 0 for who in ("SENT", "HEARD"))
+    tcp = np.select(
         [
-            either & bits["SENT_RST"] != 0,
-            both & bits["SENT_FIN"] != 0,
-            either & bits["SENT_FIN"] != 0,
-            sent_back == 0,
-            picked_up | (sent & bits["SENT_ACK"] != 0),
+            state & (bits["FLOW_SENT_RST"] | bits["FLOW_HEARD_RST"]) != 0,
+            sent_fin & heard_fin,
+            sent_fin | heard_fin,
+            ~answered,
+            state & (bits["FLOW_PICKED_UP"] | bits["FLOW_SENT_ACK"]) != 0,
         ],
         [
             timeout["TIMEOUT_TCP_CLOSED"],
@@ -163,75 +186,43 @@ def tcp_states(
         ],
         timeout["TIMEOUT_TCP_SYN_RECEIVED"],
     )
+    chosen: Array = np.select([proto == IPPROTO_TCP, is_icmp], [tcp, timeout["TIMEOUT_ICMP"]], udp)
+    return chosen
 
 
-def _reversed(key: Array, flow: Array) -> Array:
-    """Keys of the answering direction: the packet as it leaves, with source and destination exchanged."""
-    answer = np.zeros(len(key), key.dtype)
-    answer["src"], answer["dst"] = (
-        _as_key(flow["dst"], key.dtype["src"]),
-        _as_key(flow["src"], key.dtype["dst"]),
-    )
-    answer["sport"], answer["dport"] = flow["dport"], flow["sport"]
-    answer["proto"] = key["proto"]
-    return answer
-
-
-def _as_bytes(addresses: Array) -> Array:
-    """Addresses of a key as rows of bytes: 16, or 4 if the key has them as numbers."""
-    return addresses if addresses.ndim == 2 else addresses.astype(">u4").view(np.uint8).reshape(-1, 4)
-
-
-def _as_key(addresses: Array, field: np.dtype[Any]) -> Array:
-    """Addresses in 16 bytes as the key's field has them: the same, or numbers."""
-    return addresses if field.shape else np.ascontiguousarray(addresses[:, :4]).view(">u4")[:, 0]
-
-
-def _seconds_since(stamps: Array, jiffies: int, hz: int) -> Array:
-    """Age of stamps that are the low 32 bits of jiffies; 0 for one made after `jiffies` was read."""
-    age: Array = (np.uint32(jiffies & NONE) - stamps.astype(np.uint32)).view(np.int32)
-    # Half of the range counts as the future: at 1000 Hz that is 24 days, more than any timeout.
-    return np.maximum(age, 0) / np.float32(hz)
-
-
-def match_rows(wanted: Array, present: Array) -> Array:
-    """For each row of `wanted` the index of the equal row in `present`, or -1. Rows of `present` are
-    unique.
+def _answers(mine: Entries, table: FlowTable) -> tuple[Entries, Array]:
+    """The answering direction's entry of each opening one, and whether there is one that leads back to it.
+    Where there is none the row stands for nothing.
     """
-    found = np.full(len(wanted), -1, np.int64)
-    if not len(wanted) or not len(present):
-        return found
-    wanted_words, present_words = _words(wanted), _words(present)
-    # Hashed with secret odd numbers, so that nobody can choose addresses that make this slow.
-    factors = [secrets.randbits(64) | 1 for _ in range(present_words.shape[1])]
-    wanted_hash, present_hash = _hash(wanted_words, factors), _hash(present_words, factors)
-    order = np.argsort(present_hash)
-    sorted_hash = present_hash[order]
-    # Looked up in the order of the hash: neighbours share cache lines.
-    asking = np.argsort(wanted_hash)
-    place = np.searchsorted(sorted_hash, wanted_hash[asking])
-    while len(asking):
-        inside = place < len(sorted_hash)
-        asking, place = asking[inside], place[inside]
-        same_hash = sorted_hash[place] == wanted_hash[asking]
-        asking, place = asking[same_hash], place[same_hash]
-        equal = (present_words[order[place]] == wanted_words[asking]).all(axis=1)
-        found[asking[equal]] = order[place[equal]]
-        asking, place = asking[~equal], place[~equal] + 1  # another row of the same hash
-    return found
+    keys = Keys(
+        src=as_bytes(mine.slot["dst"]),
+        dst=as_bytes(mine.slot["src"]),
+        sport=mine.flow["dport"],
+        dport=mine.flow["sport"],
+        proto=mine.flow["state"] & 0xFF,
+    )
+    place = table.find(keys)
+    paired = place >= 0
+    answers = table.entries_at(np.where(paired, place, 0))
+    paired &= _lead_back(answers, mine)
+    return answers, paired
 
 
-def _words(rows: Array) -> Array:
-    """Structured rows of 8*n bytes as an (rows, n) array of 64-bit words."""
-    return np.ascontiguousarray(rows).view(np.uint64).reshape(len(rows), -1)
+def _lead_back(answers: Entries, mine: Entries) -> Array:
+    lead: Array = (
+        (answers.flow["sport"] == mine.flow["key_dport"])
+        & (answers.flow["dport"] == mine.flow["key_sport"])
+        & (as_bytes(answers.slot["src"]) == as_bytes(mine.slot["key_dst"])).all(axis=1)
+        & (as_bytes(answers.slot["dst"]) == as_bytes(mine.slot["key_src"])).all(axis=1)
+    )
+    return lead
 
 
-def _hash(words: Array, factors: list[int]) -> Array:
-    mixed = np.zeros(len(words), np.uint64)
-    for column, factor in zip(words.T, factors, strict=True):
-        mixed = (mixed ^ column) * np.uint64(factor)
-        mixed ^= mixed >> np.uint64(29)
-    return mixed
+def _seconds_since(stamps: Array, meaning: Meaning) -> Array:
+    """Age of stamps that are the low 32 bits of jiffies; 0 for one made after `jiffies` was read."""
+    age: Array = (np.uint32(meaning.jiffies & NONE) - stamps.astype(np.uint32)).view(np.int32)
+    # Half of the range counts as the future: at 1000 Hz that is 24 days, more than any timeout.
+    return np.maximum(age, 0) / np.float32(meaning.hz)
 
 
 # ---- for people ----

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from clearway.datapath import bpf, features
+from clearway.datapath import bpf, features, flowstore
 from clearway.datapath.btf import MapLayout
 from clearway.datapath.calls import Clock, run_clock
 from clearway.datapath.errors import DatapathError
 from clearway.datapath.loader import LoadedObject, load_object, read_layouts
 from clearway.datapath.pins import MADE, Load, Pins, remove_tree
-from clearway.datapath.tables import read_layout, set_program
+from clearway.datapath.tables import Table, read_layout, set_program
 
 OBJECTS = Path(__file__).parent / "objects"
 FILES = {"sweep": "sweep.bpf.o", "xdp": "xdp.bpf.o", "tc": "tc.bpf.o"}
@@ -38,14 +38,13 @@ class Sizes:
     nats: int
 
     def rows(self) -> dict[str, int]:
-        """max_entries by table: two rows a flow (one for each direction), two epochs of services, the
-        addresses they claim, and NAT rules.
+        """max_entries by table: two epochs of services, the addresses they claim, and NAT rules. Flow tables
+        are made apart from the rest, and can change (flowstore.py).
         """
         return {
-            "flow4_v1": 2 * self.max_flows,
-            "flow6_v1": 2 * self.max_flows,
             "service_v1": 2 * self.services,
             "claim_v1": 2 * (self.services + self.endpoints),
+            "origin_v1": 2 * self.endpoints,
             "cursor_v1": self.services,
             "endpoint_v1": self.endpoints,
             "opened_v1": self.endpoints,
@@ -54,10 +53,10 @@ class Sizes:
         }
 
     @classmethod
-    def of_tables(cls, rows: Mapping[str, int]) -> Sizes:
+    def of_tables(cls, rows: Mapping[str, int], max_flows: int) -> Sizes:
         """The sizes that tables of these max_entries were made for."""
         return cls(
-            max_flows=rows["flow4_v1"] // 2,
+            max_flows=max_flows,
             services=rows["service_v1"] // 2,
             endpoints=rows["endpoint_v1"],
             wheel_slots=rows["wheel_v1"],
@@ -94,6 +93,7 @@ def install(pins: Pins, sizes: Sizes, objects: Path | None, log_dir: Path | None
         return Installed(newest, True, {})
     with ExitStack() as undo:
         load, load_ms = _load(pins, paths, sizes, rodata, log_dir, undo)
+        _make_flow_tables(pins, sizes.max_flows)
         (load.directory / (MADE + fingerprint)).mkdir()
         undo.pop_all()
     return Installed(Load(load.number, load.directory, fingerprint), False, load_ms)
@@ -238,6 +238,17 @@ def _load(
             f"no object has the constant {', '.join(sorted(unused))}: compile with `make build`"
         )
     return load, load_ms
+
+
+def _make_flow_tables(pins: Pins, max_flows: int) -> None:
+    """Unless an earlier load has."""
+    with ExitStack() as stack:
+        tables = {}
+        for name in (flowstore.FLOWS, *flowstore.OUTER.values()):
+            tables[name] = Table(bpf.obj_get(pins.maps / name))
+            stack.callback(tables[name].close)
+        if not flowstore.has_tables(tables[flowstore.FLOWS]):
+            flowstore.make_tables(tables, max_flows)
 
 
 def _pin_programs(loaded: LoadedObject, hook: str, directory: Path) -> None:

@@ -52,6 +52,20 @@ class LinkUpdateOpts(ctypes.Structure):
     _fields_ = (("sz", c_size_t), ("flags", c_uint32), ("old_prog_fd", c_uint32))
 
 
+class MapCreateOpts(ctypes.Structure):
+    """struct bpf_map_create_opts, up to what is used."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("btf_fd", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
+        ("btf_vmlinux_value_type_id", c_uint32),
+        ("inner_map_fd", c_uint32),
+        ("map_flags", c_uint32),
+    )
+
+
 class MapBatchOpts(ctypes.Structure):
     """struct bpf_map_batch_opts."""
 
@@ -243,6 +257,8 @@ PROTOTYPES: dict[str, tuple[object, ...]] = {
     "bpf_prog_test_run_opts": (c_int, c_int, POINTER(TestRunOpts)),
     "bpf_link_update": (c_int, c_int, c_int, POINTER(LinkUpdateOpts)),
     "bpf_link_detach": (c_int, c_int),
+    "bpf_map_create": (c_int, c_uint32, c_char_p, c_uint32, c_uint32, c_uint32, POINTER(MapCreateOpts)),
+    "bpf_map_get_fd_by_id": (c_int, c_uint32),
     "bpf_map_lookup_elem": (c_int, c_int, c_void_p, c_void_p),
     "bpf_map_update_elem": (c_int, c_int, c_void_p, c_void_p, c_uint64),
     "bpf_map_delete_elem": (c_int, c_int, c_void_p),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearway.datapath import bpf, libbpf
-from clearway.datapath.btf import Btf, MapLayout, map_layout
+from clearway.datapath.btf import UNTYPED, Btf, MapLayout, map_layout, untyped_layout
 from clearway.datapath.errors import DatapathError
 
 Array = npt.NDArray[Any]
@@ -293,6 +293,8 @@ def read_layout(fd: int) -> MapLayout:
     """Layout of a map as the kernel keeps it, from the BTF it was created with."""
     info = bpf.map_info(fd)
     name = info.name.decode()
+    if info.type in UNTYPED:
+        return untyped_layout(name, (info.type, info.map_flags, info.max_entries))
     if not info.btf_id:
         raise DatapathError(f"table {name} has no BTF: it was not made by clearway")
     with Btf.of_id(info.btf_id) as types:

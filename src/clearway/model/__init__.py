@@ -15,6 +15,7 @@ from .config import (
     Protocol,
     Service,
     Timeouts,
+    WhenFull,
 )
 from .edit import add_endpoint, add_service, drain_endpoint, remove_endpoint, remove_service
 from .errors import ConfigError, Origin, Problem
@@ -42,6 +43,7 @@ __all__ = [
     "Protocol",
     "Service",
     "Timeouts",
+    "WhenFull",
     "add_endpoint",
     "add_service",
     "config_from_data",

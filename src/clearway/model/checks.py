@@ -11,7 +11,7 @@ from .errors import Problem, Where
 from .values import MAGLEV_SIZE_MAX, example_address, family_name, host_port, next_prime
 
 if TYPE_CHECKING:
-    from .config import Config, Nat, Service
+    from .config import Config, Conntrack, Nat, Service
 
 SLOTS_PER_SHARE = 100
 """A share of at least 100 slots is rounded by at most 1 % (maglev.py has the proof)."""
@@ -82,6 +82,13 @@ def _wheel_problems(service: Service) -> list[Problem]:
             Problem(("maglev_size",), what, "use fewer endpoints or weights that differ less, or round-robin")
         ]
     return [Problem(("maglev_size",), what, f"use {next_prime(needed)} or a larger prime")]
+
+
+def conntrack_problems(conntrack: Conntrack) -> list[Problem]:
+    if conntrack.when_full != "stateless" or conntrack.midstream == "pick-up":
+        return []
+    what = f"without an entry every packet is picked up in midstream, and that is {conntrack.midstream}"
+    return [Problem(("when_full",), what, "set midstream: pick-up, or when_full: drop")]
 
 
 def nat_problems(nat: Nat) -> list[Problem]:

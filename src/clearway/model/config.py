@@ -45,6 +45,7 @@ Protocol = Literal["tcp", "udp"]
 Mode = Literal["nat", "full-nat"]
 Algorithm = Literal["maglev", "round-robin"]
 Midstream = Literal["pick-up", "drop", "reset"]
+WhenFull = Literal["drop", "stateless"]
 
 Name = Annotated[str, PlainValidator(parse_name), WithJsonSchema({"type": "string", "title": "name"})]
 InterfaceName = Annotated[
@@ -109,6 +110,15 @@ class Interface(Model):
     )
 
 
+Checked = TypeVar("Checked", bound=Model)
+
+
+def _checked(model: Checked, problems: list[Problem]) -> Checked:
+    if problems:
+        raise refuse_all(problems)
+    return model
+
+
 class Endpoint(Model):
     """A server behind a service."""
 
@@ -152,7 +162,7 @@ class Service(Model):
         "endpoint (with weights: 100 x all weights / the smallest weight) keep every share "
         "within 1 %; while there are at most sqrt(size) / 2 endpoints, one that goes moves less"
         " than twice its own share. The default serves 128 endpoints so, and 655 within 1 %, "
-        "for 256 KiB. Nodes of one service must agree on it, and a change of it moves most "
+        "for 512 KiB. Nodes of one service must agree on it, and a change of it moves most "
         "connections that are not in the flow table: choose it once.",
     )
     ports: Ports | None = Field(
@@ -246,11 +256,11 @@ class Conntrack(Model):
     """The flow table."""
 
     max_flows: int = Field(
-        default=1_048_576,
+        default=65_536,
         ge=1024,
         le=67_108_864,
         description="Connections the flow table has room for, for each of IPv4 and IPv6. Memory for them is"
-        " taken when they open. Takes effect when the data path is loaded.",
+        " taken at once. It can be changed while connections are open: they move to a table of the new size.",
     )
     timeouts: Timeouts = Field(
         default=Timeouts(),
@@ -262,6 +272,17 @@ class Conntrack(Model):
         "`pick-up` (Maglev leads it to the endpoint that has it), `drop`, or `reset` (answer "
         "with RST).",
     )
+    when_full: WhenFull = Field(
+        default="drop",
+        description="What becomes of a new connection when the table is full and nothing in it may make way"
+        " (expired, closed, half-open, or idle and not TCP): `drop`, or `stateless`: services of mode `nat`"
+        " with `maglev` whose endpoints serve no other service go on balancing without an entry. Needs"
+        " `midstream: pick-up`.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return _checked(self, checks.conntrack_problems(self))
 
 
 class Limits(Model):
@@ -275,13 +296,13 @@ class Limits(Model):
         description="Endpoints of all services. Those that go keep their place until those that come have "
         "theirs: leave room for as many as are exchanged at once.",
     )
-    nats: int = Field(default=256, ge=1, le=1_048_576, description="NAT rules.")
+    nats: int = Field(default=256, ge=1, le=65_535, description="NAT rules.")
     wheel_slots: int = Field(
-        default=4_194_304,
+        default=2_097_152,
         ge=2,
         le=268_435_456,
         description="Slots of all wheels: twice what the services need, because a new wheel is complete "
-        "before the old one is given up. 4 bytes each; the default, 16 MiB, serves 31 services "
+        "before the old one is given up. 8 bytes each; the default, 16 MiB, serves 15 services "
         "of the default `maglev_size`.",
     )
 
@@ -316,12 +337,3 @@ class Config(Model):
     @model_validator(mode="after")
     def _check(self) -> Self:
         return _checked(self, checks.config_problems(self))
-
-
-Checked = TypeVar("Checked", bound=Model)
-
-
-def _checked(model: Checked, problems: list[Problem]) -> Checked:
-    if problems:
-        raise refuse_all(problems)
-    return model

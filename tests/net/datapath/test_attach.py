@@ -356,7 +356,7 @@ def test_own_clsact_qdisc_stays_while_others_use_it(clsact: Attacher, wire: Wire
 
 def add_filter(wire: Wire, datapath: Datapath, direction: str, *place: str) -> None:
     """A filter of somebody else's."""
-    pin = str(BPFFS / datapath.instance / "progs" / "1" / "cw_tc_first")
+    pin = str(BPFFS / datapath.instance / "progs" / "1" / "cw_tc_known")
     program = ("bpf", "direct-action", "object-pinned", pin)
     wire.near.run("tc", "filter", "add", "dev", DEVICE, direction, *place, *program)
 

@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clearway.datapath import Datapath, DatapathError, Sizes, remove
+from clearway.compiler import estimate_memory
+from clearway.datapath import Datapath, DatapathError, Sizes, features, libbpf, remove
+from clearway.datapath.calls import SweepResult
+from clearway.datapath.flowstore import Moving
 from clearway.datapath.install import FILES
 from clearway.datapath.pins import BPFFS, Pins
+from clearway.model import config_from_data
+from clearway.model.sizes import bucket_bytes, buckets_for
 from tests.net.datapath.conftest import SIZES, bpftool
+
+STAGES = ("known", "open", "icmp", "answer")
+FLOW_TABLES = ("flow4_v2", "flow6_v2")
+PAGE = 4096
 
 
 def pinned_under(instance: str) -> set[str]:
@@ -22,10 +33,8 @@ def pinned_under(instance: str) -> set[str]:
 
 def test_every_program_is_in_the_kernel_as_told(datapath: Datapath) -> None:
     told = {p.name: p for p in datapath.programs()}
-    assert {"cw_xdp", "cw_tc", "cw_tc_behind", "sweep", "clock"} <= set(told)
-    assert {f"cw_{hook}_{stage}" for hook in ("xdp", "tc") for stage in ("first", "icmp", "answer")} <= set(
-        told
-    )
+    assert {"cw_xdp", "cw_tc", "cw_tc_behind", "sweep", "move", "clock"} <= set(told)
+    assert {f"cw_{hook}_{stage}" for hook in ("xdp", "tc") for stage in STAGES} <= set(told)
     for name, program in told.items():
         listed = bpftool("prog", "show", "id", str(program.id))
         assert listed["name"] == name[:15]
@@ -51,6 +60,53 @@ def test_every_table_is_in_the_kernel_with_its_size(datapath: Datapath) -> None:
     assert datapath.sizes() == SIZES
 
 
+def test_flow_tables_are_in_the_kernel_with_their_size(datapath: Datapath) -> None:
+    with datapath.flow_tables() as tables:
+        assert [(table.family, table.buckets) for table in tables] == [
+            (family, buckets_for(SIZES.max_flows)) for family in (4, 6)
+        ]
+    for family in (4, 6):
+        listed = inner_table(datapath, family)
+        assert (listed["type"], listed["max_entries"]) == ("array", buckets_for(SIZES.max_flows))
+        assert listed["bytes_value"] == bucket_bytes(family)
+
+
+def inner_table(datapath: Datapath, family: int) -> dict[str, Any]:
+    """The only flow table of a family, as bpftool tells it."""
+    outer = str(BPFFS / datapath.instance / "maps" / f"flow{family}_v2")
+    (entry,) = (
+        one for one in bpftool("map", "dump", "pinned", outer) if "value" in one and "error" not in one
+    )
+    number = int.from_bytes(bytes(int(octet, 16) for octet in entry["value"]), "little")
+    listed = bpftool("map", "show", "id", str(number))
+    assert isinstance(listed, dict)
+    return listed
+
+
+def test_tables_take_the_memory_that_was_estimated(datapath: Datapath) -> None:
+    """As the kernel accounts for it; kernels before 6.4 do so in another way."""
+    limits = {name: getattr(SIZES, name) for name in ("services", "endpoints", "nats", "wheel_slots")}
+    config = config_from_data({"conntrack": {"max_flows": SIZES.max_flows}, "limits": limits})
+    estimated = {
+        table.name: table.empty_bytes
+        for table in estimate_memory(config, libbpf.library().libbpf_num_possible_cpus()).tables
+    }
+    if features.version_of(platform.release()) < (6, 4):
+        pytest.skip("this kernel tells no memory of its tables")
+    for name in set(datapath.tables()) - set(FLOW_TABLES):
+        taken = accounted(datapath.table(name).fd)
+        assert taken == pytest.approx(estimated.get(name, 0), abs=2 * PAGE), name
+    for family in (4, 6):
+        listed = inner_table(datapath, family)
+        assert listed["bytes_memlock"] == pytest.approx(estimated[f"flow{family}_v2"], abs=2 * PAGE)
+
+
+def accounted(fd: int) -> int:
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    (found,) = (line.split()[1] for line in lines if line.startswith("memlock:"))
+    return int(found)
+
+
 @pytest.mark.parametrize("hook", ["xdp", "tc"])
 def test_tail_calls_lead_to_the_programs_of_the_same_load(datapath: Datapath, hook: str) -> None:
     ids = {p.name: p.id for p in datapath.programs()}
@@ -58,13 +114,13 @@ def test_tail_calls_lead_to_the_programs_of_the_same_load(datapath: Datapath, ho
         "map", "dump", "pinned", str(BPFFS / datapath.instance / "progs" / "1" / f"{hook}_stages")
     )
     found = {entry["key"][0]: entry["value"] for entry in listed if isinstance(entry["value"], list)}
-    for stage, index in (("first", "0x00"), ("icmp", "0x01"), ("answer", "0x02")):
-        number = int.from_bytes(bytes(int(byte, 16) for byte in found[index]), "little")
+    for index, stage in enumerate(STAGES):
+        number = int.from_bytes(bytes(int(byte, 16) for byte in found[f"0x{index:02x}"]), "little")
         assert number == ids[f"cw_{hook}_{stage}"]
 
 
 def test_all_objects_share_one_set_of_tables(datapath: Datapath) -> None:
-    shared = bpftool("map", "show", "pinned", str(BPFFS / datapath.instance / "maps" / "flow4_v1"))["id"]
+    shared = bpftool("map", "show", "pinned", str(BPFFS / datapath.instance / "maps" / "flow4_v2"))["id"]
     for name in ("sweep", "cw_xdp", "cw_tc"):
         (program,) = (p for p in datapath.programs() if p.name == name)
         assert shared in bpftool("prog", "show", "id", str(program.id))["map_ids"]
@@ -85,7 +141,7 @@ def test_open_needs_no_object_file_and_knows_the_types(datapath: Datapath) -> No
     instance = datapath.instance
     with Datapath.open(instance) as other:
         assert other.enum("reason")["REASON_FORWARD_FLOW"] == 0
-        assert other.struct("sweep_args").names == ("visited", "expired")
+        assert other.struct("clock_args").names == ("jiffies", "boot_ns")
         assert other.tables() == datapath.tables()
         with pytest.raises(
             DatapathError, match=f"instance {instance} has no table absent_v1: it has active_v1"
@@ -113,10 +169,55 @@ def test_other_sizes_are_refused_and_nothing_changes(datapath: Datapath, objects
     instance = datapath.instance
     before = pinned_under(instance)
     with pytest.raises(DatapathError) as error:
-        Datapath.load(instance, replace(SIZES, max_flows=8192), objects=objects)
-    assert "table flow4_v1 has max_entries 8192, needed 16384" in str(error.value)
+        Datapath.load(instance, replace(SIZES, services=65, nats=17), objects=objects)
+    assert "table service_v1 has max_entries 128, needed 130" in str(error.value)
+    assert "table nat_v1 has max_entries 32, needed 34" in str(error.value)
     assert f"`clearway --instance {instance} down`" in str(error.value)
     assert pinned_under(instance) == before
+
+
+def test_flow_tables_that_are_there_are_kept_by_a_load_that_asks_for_others(
+    datapath: Datapath, objects: Path
+) -> None:
+    """Only resize() exchanges them, because connections have to move."""
+    with Datapath.load(datapath.instance, replace(SIZES, max_flows=8192), objects=objects) as again:
+        assert again.adopted
+        assert again.sizes() == SIZES
+
+
+def test_flow_tables_of_another_size_are_put_in_force_and_the_old_ones_given_back(
+    own_datapath: Datapath,
+) -> None:
+    assert own_datapath.move_flows() is None
+    own_datapath.resize(8192)
+    assert own_datapath.sizes() == replace(SIZES, max_flows=8192)
+    assert buckets(own_datapath) == [buckets_for(8192)] * 2 + [buckets_for(4096)] * 2
+    assert own_datapath.move_flows() == Moving(moved=0, left=0)
+    assert buckets(own_datapath) == [buckets_for(8192)] * 2
+    assert inner_table(own_datapath, 4)["max_entries"] == buckets_for(8192)
+    own_datapath.resize(1024)
+    own_datapath.resize(2048)  # what an earlier exchange has left is moved first
+    assert own_datapath.sizes().max_flows == 2048
+    assert len(own_datapath.flows()) == 0
+
+
+def test_flow_tables_that_were_made_and_not_put_in_force_are_given_back(datapath: Datapath) -> None:
+    before = inner_table(datapath, 4)
+    with datapath.resized(8192):
+        pass
+    assert datapath.sizes() == SIZES
+    assert inner_table(datapath, 4) == before
+
+
+def test_flow_tables_that_there_is_no_memory_for_are_refused(datapath: Datapath) -> None:
+    with pytest.raises(DatapathError, match="no memory for the IPv4 flow table: it takes"):
+        datapath.resize(1 << 31)
+    assert datapath.sizes() == SIZES
+
+
+def buckets(datapath: Datapath) -> list[int]:
+    with datapath.flow_tables() as tables:
+        return [table.buckets for table in tables]
 
 
 def test_object_that_does_not_load_leaves_the_former_load(
@@ -217,8 +318,8 @@ def test_epoch_and_mirror_do_not_disturb_each_other(datapath: Datapath) -> None:
 
 
 def test_sweep_of_empty_tables_finds_nothing(datapath: Datapath) -> None:
-    result = datapath.sweep()
-    assert (result.visited, result.expired) == (0, 0)
+    assert datapath.sweep() == datapath.sweep(thorough=True) == SweepResult(0, 0)
+    assert [datapath.sweep(0.4).ended for _ in range(6)] == [False, False, True] * 2
     assert len(datapath.flows()) == 0
 
 

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The devices that packets leave by. A flow names a row of egress_v1; the row is filled in, with its generation, by whoever
+ * resolves a next hop through that device. A row of an older generation is nobody's any more: what names it goes
+ * through the first-packet stages once, and another device may have its place. */
+#pragma once
+
+#define EGRESS_TRIES 4
+#define EGRESS_NONE EGRESS_ROWS
+
+/* The row, copied; false when it is not what it was when the flow was resolved. */
+always_inline bool egress_read(__u32 index, __u32 stamp, struct egress *out)
+{
+	const struct egress *row = bpf_map_lookup_elem(&egress_v1, &index);
+
+	if (!row)
+		return false;
+	*out = *row;
+	return out->stamp == stamp && READ_ONCE(row->stamp) == stamp;
+}
+
+always_inline bool egress_equal(const struct egress *a, const struct egress *b)
+{
+	return a->stamp == b->stamp && a->route == b->route && a->ifindex == b->ifindex &&
+	       a->vlan_outer == b->vlan_outer && a->vlan_inner == b->vlan_inner &&
+	       *(__u32 *)a->smac == *(__u32 *)b->smac && *(__u16 *)(a->smac + 4) == *(__u16 *)(b->smac + 4) &&
+	       a->xdp_transmit == b->xdp_transmit;
+}
+
+/* The row of this device, brought up to date; EGRESS_NONE: its places are taken by others in use. */
+always_inline __u32 egress_store(const struct egress *wanted)
+{
+	for (__u32 i = 0; i < EGRESS_TRIES; i++) {
+		__u32 index = (wanted->route + i) % EGRESS_ROWS;
+		struct egress *row = bpf_map_lookup_elem(&egress_v1, &index);
+		if (!row || (row->route != wanted->route && row->stamp == wanted->stamp))
+			continue;
+		if (!egress_equal(row, wanted)) {
+			__sync_lock_test_and_set(&row->stamp, 0);
+			row->route = wanted->route;
+			row->ifindex = wanted->ifindex;
+			row->vlan_outer = wanted->vlan_outer;
+			row->vlan_inner = wanted->vlan_inner;
+			__builtin_memcpy(row->smac, wanted->smac, ETH_ALEN);
+			row->xdp_transmit = wanted->xdp_transmit;
+			__sync_lock_test_and_set(&row->stamp, wanted->stamp);
+		}
+		return index;
+	}
+	return EGRESS_NONE;
+}

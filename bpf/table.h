@@ -1,0 +1,502 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* How the flow table is stored: buckets of seven entries, two buckets that a key may stand in. Only flow.h asks.
+ *
+ *   table_find      where the entry of a key stands
+ *   table_intact    has its slot stayed what it was, since it was found?
+ *   table_place     a new entry, written and not yet in force
+ *   table_commit    in force
+ *   table_free      not any more
+ *   table_rewrite_begin, table_rewrite_end
+ *                   the next hop of an entry exchanged
+ *   table_shift     an entry moved to the other of its buckets
+ *
+ * A slot changes hands by compare-and-exchange of its mark alone, so nobody ever waits:
+ *
+ *   FREE --claim--> CLAIMED --written--> BORN --commit--> in force --free--> FREE
+ *                                          +---withdraw or kill------------> FREE
+ *
+ * Each step counts the mark on. A reader takes what it needs and then looks at the mark again: unchanged, it has seen one
+ * entry and no mixture. Two CPUs that place the same key at once see each other: each looks through both buckets after
+ * its own entry is BORN (the exchange is a full barrier), and the one that stands further back gives way. */
+#pragma once
+
+#define TAG_SHIFT 16
+#define LIFE_MASK 0xffffu
+
+#define READ_ONCE(WORD) (*(volatile typeof(WORD) *)&(WORD))
+
+enum flow_result {
+	FLOW_CREATED,
+	FLOW_TAKEN,  /* the translated tuple belongs to another connection */
+	FLOW_EXISTS, /* another CPU opened the same connection first */
+	FLOW_FULL,
+};
+
+/* Where an entry stands. */
+struct spot {
+	struct flow *flow;
+	struct flow_marks *marks;
+	__u32 slot;
+	__u32 mark; /* as it was found */
+	__u32 bucket;
+	__u32 table;
+};
+
+/* Where a key may stand. */
+struct choice {
+	__u32 bucket[2];
+	__u32 tag;
+};
+
+always_inline const struct flow_tables *flow_tables(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&flows_v1, &zero);
+}
+
+always_inline __u32 table_buckets(const struct flow_tables *tables, const int family, __u32 table)
+{
+	table &= 1;
+	return family == FAMILY_IPV4 ? tables->buckets4[table] : tables->buckets6[table];
+}
+
+/* Multilinear hashing: the upper half of a sum of products with secret numbers is strongly universal (Lemire and
+ * Kaser, "Strongly universal string hashing is fast", 2014), so nobody outside can choose keys that meet. */
+always_inline __u64 table_hash(const struct flow_tables *tables, const struct tuple *t, const int family)
+{
+	const __u64 *key = tables->key;
+	__u64 hash = key[0] + key[1] * ((__u32)t->sport << 16 | t->dport) + key[2] * t->proto;
+
+	hash += key[3] * t->src.words[0] + key[4] * t->dst.words[0];
+	if (family == FAMILY_IPV4)
+		return hash;
+	hash += key[5] * t->src.words[1] + key[6] * t->dst.words[1];
+	hash += key[7] * t->src.words[2] + key[8] * t->dst.words[2];
+	return hash + key[9] * t->src.words[3] + key[10] * t->dst.words[3];
+}
+
+#define TABLE_MIX 0x9e3779b97f4a7c15ull /* 2^64 by the golden ratio */
+
+always_inline __u32 table_scale(__u64 hash, __u32 buckets)
+{
+	return (hash >> 32) * buckets >> 32;
+}
+
+always_inline __u64 table_mix(__u64 hash)
+{
+	return (hash ^ hash >> 29) * TABLE_MIX;
+}
+
+always_inline __u32 table_tag(__u64 mixed)
+{
+	__u32 tag = (__u16)(mixed >> 16);
+
+	return tag < FLOW_TAG_FIRST ? tag + FLOW_TAG_FIRST : tag;
+}
+
+always_inline __u32 table_second(__u64 mixed, __u32 first, __u32 buckets)
+{
+	__u32 second = table_scale(mixed, buckets);
+
+	if (second != first)
+		return second;
+	return second + 1 < buckets ? second + 1 : 0;
+}
+
+always_inline void table_choose(const struct flow_tables *tables, const struct tuple *t, const int family,
+				__u32 buckets, struct choice *choice)
+{
+	__u64 hash = table_hash(tables, t, family), mixed = table_mix(hash);
+
+	choice->tag = table_tag(mixed);
+	choice->bucket[0] = table_scale(hash, buckets);
+	choice->bucket[1] = table_second(mixed, choice->bucket[0], buckets);
+}
+
+always_inline struct flow_marks *table_bucket(const int family, __u32 table, __u32 bucket)
+{
+	if (family == FAMILY_IPV4) {
+		void *inner = bpf_map_lookup_elem(&flow4_v2, &table);
+		return inner ? bpf_map_lookup_elem(inner, &bucket) : NULL;
+	}
+	void *inner = bpf_map_lookup_elem(&flow6_v2, &table);
+	return inner ? bpf_map_lookup_elem(inner, &bucket) : NULL;
+}
+
+always_inline struct flow *table_slot(struct flow_marks *marks, const int family, __u32 slot)
+{
+	if (family == FAMILY_IPV4)
+		return &((struct flow4_bucket *)marks)->slot[slot].flow;
+	return &((struct flow6_bucket *)marks)->slot[slot].flow;
+}
+
+always_inline bool flow_is(const struct flow *f, const struct tuple *t, const int family)
+{
+	if (f->key_sport != t->sport || f->key_dport != t->dport || (__u8)f->state != t->proto)
+		return false;
+	if (family == FAMILY_IPV4) {
+		const struct flow4 *f4 = (void *)f;
+		return f4->key_src == t->src.v4 && f4->key_dst == t->dst.v4;
+	}
+	const struct flow6 *f6 = (void *)f;
+	return addr_equal(&f6->key_src, &t->src) && addr_equal(&f6->key_dst, &t->dst);
+}
+
+/* The same slot, as a number that the verifier knows only by its bound (the pad is zero), so that what follows is verified
+ * once and not for each slot. FLOW_SLOTS and more: none. */
+always_inline __u32 table_any_slot(const struct flow_marks *marks, __u32 slot)
+{
+	slot += READ_ONCE(marks->pad);
+	keep_register(slot);
+	return slot;
+}
+
+/* The entry of `t` in a bucket. */
+always_inline bool table_scan(struct flow_marks *marks, const struct tuple *t, __u32 tag, const int family,
+			      struct spot *spot)
+{
+	__u32 slot, mark = 0;
+
+#pragma clang loop unroll(full)
+	for (slot = 0; slot < FLOW_SLOTS; slot++) {
+		mark = READ_ONCE(marks->mark[slot]);
+		if (mark >> TAG_SHIFT == tag && flow_is(table_slot(marks, family, slot), t, family))
+			break;
+	}
+	slot = table_any_slot(marks, slot);
+	if (slot >= FLOW_SLOTS)
+		return false;
+	struct flow *f = table_slot(marks, family, slot);
+	keep_register(f);
+	spot->flow = f;
+	spot->marks = marks;
+	spot->slot = slot;
+	spot->mark = mark;
+	return true;
+}
+
+/* The entry of `t` in one of the tables; hash: table_hash() of t. The second bucket is not even computed for those that stand in the first. */
+always_inline bool table_find(const struct flow_tables *tables, const struct tuple *t, __u64 hash, const int family,
+			      __u32 table, struct spot *spot)
+{
+	__u32 buckets = table_buckets(tables, family, table);
+	__u64 mixed = table_mix(hash);
+	__u32 tag = table_tag(mixed);
+
+	spot->table = table;
+	spot->bucket = table_scale(hash, buckets);
+	struct flow_marks *marks = table_bucket(family, table, spot->bucket);
+	if (!marks)
+		return false;
+	if (table_scan(marks, t, tag, family, spot))
+		return true;
+	spot->bucket = table_second(mixed, spot->bucket, buckets);
+	marks = table_bucket(family, table, spot->bucket);
+	return marks && table_scan(marks, t, tag, family, spot);
+}
+
+always_inline __u32 *table_mark(struct flow_marks *marks, __u32 slot)
+{
+	if (slot >= FLOW_SLOTS)
+		slot = 0; /* for the verifier */
+	keep_register(slot);
+	return &marks->mark[slot];
+}
+
+/* The entry anew, where the verifier has forgotten of which family it is. */
+always_inline struct flow *table_entry(const struct spot *spot, const int family)
+{
+	struct flow_marks *marks = table_bucket(family, spot->table, spot->bucket);
+	__u32 slot = spot->slot;
+
+	keep_register(slot);
+	return marks && slot < FLOW_SLOTS ? table_slot(marks, family, slot) : NULL;
+}
+
+always_inline bool table_intact(const struct spot *spot)
+{
+	return READ_ONCE(*table_mark(spot->marks, spot->slot)) == spot->mark;
+}
+
+always_inline __u32 table_rare(const struct spot *spot)
+{
+	__u32 slot = spot->slot;
+
+	keep_register(slot);
+	return slot < FLOW_SLOTS ? spot->marks->rare[slot] : 0;
+}
+
+always_inline __u32 table_nat(const struct spot *spot)
+{
+	__u32 slot = spot->slot;
+
+	keep_register(slot);
+	return slot < FLOW_SLOTS ? spot->marks->nat[slot] : 0;
+}
+
+/* A mark with another tag, counted on; the count stays even. */
+always_inline __u32 mark_next(__u32 mark, __u32 tag)
+{
+	return tag << TAG_SHIFT | ((mark + 2) & LIFE_MASK);
+}
+
+always_inline bool mark_change(__u32 *mark, __u32 from, __u32 to)
+{
+	return __sync_val_compare_and_swap(mark, from, to) == from;
+}
+
+always_inline bool mark_rewritten(__u32 mark)
+{
+	return mark & 1;
+}
+
+/* True for the only one who ends this life of the slot. */
+always_inline bool table_free(struct flow_marks *marks, __u32 slot, __u32 mark)
+{
+	return !mark_rewritten(mark) && mark_change(table_mark(marks, slot), mark, mark_next(mark, FLOW_TAG_FREE));
+}
+
+/* While the next hop of an entry is exchanged its mark is odd: who reads meanwhile finds that it changes, who wants to
+ * rewrite or end it as well comes too late or too early. */
+always_inline bool table_rewrite_begin(struct spot *spot)
+{
+	if (mark_rewritten(spot->mark) || !mark_change(table_mark(spot->marks, spot->slot), spot->mark, spot->mark + 1))
+		return false;
+	spot->mark++;
+	return true;
+}
+
+always_inline void table_rewrite_end(struct spot *spot)
+{
+	__u32 mark = (spot->mark & ~LIFE_MASK) | ((spot->mark + 1) & LIFE_MASK);
+
+	__sync_lock_test_and_set(table_mark(spot->marks, spot->slot), mark);
+	spot->mark = mark;
+}
+
+/* What is to become an entry, and where it was placed. */
+struct birth {
+	struct tuple key; /* as it arrives */
+	struct tuple leaves;
+	struct flow flow; /* all but the ports */
+	__u32 rare;
+	__u32 nat; /* one byte of it */
+	__u32 table;
+	__u32 bucket;
+	__u32 slot;
+	__u32 mark;
+	__u32 tag;
+	__u32 moving; /* the connection stands in the other table, and is to move */
+};
+
+/* The key of an entry. */
+always_inline void flow_key(const struct flow *f, const int family, struct tuple *t)
+{
+	union addr none = {};
+
+	t->sport = f->key_sport;
+	t->dport = f->key_dport;
+	t->proto = f->state;
+	t->family = family;
+	t->pad[0] = t->pad[1] = 0;
+	t->src = t->dst = none;
+	if (family == FAMILY_IPV4) {
+		const struct flow4 *f4 = (void *)f;
+		t->src.v4 = f4->key_src;
+		t->dst.v4 = f4->key_dst;
+		return;
+	}
+	const struct flow6 *f6 = (void *)f;
+	t->src = f6->key_src;
+	t->dst = f6->key_dst;
+}
+
+/* An entry's sum in carried_v1, for the place that it moves to. */
+never_inline void table_carry_over(__u8 family, __u32 table, __u32 from, __u32 to, __u32 state)
+{
+	struct carried_key key = {.slot = from, .family = family, .table = table};
+
+	if (!(state & FLOW_FOLDED))
+		return;
+	const struct carried *row = bpf_map_lookup_elem(&carried_v1, &key);
+	if (!row)
+		return;
+	struct carried sum = *row;
+	bpf_map_delete_elem(&carried_v1, &key);
+	key.slot = to;
+	bpf_map_update_elem(&carried_v1, &key, &sum, BPF_ANY);
+}
+
+always_inline int table_used(const struct flow_marks *marks)
+{
+	int used = 0;
+
+#pragma clang loop unroll(full)
+	for (int slot = 0; slot < FLOW_SLOTS; slot++)
+		used += ((READ_ONCE(marks->mark[slot]) >> TAG_SHIFT) + LIFE_MASK) >> TAG_SHIFT; /* tag != FREE */
+	return used;
+}
+
+/* A free slot of the bucket, now ours; FLOW_SLOTS: there is none. *mark: what it is now. */
+always_inline __u32 table_claim_in(struct flow_marks *marks, __u32 *mark)
+{
+	__u32 slot;
+
+	for (slot = 0; slot < FLOW_SLOTS; slot++) {
+		__u32 was = READ_ONCE(marks->mark[slot]);
+		*mark = mark_next(was, FLOW_TAG_CLAIMED);
+		if (was >> TAG_SHIFT == FLOW_TAG_FREE && mark_change(&marks->mark[slot], was, *mark))
+			break;
+	}
+	return table_any_slot(marks, slot);
+}
+
+always_inline void table_write(struct flow *f, const struct birth *b, const int family)
+{
+	*f = b->flow;
+	f->key_sport = b->key.sport;
+	f->key_dport = b->key.dport;
+	f->sport = b->leaves.sport;
+	f->dport = b->leaves.dport;
+	if (family == FAMILY_IPV4) {
+		struct flow4 *f4 = (void *)f;
+		f4->key_src = b->key.src.v4;
+		f4->key_dst = b->key.dst.v4;
+		f4->src = b->leaves.src.v4;
+		f4->dst = b->leaves.dst.v4;
+		return;
+	}
+	struct flow6 *f6 = (void *)f;
+	f6->key_src = b->key.src;
+	f6->key_dst = b->key.dst;
+	f6->src = b->leaves.src;
+	f6->dst = b->leaves.dst;
+	f6->addr_delta = addr_delta(&b->key, &b->leaves);
+}
+
+/* Does another entry of the same key stand in this bucket, that ours must give way to? One that is being born as well
+ * and stands further back is ended. */
+always_inline bool table_yields(struct flow_marks *marks, __u32 bucket, const struct birth *b, const int family)
+{
+	for (__u32 slot = 0; slot < FLOW_SLOTS; slot++) {
+		__u32 mark = READ_ONCE(marks->mark[slot]), tag = mark >> TAG_SHIFT;
+		if (bucket == b->bucket && slot == b->slot)
+			continue;
+		if ((tag != b->tag && tag != FLOW_TAG_BORN) ||
+		    !flow_is(table_slot(marks, family, slot), &b->key, family))
+			continue;
+		if (tag == b->tag || bucket < b->bucket || (bucket == b->bucket && slot < b->slot))
+			return true;
+		if (!mark_change(&marks->mark[slot], mark, mark_next(mark, FLOW_TAG_FREE)))
+			return true;
+	}
+	return false;
+}
+
+/* Write the entry into a free slot of its buckets. CREATED: BORN, to be committed or withdrawn. */
+always_inline enum flow_result table_place(const struct flow_tables *tables, struct birth *b, const int family)
+{
+	struct flow_marks *first, *second, *marks;
+	struct choice choice;
+	struct spot spot = {};
+
+	b->table = tables->current & 1;
+	__u32 buckets = table_buckets(tables, family, b->table);
+	table_choose(tables, &b->key, family, buckets, &choice);
+	first = table_bucket(family, b->table, choice.bucket[0]);
+	second = table_bucket(family, b->table, choice.bucket[1]);
+	if (!first || !second)
+		return FLOW_FULL;
+	if (table_scan(first, &b->key, choice.tag, family, &spot) ||
+	    table_scan(second, &b->key, choice.tag, family, &spot))
+		return FLOW_EXISTS;
+	if (!b->moving && table_buckets(tables, family, !b->table) &&
+	    table_find(tables, &b->key, table_hash(tables, &b->key, family), family, !b->table, &spot))
+		return FLOW_EXISTS;
+	bool other = false;
+	marks = first;
+	__u32 slot = table_claim_in(marks, &b->mark);
+	if (slot >= FLOW_SLOTS) {
+		other = true;
+		marks = second;
+		slot = table_claim_in(marks, &b->mark);
+	}
+	keep_register(slot);
+	if (slot >= FLOW_SLOTS)
+		return FLOW_FULL;
+	b->slot = slot;
+	b->bucket = other ? choice.bucket[1] : choice.bucket[0];
+	b->tag = choice.tag;
+	table_write(table_slot(marks, family, slot), b, family);
+	marks->rare[slot] = b->rare;
+	marks->nat[slot] = b->nat;
+	b->mark = mark_next(b->mark, FLOW_TAG_BORN);
+	__sync_lock_test_and_set(&marks->mark[slot], b->mark);
+	if (!table_yields(first, choice.bucket[0], b, family) && !table_yields(second, choice.bucket[1], b, family))
+		return FLOW_CREATED;
+	mark_change(&marks->mark[slot], b->mark, mark_next(b->mark, FLOW_TAG_FREE));
+	return FLOW_EXISTS;
+}
+
+/* An entry of this bucket moved to the other bucket that it may stand in; false: there is no place, or it is just
+ * changing. For a moment it stands in both, so that nobody misses it. `key` is room to work in. */
+always_inline bool table_shift(const struct flow_tables *tables, struct flow_marks *marks, __u32 bucket, __u32 slot,
+			       const int family, struct tuple *key)
+{
+	__u32 mark = READ_ONCE(marks->mark[slot]), table = tables->current & 1, claimed;
+	struct flow *f = table_slot(marks, family, slot);
+	struct choice choice;
+
+	if (mark >> TAG_SHIFT < FLOW_TAG_FIRST || mark_rewritten(mark))
+		return false;
+	flow_key(f, family, key);
+	table_choose(tables, key, family, table_buckets(tables, family, table), &choice);
+	__u32 other = choice.bucket[0] == bucket ? choice.bucket[1] : choice.bucket[0];
+	struct flow_marks *there = table_bucket(family, table, other);
+	if (!there)
+		return false;
+	__u32 place = table_claim_in(there, &claimed);
+	if (place >= FLOW_SLOTS)
+		return false;
+	struct flow *to = table_slot(there, family, place);
+	if (family == FAMILY_IPV4)
+		*(struct flow4 *)to = *(struct flow4 *)f;
+	else
+		*(struct flow6 *)to = *(struct flow6 *)f;
+	there->rare[place] = marks->rare[slot];
+	there->nat[place] = marks->nat[slot];
+	table_carry_over(family, table, bucket * FLOW_SLOTS + slot, other * FLOW_SLOTS + place, to->state);
+	__u32 moved = mark_next(claimed, mark >> TAG_SHIFT), state = READ_ONCE(f->state);
+	__sync_lock_test_and_set(&there->mark[place],
+				 READ_ONCE(marks->mark[slot]) == mark ? moved : mark_next(claimed, FLOW_TAG_FREE));
+	if (mark_change(&marks->mark[slot], mark, mark_next(mark, FLOW_TAG_FREE))) {
+		/* what packets have told the old entry meanwhile */
+		__sync_fetch_and_or(&to->state, state);
+		return true;
+	}
+	mark_change(&there->mark[place], moved, mark_next(moved, FLOW_TAG_FREE));
+	return false;
+}
+
+/* From BORN on: false if it has been ended by who stands further in front. */
+always_inline bool table_turn(struct birth *b, __u32 tag)
+{
+	struct flow_marks *marks = table_bucket(b->key.family, b->table, b->bucket);
+	__u32 next = mark_next(b->mark, tag);
+
+	if (!marks || !mark_change(table_mark(marks, b->slot), b->mark, next))
+		return false;
+	b->mark = next;
+	return true;
+}
+
+always_inline bool table_commit(struct birth *b)
+{
+	return table_turn(b, b->tag);
+}
+
+always_inline void table_withdraw(struct birth *b)
+{
+	table_turn(b, FLOW_TAG_FREE);
+}

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections as they end, a line of JSON each, for whoever follows them (flow export)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clearway.api.control import FilterError
+from clearway.daemon.flowlist import PROTOCOLS, Names, addresses, words
+from clearway.datapath import Datapath
+from clearway.datapath.calls import Clock
+from clearway.datapath.flows import NONE
+
+Array = npt.NDArray[Any]
+
+PAUSE = 0.05
+"""Seconds between two looks at the ring: it holds 27,594 records, so 500,000 connections may end a second."""
+SIGN_OF_LIFE = 1.0
+"""Seconds without a record until an empty line goes out, which shows whether anybody still listens."""
+
+
+class Followers:
+    """The ring has one reader, so there is one follower at a time. For use in an event loop."""
+
+    def __init__(self, datapath: Datapath) -> None:
+        self._datapath = datapath
+        self._followed = False
+
+    def follow(self, names: Names) -> AsyncIterator[bytes]:
+        """Lines, as long as somebody takes them. FilterError when somebody else does already."""
+        if self._followed:
+            raise FilterError("somebody follows the ends of connections already: there can be one at a time")
+        why = {
+            number: name.removeprefix("FLOW_END_").lower().replace("_", " ")
+            for name, number in self._datapath.enum("flow_end").items()
+        }
+        return self._lines(names, why, self._datapath.enum("flow_state"))
+
+    async def _lines(
+        self, names: Names, why: Mapping[int, str], bits: Mapping[str, int]
+    ) -> AsyncIterator[bytes]:
+        self._followed = True
+        try:
+            with self._datapath.records() as read:
+                quiet = 0.0
+                while True:
+                    records = read()
+                    if len(records):
+                        yield await asyncio.to_thread(
+                            lines, records, names, why, bits, self._datapath.clock()
+                        )
+                        quiet = 0.0
+                    await asyncio.sleep(PAUSE)
+                    quiet += PAUSE
+                    if quiet >= SIGN_OF_LIFE:
+                        yield b"\n"
+                        quiet = 0.0
+        finally:
+            self._followed = False
+
+
+def lines(
+    records: Array, names: Names, why: Mapping[int, str], bits: Mapping[str, int], clock: Clock
+) -> bytes:
+    """Records (struct flow_record) as lines of JSON. Times are seconds since the epoch."""
+    client, leaves = records["client"], records["leaves"]
+    families = client["family"].tolist()
+    ended = time.time() - (clock.jiffies - records["ended"].astype(np.int64)) / clock.hz
+    lasted = (records["ended"].astype(np.uint32) - records["created"]) / clock.hz
+    endpoint = np.where(records["state"] & bits["FLOW_HAS_SERVICE"] != 0, records["endpoint"], NONE)
+    service = [names.endpoint_services.get(number, NONE) for number in endpoint.tolist()]
+    nat = np.where(records["state"] & bits["FLOW_HAS_NAT"] != 0, records["nat"].astype(np.uint32), NONE)
+    columns: dict[str, list[Any]] = {
+        "ended": ended.round(3).tolist(),
+        "began": (ended - lasted).round(3).tolist(),
+        "why": words(records["why"], why, "{}"),
+        "family": families,
+        "protocol": words(client["proto"], PROTOCOLS, "{}"),
+        "client": addresses(client["src"], families),
+        "client_port": client["sport"].tolist(),
+        "destination": addresses(client["dst"], families),
+        "destination_port": client["dport"].tolist(),
+        "source_out": addresses(leaves["src"], families),
+        "source_out_port": leaves["sport"].tolist(),
+        "destination_out": addresses(leaves["dst"], families),
+        "destination_out_port": leaves["dport"].tolist(),
+        "service": words(np.array(service, np.uint32), names.services, "gone ({})"),
+        "endpoint": words(endpoint, names.endpoints, "gone ({})"),
+        "nat": words(nat, names.nats, "gone ({})"),
+    }
+    for name in ("packets", "bytes", "reply_packets", "reply_bytes"):
+        columns[name] = records[name].tolist()
+    form = "{" + ", ".join(f'"{name}": %s' for name in columns) + "}\n"
+    return "".join(form % row for row in zip(*columns.values(), strict=True)).encode()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of the flow table is aged at a time, and what came of the last round through all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clearway.datapath.calls import SweepResult
+
+SMALLEST_SHARE = 1 / 64
+"""Even on a slow machine a round takes no more than 64 parts."""
+
+
+@dataclass(frozen=True)
+class LastSweep:
+    """What the last ageing round did: seconds of CPU time it took, and when it ended (monotonic seconds)."""
+
+    connections: int
+    expired: int
+    seconds: float
+    at: float
+
+
+class SweepRounds:
+    """Adapts the share to the time that one part may take."""
+
+    def __init__(self, budget: float) -> None:
+        """budget: seconds a part."""
+        self.share = SMALLEST_SHARE
+        self._budget = budget
+        self._connections = self._expired = 0
+        self._seconds = 0.0
+
+    def take(self, part: SweepResult, begin: float, end: float) -> LastSweep | None:
+        """A part was swept, in the time from begin to end; the whole round if it is complete now."""
+        took = max(end - begin, 1e-6)
+        self._connections += part.visited
+        self._expired += part.expired
+        self._seconds += took
+        # No more than twice as much at once: what comes may be fuller than what was.
+        wanted = min(2 * self.share, part.share * self._budget / took)
+        self.share = min(1.0, max(SMALLEST_SHARE, wanted))
+        if not part.ended:
+            return None
+        done = LastSweep(self._connections, self._expired, self._seconds, end)
+        self._connections = self._expired = 0
+        self._seconds = 0.0
+        return done

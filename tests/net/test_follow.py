@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`clearway follow`: every connection that ends, as it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clearway.lab import Daemon, Lab
+from clearway.lab.run import patience, spawn, stop
+from tests.net.configuration import data, standard
+
+CONNECTIONS = 20
+
+
+@pytest.fixture
+def impatient(lab: Lab, hook: str, daemon: Daemon) -> Iterator[Daemon]:
+    """The module's daemon, with connections that end soon after they are over."""
+    changed = data(lab, hook)
+    changed["conntrack"]["timeouts"] = {"tcp_time_wait": "1s", "tcp_closed": "1s"}
+    daemon.config_path.write_text(json.dumps(changed))
+    daemon.cli("apply", str(daemon.config_path))
+    yield daemon
+    daemon.config_path.write_text(standard(lab, hook))
+    daemon.cli("apply", str(daemon.config_path))
+
+
+@contextmanager
+def following(daemon: Daemon, output: Path) -> Iterator[subprocess.Popen[str]]:
+    process = spawn(daemon.argv("follow", "-o", "json"), output=output, env=daemon.environment)
+    time.sleep(1.5 * patience())
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def lines(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def test_connections_are_told_when_they_end(
+    lab: Lab, impatient: Daemon, stack: ExitStack, family: int, tmp_path: Path
+) -> None:
+    output = tmp_path / "ended"
+    stack.enter_context(following(impatient, output))
+    began = time.time()
+    for _ in range(CONNECTIONS):
+        lab.client.ns.run("curl", "-sSg", "--max-time", "5", f"http://{lab.vip_url(family)}/")
+    deadline = time.monotonic() + 20 * patience()
+    client = lab.client.address(family)
+    while len(mine := [flow for flow in lines(output) if flow["client"] == client]) < CONNECTIONS:
+        assert time.monotonic() < deadline, f"{len(mine)} of {CONNECTIONS} connections were told"
+        time.sleep(0.2)
+    assert len(mine) == CONNECTIONS
+    servers = {server.address(family) for server in lab.servers}
+    for flow in mine:
+        assert (flow["destination"], flow["protocol"]) == (lab.vip(family), "tcp")
+        assert (flow["service"], flow["why"]) == (f"web{family}", "expired")
+        assert flow["destination_out"] in servers and flow["endpoint"]
+        assert flow["packets"] >= 5 and flow["reply_packets"] >= 4
+        assert flow["reply_bytes"] > 300 and flow["bytes"] > 300
+        assert began - 2 <= flow["began"] <= flow["ended"] <= time.time() + 2
+    assert {flow["destination_out"] for flow in mine} == servers
+
+
+def test_second_follower_is_refused(impatient: Daemon, stack: ExitStack, tmp_path: Path) -> None:
+    first = stack.enter_context(following(impatient, tmp_path / "first"))
+    assert first.poll() is None
+    second = impatient.cli("follow", check=False)
+    assert second.returncode == 1
+    assert "somebody follows the ends of connections already" in second.stderr
+
+
+def test_there_may_be_another_follower_afterwards(
+    impatient: Daemon, stack: ExitStack, tmp_path: Path
+) -> None:
+    with following(impatient, tmp_path / "first"):
+        pass
+    deadline = time.monotonic() + 10 * patience()
+    while True:
+        process = stack.enter_context(following(impatient, tmp_path / "second"))
+        if process.poll() is None:
+            return
+        assert time.monotonic() < deadline, (tmp_path / "second").read_text()

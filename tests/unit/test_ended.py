@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ends of connections as lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clearway.daemon.ended import lines
+from clearway.daemon.flowlist import Names
+from clearway.datapath.calls import Clock
+
+HZ = 250
+NOW = (1 << 32) + 100 * HZ
+BITS = {"FLOW_HAS_SERVICE": 1 << 25, "FLOW_HAS_NAT": 1 << 26}
+WHY = {0: "expired", 2: "endpoint gone"}
+TUPLE = np.dtype(
+    [
+        ("src", "u1", (16,)),
+        ("dst", "u1", (16,)),
+        ("sport", ">u2"),
+        ("dport", ">u2"),
+        ("proto", "u1"),
+        ("family", "u1"),
+    ]
+)
+RECORD = np.dtype(
+    [
+        ("client", TUPLE),
+        ("leaves", TUPLE),
+        ("packets", "<u8"),
+        ("bytes", "<u8"),
+        ("reply_packets", "<u8"),
+        ("reply_bytes", "<u8"),
+        ("ended", "<u8"),
+        ("created", "<u4"),
+        ("state", "<u4"),
+        ("endpoint", "<u4"),
+        ("nat", "<u2"),
+        ("why", "u1"),
+    ]
+)
+NAMES = Names(
+    services={4: "web"}, endpoints={9: "10.0.0.9:8080"}, endpoint_services={9: 4}, nats={3: "out"}, states={}
+)
+
+
+def record(**fields: Any) -> Any:
+    row = np.zeros(1, RECORD)
+    row["client"]["family"], row["client"]["proto"] = 4, 6
+    row["client"]["src"][0, :4] = row["leaves"]["src"][0, :4] = [192, 0, 2, 1]
+    row["client"]["sport"], row["client"]["dport"] = 4000, 80
+    row["ended"], row["created"] = NOW - 10 * HZ, NOW - 70 * HZ & 0xFFFFFFFF
+    for name, value in fields.items():
+        row[name] = value
+    return row
+
+
+def told(*rows: Any) -> list[dict[str, Any]]:
+    text = lines(np.concatenate(rows), NAMES, WHY, BITS, Clock(NOW, 0, HZ)).decode()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_times_are_seconds_since_the_epoch() -> None:
+    (flow,) = told(record())
+    assert flow["ended"] == pytest.approx(time.time() - 10, abs=1)
+    assert flow["ended"] - flow["began"] == pytest.approx(60, abs=0.01)
+
+
+def test_birth_before_the_clock_wrapped_counts() -> None:
+    (flow,) = told(record(ended=1 << 32, created=(1 << 32) - 50 * HZ))
+    assert flow["ended"] - flow["began"] == pytest.approx(50, abs=0.01)
+
+
+def test_names_of_what_it_belonged_to() -> None:
+    served, translated, neither, gone = told(
+        record(state=BITS["FLOW_HAS_SERVICE"], endpoint=9),
+        record(state=BITS["FLOW_HAS_NAT"], nat=3),
+        record(endpoint=9, nat=3),
+        record(state=BITS["FLOW_HAS_SERVICE"], endpoint=77, why=2),
+    )
+    assert (served["service"], served["endpoint"], served["nat"]) == ("web", "10.0.0.9:8080", None)
+    assert (translated["service"], translated["nat"]) == (None, "out")
+    assert (neither["service"], neither["endpoint"], neither["nat"]) == (None, None, None)
+    assert (gone["endpoint"], gone["why"]) == ("gone (77)", "endpoint gone")
+
+
+def test_counters_are_whole() -> None:
+    (flow,) = told(record(packets=1 << 40, bytes=(1 << 63) + 1, reply_packets=2, reply_bytes=3))
+    assert (flow["packets"], flow["bytes"]) == (1 << 40, (1 << 63) + 1)
+    assert (flow["reply_packets"], flow["reply_bytes"]) == (2, 3)
