@@ -467,16 +467,20 @@ always_inline bool table_shift(const struct flow_tables *tables, struct flow_mar
 	there->rare[place] = marks->rare[slot];
 	there->nat[place] = marks->nat[slot];
 	table_carry_over(family, table, bucket * FLOW_SLOTS + slot, other * FLOW_SLOTS + place, to->state);
-	__u32 moved = mark_next(claimed, mark >> TAG_SHIFT), state = READ_ONCE(f->state);
-	__sync_lock_test_and_set(&there->mark[place],
-				 READ_ONCE(marks->mark[slot]) == mark ? moved : mark_next(claimed, FLOW_TAG_FREE));
-	if (mark_change(&marks->mark[slot], mark, mark_next(mark, FLOW_TAG_FREE))) {
-		/* what packets have told the old entry meanwhile */
-		__sync_fetch_and_or(&to->state, state);
-		return true;
+	__u32 moved = mark_next(claimed, mark >> TAG_SHIFT), freed = mark_next(mark, FLOW_TAG_FREE);
+	bool same = READ_ONCE(marks->mark[slot]) == mark;
+	__sync_lock_test_and_set(&there->mark[place], same ? moved : mark_next(claimed, FLOW_TAG_FREE));
+	if (!same)
+		return false;
+	if (!mark_change(&marks->mark[slot], mark, freed)) {
+		mark_change(&there->mark[place], moved, mark_next(moved, FLOW_TAG_FREE));
+		return false;
 	}
-	mark_change(&there->mark[place], moved, mark_next(moved, FLOW_TAG_FREE));
-	return false;
+	/* What packets have told the old entry since it was copied, unless its place is somebody else's already. */
+	__u32 state = READ_ONCE(f->state);
+	if (READ_ONCE(marks->mark[slot]) == freed)
+		__sync_fetch_and_or(&to->state, state);
+	return true;
 }
 
 /* From BORN on: false if it has been ended by who stands further in front. */

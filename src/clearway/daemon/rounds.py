@@ -9,6 +9,8 @@ from clearway.datapath.calls import SweepResult
 
 SMALLEST_SHARE = 1 / 64
 """Even on a slow machine a round takes no more than 64 parts."""
+FIRST_PART = 1 << 18
+"""Room for so many connections is swept without knowing how long it takes: some ten milliseconds at most."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,9 @@ class LastSweep:
 class SweepRounds:
     """Adapts the share to the time that one part may take."""
 
-    def __init__(self, budget: float) -> None:
-        """budget: seconds a part."""
-        self.share = SMALLEST_SHARE
+    def __init__(self, budget: float, max_flows: int) -> None:
+        """budget: seconds a part. max_flows: what the table is made for."""
+        self.share = max(SMALLEST_SHARE, min(1.0, FIRST_PART / max_flows))
         self._budget = budget
         self._connections = self._expired = 0
         self._seconds = 0.0

@@ -246,7 +246,7 @@ class Daemon:
         """
         loop = asyncio.get_running_loop()
         due = time.monotonic()
-        rounds = SweepRounds(SWEEP_EVERY * SWEEP_SHARE)
+        rounds = SweepRounds(SWEEP_EVERY * SWEEP_SHARE, self.engine.datapath.sizes().max_flows)
         complained = ""
         while self._sweeping:
             begin = time.monotonic()
