@@ -81,6 +81,7 @@ class Daemon:
         self.engine = engine
         self.mirror = mirror
         self.notifier = Notifier()
+        self._rounds = SweepRounds(SWEEP_EVERY * SWEEP_SHARE, engine.datapath.sizes().max_flows)
         self.last_sweep: LastSweep | None = None
         self.started_at = time.monotonic()
         self.stopped = asyncio.Event()
@@ -246,13 +247,12 @@ class Daemon:
         """
         loop = asyncio.get_running_loop()
         due = time.monotonic()
-        rounds = SweepRounds(SWEEP_EVERY * SWEEP_SHARE, self.engine.datapath.sizes().max_flows)
         complained = ""
         while self._sweeping:
             begin = time.monotonic()
             try:
-                result = await loop.run_in_executor(self._sweeper, self._age, rounds.share)
-                self.last_sweep = rounds.take(result, begin, time.monotonic()) or self.last_sweep
+                result = await loop.run_in_executor(self._sweeper, self._age, self._rounds.share)
+                self.last_sweep = self._rounds.take(result, begin, time.monotonic()) or self.last_sweep
                 complained = ""
             except DatapathError as error:
                 if str(error) != complained:
