@@ -18,20 +18,22 @@ CLANG ?= clang
 export CLANG
 # more for pytest: make test PYTEST_ARGS='-k half_close'
 PYTEST_ARGS ?=
+# more for bench-flows: make bench-flows BENCH_ARGS=--ten-million
+BENCH_ARGS ?=
 
 .PHONY: help
 help: ## this list (default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: setup-build objects ## compiler, Python environment and BPF objects; then .venv/bin/clearway runs
 
 .PHONY: test
-test: setup-test objects bench-objects ## every test: unit, packet, net (as root)
-	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/unit tests/packet tests/net
+test: setup-test objects bench-objects test-objects ## every test: unit, flowtable, packet, net (as root)
+	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/unit tests/flowtable tests/packet tests/net
 
 .PHONY: lint
-lint: setup-lint objects bench-objects ## ruff, mypy --strict, layers, clang-format, clang warnings, shellcheck
+lint: setup-lint objects bench-objects test-objects ## ruff, mypy --strict, layers, clang-format, clang warnings, shellcheck
 	@$(PYTHON) -m ruff check $(PYTHON_SOURCES)
 	@$(PYTHON) -m ruff format --check $(PYTHON_SOURCES)
 	@$(PYTHON) -m mypy $(PYTHON_SOURCES)
@@ -53,6 +55,10 @@ demo: setup-demo objects ## the main job on real traffic, beside Linux alone (as
 .PHONY: bench
 bench: setup-bench objects bench-objects ## Linux and clearway side by side; table and JSON in build/bench/ (as root)
 	@$(PYTHON) -m bench
+
+.PHONY: bench-flows
+bench-flows: setup-bench objects bench-objects ## the flow table at a million connections; tables and JSON in build/bench/ (as root)
+	@$(PYTHON) -m bench.flows $(BENCH_ARGS)
 
 .PHONY: vm-test
 vm-test: setup-vm-test objects ## the packet tests and one run of the lab on Debian's kernels 6.1 and 6.12
@@ -90,3 +96,7 @@ objects:
 .PHONY: bench-objects
 bench-objects:
 	@$(PYTHON) tools/build_bpf.py bench
+
+.PHONY: test-objects
+test-objects:
+	@$(PYTHON) tools/build_bpf.py tests

@@ -7,22 +7,15 @@ Exit code 0 also when a target is missed, 1 when something could not be measured
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import sys
-from pathlib import Path
 
-from rich.console import Console
-
-from bench import bulk, connections, machine, packets, programs, scheduling, table
+from bench import bulk, connections, machine, packets, programs, scheduling
+from bench.command import OUTPUT, report_of, require
 from bench.progress import Progress
 from bench.results import Report
 from bench.roads import FAMILIES, Road, System, open_road
-from clearway.datapath import DatapathError
-from clearway.lab import Interrupted, LabError, interruptible, reap
-from clearway.model import ConfigError
+from clearway.lab import reap
 
-OUTPUT = Path(__file__).resolve().parent.parent / "build/bench/transit.json"
 TOOLS = ("clang", "conntrack", "ethtool", "ip", "iperf3", "nft", "nginx", "nsenter", "wrk")
 # Ratios to nftables in the same run
 XDP_PACKETS = 4.0
@@ -33,36 +26,13 @@ CONNECTIONS = 1.0
 
 def main() -> int:
     """Run it; the exit code."""
-    progress = Progress()
-    try:
-        check_tools()
-        scheduling.prefer([os.getpid()])
-        with interruptible():
-            reap()
-            report = measure(progress)
-    except KeyboardInterrupt:
-        return 130
-    except Interrupted:
-        return 143
-    except (LabError, DatapathError, ConfigError, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    report.write(OUTPUT)
-    table.show(report, Console(width=None if sys.stdout.isatty() else 160))
-    progress.note(f"written: {OUTPUT}")
-    return 0
-
-
-def check_tools() -> None:
-    """LabError naming what is missing."""
-    if os.geteuid() != 0:
-        raise LabError("the benchmark makes network namespaces: run it as root")
-    if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
-        raise LabError(f"not installed: {', '.join(missing)}; make bench installs them")
+    return report_of(measure, OUTPUT / "transit.json")
 
 
 def measure(progress: Progress) -> Report:
     """Everything, in an order in which nothing disturbs what follows."""
+    require(TOOLS)
+    reap()
     with contextlib.ExitStack() as stack:
         roads: list[Road] = []
         with progress.step("labs: one for each system"):

@@ -24,12 +24,20 @@ class Result:
 
 @dataclass(frozen=True)
 class Target:
-    """A promise: `value`, a ratio, is to be at least `limit`."""
+    """A promise: `value` is to be at least `limit`, or at most. `unit` "x": they are ratios."""
 
     name: str
     limit: float
     value: float
-    met: bool
+    at_most: bool = False
+    unit: str = "x"
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+    def as_dict(self) -> dict[str, object]:
+        return {"name": self.name, "limit": self.limit, "value": self.value, "met": self.met}
 
 
 @dataclass
@@ -57,22 +65,34 @@ class Report:
                 ratio = median(mine / theirs for mine, theirs in zip(values, compared, strict=True))
                 self.results.append(Result(case, metric, value, unit, reference, round(ratio, 3)))
 
-    def ratio(self, case: str, metric: str) -> float:
-        """How `case` compares; KeyError when it was not measured or has nothing to compare with."""
+    def result(self, case: str, metric: str) -> Result:
+        """KeyError when it was not measured."""
         for result in self.results:
-            if (result.case, result.metric) == (case, metric) and result.ratio is not None:
-                return result.ratio
+            if (result.case, result.metric) == (case, metric):
+                return result
         raise KeyError(f"{case}: {metric}")
 
-    def expect(self, case: str, metric: str, limit: float) -> None:
-        """Set a target: the ratio of a result taken up before is to be at least `limit`."""
-        value = self.ratio(case, metric)
-        self.targets.append(Target(f"{case}: {metric}", limit, value, value >= limit))
+    def ratio(self, case: str, metric: str) -> float:
+        """How `case` compares; KeyError when it was not measured or has nothing to compare with."""
+        ratio = self.result(case, metric).ratio
+        if ratio is None:
+            raise KeyError(f"{case}: {metric} is compared with nothing")
+        return ratio
+
+    def expect(self, case: str, metric: str, limit: float, *, at_most: bool = False) -> None:
+        """Set a target: the ratio of a result taken up before is to be at least `limit`, or at most."""
+        self.targets.append(Target(f"{case}: {metric}", limit, self.ratio(case, metric), at_most))
+
+    def expect_at_most(self, case: str, metric: str, limit: float) -> None:
+        """Set a target: the value itself of a result taken up before is to be at most `limit`."""
+        result = self.result(case, metric)
+        self.targets.append(Target(f"{case}: {metric}", limit, result.value, True, result.unit))
 
     def write(self, path: Path) -> None:
         """As JSON: {"machine": {}, "results": [], "targets": []}."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        targets = [target.as_dict() for target in self.targets]
+        path.write_text(json.dumps({**asdict(self), "targets": targets}, indent=2) + "\n")
 
 
 def significant(value: float) -> float:

@@ -17,10 +17,16 @@ def show(report: Report, console: Console) -> None:
     metrics = dict.fromkeys((result.metric, result.unit) for result in report.results)
     for metric, unit in metrics:
         results = [result for result in report.results if result.metric == metric]
-        if results[0].case.startswith(("masquerade", "service")):
-            console.print(_comparison(f"{metric} ({unit})", results))
-    console.print(_programs(report))
+        if not _is_of_program(results[0]):
+            console.print(_comparison(f"{metric} ({unit})" if unit else metric, results))
+    if any(_is_of_program(result) for result in report.results):
+        console.print(_programs(report))
     console.print(_targets(report))
+
+
+def _is_of_program(result: Result) -> bool:
+    """Is it about a program as compiled by some compiler (programs.py)?"""
+    return ", clang " in result.case
 
 
 def _split(result: Result) -> tuple[str, str]:
@@ -50,7 +56,7 @@ def _programs(report: Report) -> Table:
     """A row a program and compiler, a column a metric."""
     found: dict[str, dict[str, float]] = {}
     for result in report.results:
-        if not result.case.startswith(("masquerade", "service")):
+        if _is_of_program(result):
             found.setdefault(result.case, {})[result.metric] = result.value
     metrics = list(dict.fromkeys(metric for row in found.values() for metric in row))
     table = Table(title="programs", title_justify="left")
@@ -64,12 +70,18 @@ def _programs(report: Report) -> Table:
 
 def _targets(report: Report) -> Table:
     table = Table(title="targets", title_justify="left")
-    for name in ("", "at least", "measured", ""):
+    for name in ("", "limit", "measured", ""):
         table.add_column(name, justify="left" if not name else "right")
     for target in report.targets:
         verdict = "[green]met[/green]" if target.met else "[red]missed[/red]"
-        table.add_row(target.name, f"{target.limit:.2f}x", f"{target.value:.2f}x", verdict)
+        bound = "at most" if target.at_most else "at least"
+        limit, value = (_with_unit(number, target.unit) for number in (target.limit, target.value))
+        table.add_row(target.name, f"{bound} {limit}", value, verdict)
     return table
+
+
+def _with_unit(value: float, unit: str) -> str:
+    return f"{value:.2f}x" if unit == "x" else f"{_number(value)} {unit}".rstrip()
 
 
 def _number(value: float) -> str:

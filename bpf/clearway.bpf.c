@@ -56,7 +56,6 @@
 /* What the hit path has found. */
 struct hit {
 	struct flow *flow;
-	__u64 carried; /* with this packet */
 	struct verdict verdict;
 	struct egress egress;
 };
@@ -75,8 +74,7 @@ always_inline enum stage look_up(struct packet *p, struct hit *hit)
 	    !egress_read(v->egress, v->stamp, &hit->egress))
 		return STAGE_KNOWN;
 	__u64 was = hit->flow->carried;
-	hit->carried = was + CARRIED_PACKET + p->length;
-	if ((was ^ hit->carried) & CARRIED_TURNS)
+	if ((was ^ (was + CARRIED_PACKET + p->length)) & CARRIED_TURNS)
 		return STAGE_KNOWN;
 	if (p->ttl <= 1 || packet_segment(p) > v->mtu)
 		return STAGE_ANSWER;
@@ -96,7 +94,7 @@ always_inline int enter(struct packet *p)
 	struct segment seg;
 	if (p->tuple.proto == IPPROTO_TCP && tcp_read(p, &seg))
 		tcp_track(&seg, hit.flow);
-	hit.flow->carried = hit.carried;
+	hit.flow->carried += CARRIED_PACKET + p->length;
 	hit.flow->seen = now();
 	return forward(p, &hit.verdict, &hit.egress, REASON_FORWARD_FLOW);
 }

@@ -100,7 +100,8 @@ always_inline bool flow_find_in(const struct flow_tables *tables, const struct t
 	__u64 hash = table_hash(tables, t, family);
 	__u32 table = tables->current & 1;
 
-	for (int i = 0; i < FLOW_TABLES; i++, table ^= 1)
+	/* Twice: what moves, to its other bucket or to the other table, may pass a reader by who comes its way. */
+	for (int i = 0; i < 2 * FLOW_TABLES; i++, table ^= 1)
 		if (table_buckets(tables, family, table) && table_find(tables, t, hash, family, table, spot))
 			return true;
 	return false;
@@ -153,14 +154,14 @@ always_inline struct carried_key carried_key(__u8 family, __u32 table, __u32 buc
 	return key;
 }
 
-/* Everything that an entry has carried so far. */
-always_inline void carried_total(const struct carried_key *key, __u32 state, __u64 word, struct carried *total)
+/* Everything that an entry has carried so far. The word is read last: it is never behind the row. */
+always_inline void carried_total(const struct carried_key *key, const struct flow *f, struct carried *total)
 {
-	const struct carried *row = state & FLOW_FOLDED ? bpf_map_lookup_elem(&carried_v1, key) : NULL;
+	const struct carried *row = f->state & FLOW_FOLDED ? bpf_map_lookup_elem(&carried_v1, key) : NULL;
 
-	total->packets = row ? row->packets : 0;
-	total->bytes = row ? row->bytes : 0;
-	carried_add(total, word);
+	total->packets = row ? READ_ONCE(row->packets) : 0;
+	total->bytes = row ? READ_ONCE(row->bytes) : 0;
+	carried_add(total, READ_ONCE(f->carried));
 }
 
 /* ---- one entry ---- */
@@ -181,29 +182,35 @@ struct peek {
 	__u32 mark;
 };
 
-/* What stands under peek->key. 0: nothing. */
-__noinline int flow_peek(struct peek *peek)
+enum peek_result {
+	PEEK_NOTHING,
+	PEEK_FOUND,
+	PEEK_CHANGED, /* somebody has changed the entry meanwhile: but for its next hop it may be believed */
+	PEEK_GONE,    /* it is another one now */
+};
+
+/* What stands under peek->key; enum peek_result. The word of what was carried is read last: it is never behind its row. */
+__noinline int flow_peek_once(struct peek *peek)
 {
 	struct spot spot = {};
+	const struct flow *f;
 
 	if (!peek || !flow_find(&peek->key, &spot))
-		return 0;
-	const struct flow *f;
+		return PEEK_NOTHING;
 	if (peek->key.family == FAMILY_IPV4) {
 		f = table_entry(&spot, FAMILY_IPV4);
 		if (!f)
-			return 0;
+			return PEEK_NOTHING;
 		flow_verdict(&peek->key, f, FAMILY_IPV4, &peek->verdict);
 	} else {
 		f = table_entry(&spot, FAMILY_IPV6);
 		if (!f)
-			return 0;
+			return PEEK_NOTHING;
 		flow_verdict(&peek->key, f, FAMILY_IPV6, &peek->verdict);
 	}
 	verdict_leaves(&peek->verdict, &peek->key, &peek->leaves);
 	peek->state = peek->verdict.state;
 	peek->seen = f->seen;
-	__u64 word = f->carried;
 	peek->rare = table_rare(&spot);
 	peek->nat = table_nat(&spot);
 	peek->table = spot.table;
@@ -211,12 +218,25 @@ __noinline int flow_peek(struct peek *peek)
 	peek->slot = spot.slot;
 	peek->mark = spot.mark;
 	struct carried_key key = carried_key(peek->key.family, spot.table, spot.bucket, spot.slot);
-	carried_total(&key, peek->state, word, &peek->carried);
+	carried_total(&key, f, &peek->carried);
 	__u32 mark = READ_ONCE(*table_mark(spot.marks, spot.slot));
-	/* While somebody rewrites the next hop the rest stays as it is. */
 	if (mark_rewritten(mark) || mark != spot.mark)
 		peek->verdict.stamp = 0;
-	return mark >> TAG_SHIFT == spot.mark >> TAG_SHIFT;
+	if (mark == spot.mark)
+		return PEEK_FOUND;
+	return mark >> TAG_SHIFT == spot.mark >> TAG_SHIFT ? PEEK_CHANGED : PEEK_GONE;
+}
+
+#define PEEK_TRIES 3
+
+/* Who finds that the entry has changed looks again: it may have moved, or be another connection's. */
+always_inline bool flow_peek(struct peek *peek)
+{
+	int result = PEEK_GONE;
+
+	for (int i = 0; i < PEEK_TRIES && result >= PEEK_CHANGED; i++)
+		result = flow_peek_once(peek);
+	return result == PEEK_FOUND || result == PEEK_CHANGED;
 }
 
 /* The entry that was copied, in *spot; false: another one has its place. */
@@ -243,7 +263,7 @@ always_inline void carried_fold(struct flow *f, const struct peek *peek)
 	struct carried_key key = carried_key(peek->key.family, peek->table, peek->bucket, peek->slot);
 	struct carried total;
 
-	carried_total(&key, f->state, f->carried, &total);
+	carried_total(&key, f, &total);
 	if (!bpf_map_update_elem(&carried_v1, &key, &total, BPF_ANY))
 		__sync_fetch_and_or(&f->state, FLOW_FOLDED);
 }
@@ -364,6 +384,8 @@ __noinline int flow_find_both(struct ending *e)
 	return 1;
 }
 
+#define ORPHAN_MS 1000 /* an entry without its pair may be just being born */
+
 /* Ends what flow_find_both() has found. Who ends the opening direction's entry ends the connection: the other entry is his
  * to end. 0: somebody else does, or a packet has just changed it. */
 __noinline int flow_end_both(struct ending *e)
@@ -371,8 +393,8 @@ __noinline int flow_end_both(struct ending *e)
 	if (!e)
 		return 0;
 	struct peek *opening = &e->entry, *answering = &e->pair;
-	if (!e->paired) {
-		if (!peek_free(&e->entry))
+	if (!e->paired) { /* half of a connection, unless the other half is just coming into force */
+		if (e->idle <= ticks(ORPHAN_MS) || !peek_free(&e->entry))
 			return 0;
 		flow_count_end(FLOW_END_ORPHAN);
 		return 1;
@@ -402,7 +424,6 @@ always_inline int flow_end(struct ending *e, const struct tuple *t, enum flow_en
 
 /* ---- a full table ---- */
 
-#define ORPHAN_MS 1000 /* an entry without its pair may be just being born */
 #define EVICT_NOBODY (~0ull)
 #define IDLE_MS 1000 /* what is not TCP may be evicted when it has been idle for so long */
 
@@ -505,25 +526,46 @@ always_inline bool flow_shift_any(struct birth *b, struct ending *e, __u32 tries
 
 #define SHIFT_TRIES 4 /* before something is ended: at 80 % load one in a hundred finds nothing */
 
+#define VICTIM_TRIES 3
+
+/* A victim is chosen by what its entry tells alone: its pair may know of a packet that came later. Then it is one no more. */
+always_inline void victim_spare(const struct ending *e)
+{
+	struct spot spot = {};
+	bool there = e->entry.key.family == FAMILY_IPV4 ? peek_spot(&e->entry, FAMILY_IPV4, &spot) :
+							  peek_spot(&e->entry, FAMILY_IPV6, &spot);
+
+	if (there)
+		__sync_val_compare_and_swap(&spot.flow->seen, e->entry.seen, e->now - e->idle);
+}
+
+__noinline int flow_evict(struct ending *e)
+{
+	if (!e)
+		return 0;
+	e->why = flow_evictable(e->entry.state, e->idle);
+	if (e->why != FLOW_END_COUNT || !e->paired)
+		return flow_end_both(e);
+	victim_spare(e);
+	return 0;
+}
+
 /* Is there a place for this entry? Made by ending what has expired or is closed, by moving something away, or by ending what
  * may be ended, in this order. */
 always_inline bool flow_make_room(struct birth *b, struct ending *e)
 {
-	int found = flow_victim(b, e);
-
-	if (found == FLOW_VICTIM_NEEDLESS)
-		return true;
-	if (found == FLOW_VICTIM_NONE)
-		return flow_shift_any(b, e, 2 * FLOW_SLOTS);
-	if (e->rank >> 32 > FLOW_END_EVICTED_CLOSED && flow_shift_any(b, e, SHIFT_TRIES))
-		return true;
-	if (!flow_find_both(e))
-		return false;
-	/* Its pair may know of a packet that came later. */
-	e->why = flow_evictable(e->entry.state, e->idle);
-	if (e->why == FLOW_END_COUNT && (e->paired || e->idle <= ticks(ORPHAN_MS)))
-		return false;
-	return flow_end_both(e);
+	for (int i = 0; i < VICTIM_TRIES; i++) {
+		int found = flow_victim(b, e);
+		if (found == FLOW_VICTIM_NEEDLESS)
+			return true;
+		if (found == FLOW_VICTIM_NONE)
+			return flow_shift_any(b, e, 2 * FLOW_SLOTS);
+		if (e->rank >> 32 > FLOW_END_EVICTED_CLOSED && flow_shift_any(b, e, SHIFT_TRIES))
+			return true;
+		if (flow_find_both(e) && flow_evict(e))
+			return true;
+	}
+	return false;
 }
 
 /* ---- the beginning of one ---- */

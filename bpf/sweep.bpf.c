@@ -124,22 +124,38 @@ struct move {
 	__u32 table;
 };
 
-always_inline void move_birth(const struct peek *peek, const struct flow *f, struct birth *b)
-{
-	b->key = peek->key;
-	b->leaves = peek->leaves;
-	b->flow = *f;
-	b->rare = peek->rare;
-	b->nat = peek->nat;
-	b->moving = 1;
-}
-
 /* The entry that was copied, where it stands now. */
 always_inline struct flow *move_entry(const struct peek *peek, const int family)
 {
 	struct flow_marks *marks = table_bucket(family, peek->table & 1, peek->bucket);
 
 	return marks && peek->slot < FLOW_SLOTS ? table_slot(marks, family, peek->slot) : NULL;
+}
+
+always_inline __u32 move_mark(const struct peek *peek, const int family)
+{
+	struct flow_marks *marks = table_bucket(family, peek->table & 1, peek->bucket);
+
+	return marks ? READ_ONCE(*table_mark(marks, peek->slot)) : 0;
+}
+
+/* What is to be an entry of the current table. A next hop that somebody is just writing, or has written since the copy, is
+ * not believed. */
+always_inline bool move_birth(const struct peek *peek, struct birth *b, const int family)
+{
+	const struct flow *f = move_entry(peek, family);
+
+	if (!f)
+		return false;
+	b->key = peek->key;
+	b->leaves = peek->leaves;
+	b->flow = *f;
+	b->rare = peek->rare;
+	b->nat = peek->nat;
+	b->moving = 1;
+	if (mark_rewritten(peek->mark) || move_mark(peek, family) != peek->mark)
+		b->flow.stamp = 0;
+	return true;
 }
 
 always_inline void move_carried(const struct peek *from, const struct birth *to)
@@ -155,22 +171,20 @@ always_inline void move_state(const struct flow *from, const struct birth *to, c
 {
 	struct flow_marks *marks = table_bucket(family, to->table & 1, to->bucket);
 
-	if (marks && to->slot < FLOW_SLOTS)
+	if (from && marks && to->slot < FLOW_SLOTS)
 		__sync_fetch_and_or(&table_slot(marks, family, to->slot)->state, from->state);
 }
 
 /* Both entries are copied, come into force, and the old ones end: packets find the new ones first, so they always find
- * one. What a packet writes into an old entry in that moment is lost to the counters, but not to the state. */
+ * one. What a packet writes into an old entry in that moment is lost to the counters, but not to the state. Who has ended
+ * the old one meanwhile meant both. */
 always_inline void move_connection(struct move *move, const int family)
 {
 	struct ending *e = &move->work->ending;
 	struct birth *forward = &move->work->forward, *answer = &move->work->answer;
 
-	struct flow *opening = move_entry(&e->entry, family), *answering = move_entry(&e->pair, family);
-	if (!opening || !answering)
+	if (!move_birth(&e->entry, forward, family) || !move_birth(&e->pair, answer, family))
 		return;
-	move_birth(&e->entry, opening, forward);
-	move_birth(&e->pair, answering, answer);
 	int result = flow_open(forward, answer);
 	if (result == FLOW_FULL && flow_make_room(answer, &move->work->evicted) &&
 	    flow_make_room(forward, &move->work->evicted))
@@ -181,10 +195,18 @@ always_inline void move_connection(struct move *move, const int family)
 	}
 	move_carried(&e->entry, forward);
 	move_carried(&e->pair, answer);
-	peek_free(&e->entry);
+	if (!peek_free(&e->entry)) {
+		if (move_mark(&e->entry, family) >> TAG_SHIFT != e->entry.mark >> TAG_SHIFT) {
+			table_withdraw(forward);
+			table_withdraw(answer);
+		} else {
+			move->args->left++; /* the old one is just being rewritten: it goes the next time */
+		}
+		return;
+	}
 	peek_free(&e->pair);
-	move_state(opening, forward, family);
-	move_state(answering, answer, family);
+	move_state(move_entry(&e->entry, family), forward, family);
+	move_state(move_entry(&e->pair, family), answer, family);
 	move->args->moved++;
 }
 

@@ -312,20 +312,24 @@ always_inline void flow_key(const struct flow *f, const int family, struct tuple
 	t->dst = f6->key_dst;
 }
 
-/* An entry's sum in carried_v1, for the place that it moves to. */
-never_inline void table_carry_over(__u8 family, __u32 table, __u32 from, __u32 to, __u32 state)
+/* An entry's sum in carried_v1, copied for the place that it moves to. */
+never_inline void carried_copy(__u8 family, __u32 table, __u32 from, __u32 to)
 {
 	struct carried_key key = {.slot = from, .family = family, .table = table};
-
-	if (!(state & FLOW_FOLDED))
-		return;
 	const struct carried *row = bpf_map_lookup_elem(&carried_v1, &key);
+
 	if (!row)
 		return;
 	struct carried sum = *row;
-	bpf_map_delete_elem(&carried_v1, &key);
 	key.slot = to;
 	bpf_map_update_elem(&carried_v1, &key, &sum, BPF_ANY);
+}
+
+always_inline void carried_forget(__u8 family, __u32 table, __u32 slot)
+{
+	struct carried_key key = {.slot = slot, .family = family, .table = table};
+
+	bpf_map_delete_elem(&carried_v1, &key);
 }
 
 always_inline int table_used(const struct flow_marks *marks)
@@ -466,16 +470,22 @@ always_inline bool table_shift(const struct flow_tables *tables, struct flow_mar
 		*(struct flow6 *)to = *(struct flow6 *)f;
 	there->rare[place] = marks->rare[slot];
 	there->nat[place] = marks->nat[slot];
-	table_carry_over(family, table, bucket * FLOW_SLOTS + slot, other * FLOW_SLOTS + place, to->state);
+	bool folded = to->state & FLOW_FOLDED;
+	__u32 here = bucket * FLOW_SLOTS + slot, yonder = other * FLOW_SLOTS + place;
+	if (folded)
+		carried_copy(family, table, here, yonder);
+	to->carried = READ_ONCE(f->carried); /* not behind its row */
 	__u32 moved = mark_next(claimed, mark >> TAG_SHIFT), freed = mark_next(mark, FLOW_TAG_FREE);
 	bool same = READ_ONCE(marks->mark[slot]) == mark;
 	__sync_lock_test_and_set(&there->mark[place], same ? moved : mark_next(claimed, FLOW_TAG_FREE));
-	if (!same)
-		return false;
-	if (!mark_change(&marks->mark[slot], mark, freed)) {
+	if (!same || !mark_change(&marks->mark[slot], mark, freed)) {
 		mark_change(&there->mark[place], moved, mark_next(moved, FLOW_TAG_FREE));
+		if (folded)
+			carried_forget(family, table, yonder);
 		return false;
 	}
+	if (folded)
+		carried_forget(family, table, here);
 	/* What packets have told the old entry since it was copied, unless its place is somebody else's already. */
 	__u32 state = READ_ONCE(f->state);
 	if (READ_ONCE(marks->mark[slot]) == freed)

@@ -2,7 +2,9 @@
 """Compiles the BPF programs: the one place that knows how. Needs nothing but Python, clang and llvm-strip.
 
     tools/build_bpf.py              bpf/*.bpf.c   -> src/clearway/datapath/objects/*.bpf.o
-    tools/build_bpf.py bench        bench/*.bpf.c -> build/bench/objects/*.bpf.o
+    tools/build_bpf.py bench        bench/*.bpf.c -> build/bench/objects/*.bpf.o, and the data path once more
+                                    over kernel hash maps (bench/table_hash.h): yardstick_xdp, yardstick_tc
+    tools/build_bpf.py tests        tests/flowtable/*.bpf.c -> build/tests/objects/*.bpf.o
 
 `make build`, `make lint` and the wheel's build hook call it. An object is compiled again when its source, a
 header, this script or the compiler (noted in NAME.command beside it) has changed.
@@ -20,6 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DATAPATH = Path("bpf/clearway.bpf.c")
+HOOKS = ("XDP", "TC")
+YARDSTICK = '-DFLOW_TABLE_HEADER="../bench/table_hash.h"'
 # Parameters may be unused, as in the kernel: a callback takes what its caller gives, both shims the same.
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-microsoft-anon-tag")
 FLAGS = ("-O2", "-g", "-mcpu=v3", "-target", "bpf", "-fms-extensions", *WARNINGS, "-I", "bpf")
@@ -43,10 +48,13 @@ def units_in(directory: str) -> list[Unit]:
     units = []
     for path in sorted((ROOT / directory).glob("*.bpf.c")):
         source = path.relative_to(ROOT)
-        if source == Path("bpf/clearway.bpf.c"):
+        if source == DATAPATH:
             units += [Unit(source, "xdp", ("-DHOOK_XDP",)), Unit(source, "tc", ("-DHOOK_TC",))]
         else:
             units.append(Unit(source, source.name.removesuffix(".bpf.c")))
+    if directory == "bench":
+        for hook in HOOKS:
+            units.append(Unit(DATAPATH, f"yardstick_{hook.lower()}", (f"-DHOOK_{hook}", YARDSTICK)))
     return units
 
 
@@ -79,7 +87,11 @@ def is_current(unit: Unit, target: Path, recipe: str) -> bool:
     if not target.exists() or not note.exists() or note.read_text() != recipe:
         return False
     source = ROOT / unit.source
-    inputs = [source, *(ROOT / "bpf").glob("*.h"), *source.parent.glob("*.h"), Path(__file__)]
+    # The programs of tests contain others of the data path, sources and all.
+    included = {"bpf": "*.[ch]", "bench": "*.h", str(unit.source.parent): "*.[ch]"}
+    inputs = [source, Path(__file__)]
+    for directory, pattern in included.items():
+        inputs += (ROOT / directory).glob(pattern)
     made = target.stat().st_mtime_ns
     return all(path.stat().st_mtime_ns < made for path in inputs)
 
@@ -130,13 +142,14 @@ def build(directory: str, output: Path, clang: str) -> list[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compiles the BPF programs.")
-    parser.add_argument("what", nargs="?", choices=("datapath", "bench"), default="datapath")
+    parser.add_argument("what", nargs="?", choices=("datapath", "bench", "tests"), default="datapath")
     parser.add_argument("--clang", default=os.environ.get("CLANG", "clang"), help="compiler (or $CLANG)")
     parser.add_argument("--output", type=Path, help="directory for the objects, instead of the usual one")
     arguments = parser.parse_args()
     directory, usual = {
         "datapath": ("bpf", ROOT / "src/clearway/datapath/objects"),
         "bench": ("bench", ROOT / "build/bench/objects"),
+        "tests": ("tests/flowtable", ROOT / "build/tests/objects"),
     }[arguments.what]
     try:
         made = build(directory, arguments.output or usual, arguments.clang)

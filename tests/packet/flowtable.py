@@ -167,6 +167,13 @@ class FlowTable:
                 flow["key_dport"][bucket, slot] = bucket
                 marks[bucket, slot] = OTHERS << 16
 
+    def buckets(self, key: Tuple) -> tuple[int, int]:
+        """The two that its entry may stand in; it stands in the first one if that has a place."""
+        with self._datapath.flow_tables() as tables:
+            table = next(table for table in tables if table.family == family_of(key.src))
+            first, second, _ = table.choose(_keys(key))
+            return int(first[0]), int(second[0])
+
     def clear(self) -> None:
         with self._datapath.flow_tables() as tables:
             for table in tables:
@@ -208,21 +215,24 @@ class FlowTable:
 
     def _find(self, tables: list[Table], key: Tuple) -> tuple[Table, int]:
         """The table and the place of an entry; -1: there is none."""
-        family = family_of(key.src)
-        proto = PROTOCOLS["icmpv6" if key.proto == "icmp" and family == 6 else key.proto]
-        keys = Keys(
-            src=np.array([packed(key.src)[: WIDTH[family]]], np.uint8),
-            dst=np.array([packed(key.dst)[: WIDTH[family]]], np.uint8),
-            sport=np.array([key.sport]),
-            dport=np.array([key.dport]),
-            proto=np.array([proto]),
-        )
-        mine = [table for table in tables if table.family == family]
+        mine = [table for table in tables if table.family == family_of(key.src)]
         for table in mine:
-            (place,) = table.find(keys)
+            (place,) = table.find(_keys(key))
             if place >= 0:
                 return table, int(place)
         return mine[0], -1
+
+
+def _keys(key: Tuple) -> Keys:
+    family = family_of(key.src)
+    proto = PROTOCOLS["icmpv6" if key.proto == "icmp" and family == 6 else key.proto]
+    return Keys(
+        src=np.array([packed(key.src)[: WIDTH[family]]], np.uint8),
+        dst=np.array([packed(key.dst)[: WIDTH[family]]], np.uint8),
+        sport=np.array([key.sport]),
+        dport=np.array([key.dport]),
+        proto=np.array([proto]),
+    )
 
 
 def _leaves(slot: Any, key: Tuple) -> Tuple:

@@ -45,6 +45,28 @@ def test_target_is_met_from_its_limit_on(measured: float, met: bool) -> None:
     assert [target.met for target in report.targets] == [met]
 
 
+@pytest.mark.parametrize(("measured", "met"), [(15.0, True), (16.0, False)])
+def test_ratio_may_be_held_to_an_upper_limit(measured: float, met: bool) -> None:
+    report = Report({})
+    report.add("time", "ns", {"hash": [10.0], "table": [measured]}, "hash")
+    report.expect("table", "time", 1.5, at_most=True)
+    assert [target.met for target in report.targets] == [met]
+
+
+@pytest.mark.parametrize(("measured", "met"), [(900.0, True), (901.0, False)])
+def test_value_may_be_held_to_an_upper_limit(measured: float, met: bool) -> None:
+    report = Report({})
+    report.add("time", "ns", {"table": [measured]})
+    report.expect_at_most("table", "time", 900)
+    (target,) = report.targets
+    assert (target.value, target.unit, target.met) == (measured, "ns", met)
+
+
+def test_value_that_was_not_measured_cannot_have_a_limit() -> None:
+    with pytest.raises(KeyError):
+        Report({}).expect_at_most("table", "time", 900)
+
+
 @pytest.mark.parametrize(("value", "rounded"), [(1234567.0, 1235000.0), (0.123456, 0.1235), (104729, 104729)])
 def test_measurements_are_rounded_and_counts_are_not(value: float, rounded: float) -> None:
     assert significant(value) == rounded

@@ -44,8 +44,8 @@ BUCKETS = {FAMILY_IPV4: "buckets4", FAMILY_IPV6: "buckets6"}
 STRUCTS = {FAMILY_IPV4: "flow4_bucket", FAMILY_IPV6: "flow6_bucket"}
 FLOWS = "flows_v1"
 TABLES = 2
-# Buckets that one call of a program goes through. On kernels without preemption packets wait for it to end, when
-# they come on the same CPU: this many take 0.1 ms.
+# Buckets that one call of a program goes through. On kernels without preemption packets wait for it to end,
+# when they come on the same CPU: this many take 0.1 ms.
 BUCKETS_A_CALL = 512
 # Halves of connections should not be there: they are looked for in so many rounds.
 PAIRS_EVERY = 64
