@@ -15,7 +15,6 @@ from clearway.datapath.flowtable import SLOTS, FlowTable, Keys, as_bytes
 from tests.flowtable.kernel import (
     ACK,
     FIN,
-    FLOWS,
     ICMP,
     ICMPV6,
     RST,
@@ -64,7 +63,6 @@ KINDS = {
 ORDER = ("expired", "closed", "half_open", "idle")
 """In which they make way; established connections and busy ones never do."""
 NEWCOMERS = 25
-REFUSED = 0.01
 """Share of connections that may find no place although the table is made for them."""
 
 
@@ -262,25 +260,6 @@ def test_half_used_connection_is_passed_over_for_one_that_is_idle(kernel: Kernel
         assert sum(not full.is_there(other) for other in others) == 1
         return
     raise AssertionError("no newcomer met two that are idle")
-
-
-def test_table_holds_what_it_was_made_for(kernel: Kernel, family: int) -> None:
-    """Where both buckets are full an entry moves to its other one."""
-    links = [
-        Link(
-            Way(TCP, address(family, 10, number), 1000, address(family, 20, 1), 80),
-            Way(TCP, address(family, 30, 1), 2000, address(family, 40, number), 80),
-        )
-        for number in range(FLOWS)
-    ]
-    there = [link for link in links if kernel.open(link, make_room=True) == "created"]
-    assert len(there) >= FLOWS * (1 - REFUSED)
-    assert kernel.ended() == {}
-    flows = kernel.datapath.flows()
-    assert len(flows) == len(there) and flows["paired"].all()
-    for link in there:
-        entries = [kernel.look(key) for key in link.ways]
-        assert all(entry and entry.paired and entry.hit for entry in entries)
 
 
 def test_the_other_family_makes_no_way(kernel: Kernel, family: int) -> None:

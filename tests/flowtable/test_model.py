@@ -381,7 +381,7 @@ def test_hash_is_the_same_in_the_kernel_and_in_python(kernel: Kernel, family: in
         )
         for n in range(500)
     ]
-    assert {kernel.open(link) for link in links} == {"created"}
+    assert {kernel.open(link, make_room=True) for link in links} == {"created"}
     with kernel.table(family) as table:
         for side in (0, 1):
             keys = [link.ways[side] for link in links]
