@@ -23,14 +23,18 @@ BENCH_ARGS ?=
 
 .PHONY: help
 help: ## this list (default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: setup-build objects ## compiler, Python environment and BPF objects; then .venv/bin/clearway runs
 
 .PHONY: test
-test: setup-test objects bench-objects test-objects ## every test: unit, flowtable, packet, net (as root)
-	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/unit tests/flowtable tests/packet tests/net
+test: setup-test objects bench-objects ## unit, packet, net (as root)
+	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/unit tests/packet tests/net
+
+.PHONY: test-flowtable
+test-flowtable: setup-test objects test-objects ## the flow table alone: against a model, interrupted everywhere, full (as root)
+	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/flowtable
 
 .PHONY: lint
 lint: setup-lint objects bench-objects test-objects ## ruff, mypy --strict, layers, clang-format, clang warnings, shellcheck

@@ -63,7 +63,6 @@ KINDS = {
 ORDER = ("expired", "closed", "half_open", "idle")
 """In which they make way; established connections and busy ones never do."""
 NEWCOMERS = 25
-"""Share of connections that may find no place although the table is made for them."""
 
 
 class FullTable:
