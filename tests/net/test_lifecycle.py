@@ -96,9 +96,12 @@ def test_flow_table_of_another_size_keeps_every_connection(
     time.sleep(0.5)
     changed = data(lab, hook)
     changed["conntrack"] = {"max_flows": max_flows}
-    node.config_path.write_text(json.dumps(changed))
-    planned = node.cli("plan", str(node.config_path)).stdout
+    # elsewhere first: the daemon follows its own file and might be quicker than the command
+    proposed = lab.directory / "proposed.json"
+    proposed.write_text(json.dumps(changed))
+    planned = node.cli("plan", str(proposed)).stdout
     assert f"conntrack.max_flows: 65536 -> {max_flows}\n" in planned
+    node.config_path.write_text(json.dumps(changed))
     node.cli("apply", str(node.config_path))
     talk(near, accepted.socket)
     time.sleep(2.5)
