@@ -62,12 +62,15 @@ class System(StrEnum):
 
 
 TRANSLATING = (System.NFTABLES, System.TC, System.XDP)
+MAX_FLOWS = 262_144
 
 
 def configuration(lab: Lab, hook: str) -> str:
     """The node's configuration; nftables does the same by clearway.lab.baseline."""
     lines = ["interfaces:"]
     lines += [f"  - {{name: {interface}, hook: {hook}}}" for interface in lab.interfaces]
+    # as many as Linux has room for: new flows must not meet a full table, where idle ones make way
+    lines.append(f"conntrack: {{max_flows: {MAX_FLOWS}}}")
     lines.append("services:")
     for family in FAMILIES:
         for name, port, protocol in (("web", 80, "tcp"), ("dns", SERVICE_PORT, "udp")):
