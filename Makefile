@@ -18,6 +18,8 @@ CLANG ?= clang
 export CLANG
 # more for pytest: make test PYTEST_ARGS='-k half_close'
 PYTEST_ARGS ?=
+# what was chosen may all be in the other half
+NONE_CHOSEN = $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
 # more for bench-flows: make bench-flows BENCH_ARGS=--ten-million
 BENCH_ARGS ?=
 
@@ -29,12 +31,9 @@ help: ## this list (default)
 build: setup-build objects ## compiler, Python environment and BPF objects; then .venv/bin/clearway runs
 
 .PHONY: test
-test: setup-test objects bench-objects ## unit, packet, net (as root)
-	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/unit tests/packet tests/net
-
-.PHONY: test-flowtable
-test-flowtable: setup-test objects test-objects ## the flow table alone: against a model, interrupted everywhere, full (as root)
-	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/flowtable
+test: setup-test objects bench-objects test-objects ## unit, packet, flowtable, net (as root)
+	@$(PYTHON) -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS) tests/unit tests/packet $(NONE_CHOSEN)
+	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/flowtable tests/net $(NONE_CHOSEN)
 
 .PHONY: lint
 lint: setup-lint objects bench-objects test-objects ## ruff, mypy --strict, layers, clang-format, clang warnings, shellcheck

@@ -68,7 +68,7 @@ always_inline void flow_hop(const struct verdict *v, struct flow *f)
 	f->stamp = v->stamp;
 }
 
-/* The hit path's: only the current table; NULL as well where somebody is just rewriting the entry. */
+/* The hit path's: only the current table; NULL as well where somebody has locked the entry. */
 always_inline struct flow *flow_hit_in(const struct flow_tables *tables, const struct tuple *t, const int family,
 				       struct verdict *v)
 {
@@ -77,7 +77,7 @@ always_inline struct flow *flow_hit_in(const struct flow_tables *tables, const s
 	if (!table_find(tables, t, table_hash(tables, t, family), family, tables->current & 1, &spot))
 		return NULL;
 	flow_verdict(t, spot.flow, family, v);
-	return !mark_rewritten(spot.mark) && table_intact(&spot) ? spot.flow : NULL;
+	return !mark_locked(spot.mark) && table_intact(&spot) ? spot.flow : NULL;
 }
 
 always_inline struct flow *flow_hit(const struct tuple *t, struct verdict *v)
@@ -185,8 +185,7 @@ struct peek {
 enum peek_result {
 	PEEK_NOTHING,
 	PEEK_FOUND,
-	PEEK_CHANGED, /* somebody has changed the entry meanwhile: but for its next hop it may be believed */
-	PEEK_GONE,    /* it is another one now */
+	PEEK_CHANGED, /* meanwhile: it may have moved, or be another connection's */
 };
 
 /* What stands under peek->key; enum peek_result. The word of what was carried is read last: it is never behind its row. */
@@ -219,27 +218,23 @@ __noinline int flow_peek_once(struct peek *peek)
 	peek->mark = spot.mark;
 	struct carried_key key = carried_key(peek->key.family, spot.table, spot.bucket, spot.slot);
 	carried_total(&key, f, &peek->carried);
-	__u32 mark = READ_ONCE(*table_mark(spot.marks, spot.slot));
-	if (mark_rewritten(mark) || mark != spot.mark)
+	if (mark_locked(spot.mark))
 		peek->verdict.stamp = 0;
-	if (mark == spot.mark)
-		return PEEK_FOUND;
-	return mark >> TAG_SHIFT == spot.mark >> TAG_SHIFT ? PEEK_CHANGED : PEEK_GONE;
+	return table_intact(&spot) ? PEEK_FOUND : PEEK_CHANGED;
 }
 
-#define PEEK_TRIES 3
+#define PEEK_TRIES 4
 
-/* Who finds that the entry has changed looks again: it may have moved, or be another connection's. */
 always_inline bool flow_peek(struct peek *peek)
 {
-	int result = PEEK_GONE;
+	int result = PEEK_CHANGED;
 
-	for (int i = 0; i < PEEK_TRIES && result >= PEEK_CHANGED; i++)
+	for (int i = 0; i < PEEK_TRIES && result == PEEK_CHANGED; i++)
 		result = flow_peek_once(peek);
-	return result == PEEK_FOUND || result == PEEK_CHANGED;
+	return result == PEEK_FOUND;
 }
 
-/* The entry that was copied, in *spot; false: another one has its place. */
+/* The entry that was copied, in *spot; false: it has changed. */
 always_inline bool peek_spot(const struct peek *peek, const int family, struct spot *spot)
 {
 	struct flow_marks *marks = table_bucket(family, peek->table & 1, peek->bucket);
@@ -254,49 +249,51 @@ always_inline bool peek_spot(const struct peek *peek, const int family, struct s
 	spot->bucket = peek->bucket;
 	spot->table = peek->table & 1;
 	spot->mark = READ_ONCE(*table_mark(marks, slot));
-	return spot->mark >> TAG_SHIFT == peek->mark >> TAG_SHIFT;
+	return spot->mark == peek->mark;
 }
 
 /* Brings carried_v1 up to date. */
-always_inline void carried_fold(struct flow *f, const struct peek *peek)
+always_inline void carried_fold(const struct spot *spot, __u8 family)
 {
-	struct carried_key key = carried_key(peek->key.family, peek->table, peek->bucket, peek->slot);
+	struct carried_key key = carried_key(family, spot->table, spot->bucket, spot->slot);
 	struct carried total;
 
-	carried_total(&key, f, &total);
+	carried_total(&key, spot->flow, &total);
 	if (!bpf_map_update_elem(&carried_v1, &key, &total, BPF_ANY))
-		__sync_fetch_and_or(&f->state, FLOW_FOLDED);
+		__sync_fetch_and_or(&spot->flow->state, FLOW_FOLDED);
 }
 
-/* A packet of this entry went by. */
+always_inline bool peek_spot_any(const struct peek *peek, struct spot *spot)
+{
+	return peek->key.family == FAMILY_IPV4 ? peek_spot(peek, FAMILY_IPV4, spot) :
+						 peek_spot(peek, FAMILY_IPV6, spot);
+}
+
+/* A packet of this entry went by. It has moved, or has another next hop, if it is not what it was. */
 __noinline int flow_refresh(struct peek *peek, __u32 bytes)
 {
 	struct spot spot = {};
 
-	if (!peek || !(peek->key.family == FAMILY_IPV4 ? peek_spot(peek, FAMILY_IPV4, &spot) :
-							 peek_spot(peek, FAMILY_IPV6, &spot)))
+	if (!peek || (!peek_spot_any(peek, &spot) && !flow_find(&peek->key, &spot)))
 		return 0;
 	struct flow *f = spot.flow;
 	__u64 was = f->carried, is = was + CARRIED_PACKET + bytes;
 	f->carried = is;
 	f->seen = now();
 	if ((was ^ is) & CARRIED_TURNS)
-		carried_fold(f, peek);
+		carried_fold(&spot, peek->key.family);
 	return 1;
 }
 
-/* The entry has peek->verdict's next hop from now on, unless somebody else is just giving it one. */
+/* The entry has peek->verdict's next hop from now on, unless somebody else has just changed it. */
 __noinline int flow_resolve(struct peek *peek)
 {
 	struct spot spot = {};
 
-	if (!peek || !(peek->key.family == FAMILY_IPV4 ? peek_spot(peek, FAMILY_IPV4, &spot) :
-							 peek_spot(peek, FAMILY_IPV6, &spot)))
-		return 0;
-	if (!table_rewrite_begin(&spot))
+	if (!peek || !peek_spot_any(peek, &spot) || !table_lock(&spot))
 		return 0;
 	flow_hop(&peek->verdict, spot.flow);
-	table_rewrite_end(&spot);
+	peek->mark = table_unlock(spot.marks, spot.slot, spot.mark, spot.mark >> TAG_SHIFT);
 	return 1;
 }
 
@@ -311,7 +308,8 @@ struct ending {
 	__u32 idle;	 /* out: of both */
 	__u32 paired;	 /* out */
 	__u64 rank;	 /* of the best that was found to evict */
-	__u32 bucket[2]; /* that are full */
+	__u32 bucket[2]; /* of the entry that wants a place */
+	__u32 spare[2];	 /* nothing is moved to these */
 };
 
 always_inline bool peek_free(const struct peek *peek)
@@ -369,6 +367,13 @@ always_inline void flow_record(const struct ending *e)
 	bpf_ringbuf_submit(record, 0);
 }
 
+/* Are these the entries of one connection? */
+always_inline bool peek_leads_back(const struct peek *a, const struct peek *b)
+{
+	return b->leaves.sport == a->key.dport && b->leaves.dport == a->key.sport &&
+	       addr_equal(&b->leaves.src, &a->key.dst) && addr_equal(&b->leaves.dst, &a->key.src);
+}
+
 /* Finds both entries, and how long neither has seen a packet. 0: there is no such connection. */
 __noinline int flow_find_both(struct ending *e)
 {
@@ -376,12 +381,18 @@ __noinline int flow_find_both(struct ending *e)
 		return 0;
 	struct peek *entry = &e->entry, *pair = &e->pair;
 	tuple_reverse(&entry->leaves, &pair->key);
-	e->paired = flow_peek(pair) && pair->leaves.sport == entry->key.dport &&
-		    pair->leaves.dport == entry->key.sport && addr_equal(&pair->leaves.src, &entry->key.dst) &&
-		    addr_equal(&pair->leaves.dst, &entry->key.src);
+	e->paired = flow_peek(pair) && peek_leads_back(entry, pair);
 	__u32 a = idle_since(e->now, entry->seen), b = e->paired ? idle_since(e->now, pair->seen) : a;
 	e->idle = a < b ? a : b;
 	return 1;
+}
+
+/* The other entry of a connection, whose first one we have ended: nobody else ends it, but it may be moved or rewritten. */
+always_inline void flow_free_pair(const struct peek *ended, struct peek *pair)
+{
+	for (int i = 0; i < PEEK_TRIES && !peek_free(pair); i++)
+		if (!flow_peek(pair) || !peek_leads_back(ended, pair))
+			return;
 }
 
 #define ORPHAN_MS 1000 /* an entry without its pair may be just being born */
@@ -405,21 +416,23 @@ __noinline int flow_end_both(struct ending *e)
 	}
 	if (!peek_free(opening))
 		return 0;
-	if (!peek_free(answering)) { /* its next hop was just being rewritten: once more, with its mark of now */
-		flow_peek(answering);
-		peek_free(answering);
-	}
+	flow_free_pair(opening, answering);
 	flow_count_end(e->why);
 	flow_record(e);
 	return 1;
 }
+
+#define END_TRIES 3 /* it may just be moved or rewritten */
 
 always_inline int flow_end(struct ending *e, const struct tuple *t, enum flow_end why)
 {
 	e->entry.key = *t;
 	e->why = why;
 	e->now = now();
-	return flow_find_both(e) && flow_end_both(e);
+	for (int i = 0; i < END_TRIES && flow_find_both(e); i++)
+		if (flow_end_both(e))
+			return 1;
+	return 0;
 }
 
 /* ---- a full table ---- */
@@ -480,11 +493,11 @@ always_inline enum flow_victim victim(const struct birth *b, struct ending *e, c
 	struct flow_marks *second = table_bucket(family, table, choice.bucket[1]);
 	if (!first || !second)
 		return FLOW_VICTIM_NONE;
+	e->bucket[0] = choice.bucket[0];
+	e->bucket[1] = choice.bucket[1];
 	if (table_used(first) < FLOW_SLOTS || table_used(second) < FLOW_SLOTS)
 		return FLOW_VICTIM_NEEDLESS;
 	e->now = now();
-	e->bucket[0] = choice.bucket[0];
-	e->bucket[1] = choice.bucket[1];
 	e->rank = EVICT_NOBODY;
 	evict_look(first, family, e);
 	evict_look(second, family, e);
@@ -504,7 +517,7 @@ always_inline int shift(struct ending *e, __u32 bucket, __u32 slot, const int fa
 	struct flow_marks *marks = tables ? table_bucket(family, tables->current & 1, bucket) : NULL;
 
 	keep_register(slot);
-	return marks && slot < FLOW_SLOTS && table_shift(tables, marks, bucket, slot, family, &e->pair.key);
+	return marks && slot < FLOW_SLOTS && table_shift(tables, marks, bucket, slot, family, e->spare, &e->pair.key);
 }
 
 /* Moves an entry out of a full bucket, to the other one that it may stand in. */
@@ -532,10 +545,8 @@ always_inline bool flow_shift_any(struct birth *b, struct ending *e, __u32 tries
 always_inline void victim_spare(const struct ending *e)
 {
 	struct spot spot = {};
-	bool there = e->entry.key.family == FAMILY_IPV4 ? peek_spot(&e->entry, FAMILY_IPV4, &spot) :
-							  peek_spot(&e->entry, FAMILY_IPV6, &spot);
 
-	if (there)
+	if (peek_spot_any(&e->entry, &spot))
 		__sync_val_compare_and_swap(&spot.flow->seen, e->entry.seen, e->now - e->idle);
 }
 
@@ -568,6 +579,17 @@ always_inline bool flow_make_room(struct birth *b, struct ending *e)
 	return false;
 }
 
+/* For both entries of a connection: what is moved away for the second one does not take the place of the first. */
+always_inline bool flow_make_room_both(struct birth *forward, struct birth *answer, struct ending *e)
+{
+	e->spare[0] = e->spare[1] = NO_BUCKET;
+	if (!flow_make_room(answer, e))
+		return false;
+	e->spare[0] = e->bucket[0];
+	e->spare[1] = e->bucket[1];
+	return flow_make_room(forward, e);
+}
+
 /* ---- the beginning of one ---- */
 
 __noinline int flow_place(struct birth *b)
@@ -579,25 +601,42 @@ __noinline int flow_place(struct birth *b)
 	return b->key.family == FAMILY_IPV4 ? table_place(tables, b, FAMILY_IPV4) : table_place(tables, b, FAMILY_IPV6);
 }
 
-/* Opens the connection with these two entries. The reply's comes first: only one CPU can win its key. Neither counts
- * before both are there. */
-always_inline enum flow_result flow_open(struct birth *forward, struct birth *answer)
+/* Both entries written, and not yet in force. The reply's comes first: only one CPU can win its key. */
+always_inline enum flow_result flow_place_both(struct birth *forward, struct birth *answer)
 {
 	int result = flow_place(answer);
 
 	if (result != FLOW_CREATED)
 		return result == FLOW_EXISTS ? FLOW_TAKEN : FLOW_FULL;
 	result = flow_place(forward);
-	if (result != FLOW_CREATED) {
+	if (result != FLOW_CREATED)
 		table_withdraw(answer);
-		return result;
-	}
+	return result;
+}
+
+/* Neither counts before both are there. CREATED: both are in force, and locked. */
+always_inline enum flow_result flow_commit_both(struct birth *forward, struct birth *answer)
+{
 	if (!table_commit(answer)) {
 		table_withdraw(forward);
 		return FLOW_TAKEN;
 	}
 	if (table_commit(forward))
 		return FLOW_CREATED;
-	table_withdraw(answer);
+	table_release(answer, false);
 	return FLOW_EXISTS;
+}
+
+always_inline enum flow_result flow_open(struct birth *forward, struct birth *answer)
+{
+	enum flow_result result = flow_place_both(forward, answer);
+
+	if (result == FLOW_CREATED)
+		result = flow_commit_both(forward, answer);
+	if (result != FLOW_CREATED)
+		return result;
+	/* who ends a connection begins with the opening direction's entry: by then the other one must not be locked */
+	table_release(answer, true);
+	table_release(forward, true);
+	return FLOW_CREATED;
 }

@@ -122,8 +122,7 @@ always_inline enum flow_result nat_open(struct packet *p, struct scratch *s)
 	tuple_reverse(&s->forward.key, &s->answer.leaves);
 	tuple_reverse(&s->forward.leaves, &s->answer.key);
 	bpf_loop(PORT_TRIES, nat_try, &search, 0);
-	if (search.result == FLOW_FULL && flow_make_room(&s->answer, &s->ending) &&
-	    flow_make_room(&s->forward, &s->ending))
+	if (search.result == FLOW_FULL && flow_make_room_both(&s->forward, &s->answer, &s->ending))
 		bpf_loop(PORT_TRIES, nat_try, &search, 0);
 	return search.result;
 }

@@ -122,6 +122,8 @@ struct move {
 	struct move_args *args;
 	struct work *work;
 	__u32 table;
+	__u32 moved;
+	__u32 left;
 };
 
 /* The entry that was copied, where it stands now. */
@@ -153,11 +155,32 @@ always_inline bool move_birth(const struct peek *peek, struct birth *b, const in
 	b->rare = peek->rare;
 	b->nat = peek->nat;
 	b->moving = 1;
-	if (mark_rewritten(peek->mark) || move_mark(peek, family) != peek->mark)
+	if (mark_locked(peek->mark) || move_mark(peek, family) != peek->mark)
 		b->flow.stamp = 0;
 	return true;
 }
 
+/* What packets have told the old entry since it was copied. */
+always_inline void move_state(const struct peek *from, const struct birth *to, const int family)
+{
+	struct flow_marks *old = table_bucket(family, from->table & 1, from->bucket);
+	struct flow_marks *now = table_bucket(family, to->table & 1, to->bucket);
+
+	if (old && now && from->slot < FLOW_SLOTS && to->slot < FLOW_SLOTS)
+		table_inherit(table_slot(now, family, to->slot), table_slot(old, family, from->slot), old, from->slot,
+			      mark_next(from->mark, FLOW_TAG_FREE));
+}
+
+/* A function that is verified once, and not on each way to it. */
+__noinline int move_free_pair(struct peek *ended, struct peek *pair)
+{
+	if (!ended || !pair)
+		return 0;
+	flow_free_pair(ended, pair);
+	return 1;
+}
+
+/* Before it comes into force: whoever counts there goes on from it. */
 always_inline void move_carried(const struct peek *from, const struct birth *to)
 {
 	struct carried_key key = carried_key(to->key.family, to->table, to->bucket, to->slot);
@@ -166,18 +189,28 @@ always_inline void move_carried(const struct peek *from, const struct birth *to)
 		bpf_map_update_elem(&carried_v1, &key, &from->carried, BPF_ANY);
 }
 
-/* What packets have told the old entry since it was copied. */
-always_inline void move_state(const struct flow *from, const struct birth *to, const int family)
+always_inline void move_forget(const struct peek *from, const struct birth *to)
 {
-	struct flow_marks *marks = table_bucket(family, to->table & 1, to->bucket);
-
-	if (from && marks && to->slot < FLOW_SLOTS)
-		__sync_fetch_and_or(&table_slot(marks, family, to->slot)->state, from->state);
+	if (from->state & FLOW_FOLDED)
+		carried_forget(to->key.family, to->table, to->bucket * FLOW_SLOTS + to->slot);
 }
 
-/* Both entries are copied, come into force, and the old ones end: packets find the new ones first, so they always find
- * one. What a packet writes into an old entry in that moment is lost to the counters, but not to the state. Who has ended
- * the old one meanwhile meant both. */
+/* Both entries as copies in the current table, in force and locked. */
+always_inline bool move_open(struct move *move, const struct ending *e, struct birth *forward, struct birth *answer)
+{
+	int result = flow_place_both(forward, answer);
+
+	if (result == FLOW_FULL && flow_make_room_both(forward, answer, &move->work->evicted))
+		result = flow_place_both(forward, answer);
+	if (result != FLOW_CREATED)
+		return false;
+	move_carried(&e->entry, forward);
+	move_carried(&e->pair, answer);
+	return flow_commit_both(forward, answer) == FLOW_CREATED;
+}
+
+/* Packets find the new entries first, and these stay locked until the old ones have ended, so they always find one. What
+ * a packet writes into an old entry in that moment is lost to the counters, but not to the state. */
 always_inline void move_connection(struct move *move, const int family)
 {
 	struct ending *e = &move->work->ending;
@@ -185,29 +218,23 @@ always_inline void move_connection(struct move *move, const int family)
 
 	if (!move_birth(&e->entry, forward, family) || !move_birth(&e->pair, answer, family))
 		return;
-	int result = flow_open(forward, answer);
-	if (result == FLOW_FULL && flow_make_room(answer, &move->work->evicted) &&
-	    flow_make_room(forward, &move->work->evicted))
-		result = flow_open(forward, answer);
-	if (result != FLOW_CREATED) {
-		move->args->left++;
+	if (!move_open(move, e, forward, answer)) {
+		move->left++;
 		return;
 	}
-	move_carried(&e->entry, forward);
-	move_carried(&e->pair, answer);
-	if (!peek_free(&e->entry)) {
-		if (move_mark(&e->entry, family) >> TAG_SHIFT != e->entry.mark >> TAG_SHIFT) {
-			table_withdraw(forward);
-			table_withdraw(answer);
-		} else {
-			move->args->left++; /* the old one is just being rewritten: it goes the next time */
-		}
-		return;
+	bool ours = peek_free(&e->entry);
+	if (ours) {
+		move_free_pair(&e->entry, &e->pair);
+		move_state(&e->entry, forward, family);
+		move_state(&e->pair, answer, family);
+		move->moved++;
+	} else { /* just being rewritten, or ended: the next time shows */
+		move_forget(&e->entry, forward);
+		move_forget(&e->pair, answer);
+		move->left++;
 	}
-	peek_free(&e->pair);
-	move_state(move_entry(&e->entry, family), forward, family);
-	move_state(move_entry(&e->pair, family), answer, family);
-	move->args->moved++;
+	table_release(answer, ours);
+	table_release(forward, ours);
 }
 
 /* Is this entry what is left of a connection that stands in the current table already, or of none? (An entry whose next
@@ -238,7 +265,7 @@ always_inline long move_bucket(__u32 index, struct move *move, const int family)
 		if (move_has_moved(move, e))
 			table_free(marks, slot, mark);
 		else if (!e->paired)
-			move->args->left++; /* just being born */
+			move->left++; /* just being born */
 		else
 			move_connection(move, family);
 	}
@@ -268,6 +295,8 @@ SEC("syscall") int move(struct move_args *args)
 		bpf_loop(args->buckets, move_bucket4, &move, 0);
 	else
 		bpf_loop(args->buckets, move_bucket6, &move, 0);
+	args->moved = move.moved;
+	args->left = move.left;
 	return 0;
 }
 

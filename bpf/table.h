@@ -6,8 +6,8 @@
  *   table_place     a new entry, written and not yet in force
  *   table_commit    in force
  *   table_free      not any more
- *   table_rewrite_begin, table_rewrite_end
- *                   the next hop of an entry exchanged
+ *   table_lock, table_unlock
+ *                   nobody else frees, moves or rewrites it meanwhile
  *   table_shift     an entry moved to the other of its buckets
  *
  * A slot changes hands by compare-and-exchange of its mark alone, so nobody ever waits:
@@ -61,8 +61,27 @@ always_inline __u32 table_buckets(const struct flow_tables *tables, const int fa
 	return family == FAMILY_IPV4 ? tables->buckets4[table] : tables->buckets6[table];
 }
 
+/* A number's upper half is worth most, and becomes a bucket. */
+always_inline __u32 table_scale(__u64 hash, __u32 buckets)
+{
+	return (hash >> 32) * buckets >> 32;
+}
+
+/* Halves of the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014). */
+always_inline __u64 table_mix(__u64 hash)
+{
+	return (hash ^ hash >> 30) * 0xbf58476d1ce4e5b9ull;
+}
+
+always_inline __u64 table_mix_again(__u64 hash)
+{
+	return (hash ^ hash >> 27) * 0x94d049bb133111ebull;
+}
+
 /* Multilinear hashing: the upper half of a sum of products with secret numbers is strongly universal (Lemire and
- * Kaser, "Strongly universal string hashing is fast", 2014), so nobody outside can choose keys that meet. */
+ * Kaser, "Strongly universal string hashing is fast", 2014), so nobody outside can choose keys that meet. It is mixed
+ * because the sums of keys that follow each other, as a client's ports do, follow each other too: with one secret in
+ * twenty they would come in heaps. */
 always_inline __u64 table_hash(const struct flow_tables *tables, const struct tuple *t, const int family)
 {
 	const __u64 *key = tables->key;
@@ -70,34 +89,22 @@ always_inline __u64 table_hash(const struct flow_tables *tables, const struct tu
 
 	hash += key[3] * t->src.words[0] + key[4] * t->dst.words[0];
 	if (family == FAMILY_IPV4)
-		return hash;
+		return table_mix(hash);
 	hash += key[5] * t->src.words[1] + key[6] * t->dst.words[1];
 	hash += key[7] * t->src.words[2] + key[8] * t->dst.words[2];
-	return hash + key[9] * t->src.words[3] + key[10] * t->dst.words[3];
+	return table_mix(hash + key[9] * t->src.words[3] + key[10] * t->dst.words[3]);
 }
 
-#define TABLE_MIX 0x9e3779b97f4a7c15ull /* 2^64 by the golden ratio */
-
-always_inline __u32 table_scale(__u64 hash, __u32 buckets)
+always_inline __u32 table_tag(__u64 hash)
 {
-	return (hash >> 32) * buckets >> 32;
-}
-
-always_inline __u64 table_mix(__u64 hash)
-{
-	return (hash ^ hash >> 29) * TABLE_MIX;
-}
-
-always_inline __u32 table_tag(__u64 mixed)
-{
-	__u32 tag = (__u16)(mixed >> 16);
+	__u32 tag = (__u16)(hash >> 16);
 
 	return tag < FLOW_TAG_FIRST ? tag + FLOW_TAG_FIRST : tag;
 }
 
-always_inline __u32 table_second(__u64 mixed, __u32 first, __u32 buckets)
+always_inline __u32 table_second(__u64 hash, __u32 first, __u32 buckets)
 {
-	__u32 second = table_scale(mixed, buckets);
+	__u32 second = table_scale(table_mix_again(hash), buckets);
 
 	if (second != first)
 		return second;
@@ -107,11 +114,11 @@ always_inline __u32 table_second(__u64 mixed, __u32 first, __u32 buckets)
 always_inline void table_choose(const struct flow_tables *tables, const struct tuple *t, const int family,
 				__u32 buckets, struct choice *choice)
 {
-	__u64 hash = table_hash(tables, t, family), mixed = table_mix(hash);
+	__u64 hash = table_hash(tables, t, family);
 
-	choice->tag = table_tag(mixed);
+	choice->tag = table_tag(hash);
 	choice->bucket[0] = table_scale(hash, buckets);
-	choice->bucket[1] = table_second(mixed, choice->bucket[0], buckets);
+	choice->bucket[1] = table_second(hash, choice->bucket[0], buckets);
 }
 
 always_inline struct flow_marks *table_bucket(const int family, __u32 table, __u32 bucket)
@@ -181,8 +188,7 @@ always_inline bool table_find(const struct flow_tables *tables, const struct tup
 			      __u32 table, struct spot *spot)
 {
 	__u32 buckets = table_buckets(tables, family, table);
-	__u64 mixed = table_mix(hash);
-	__u32 tag = table_tag(mixed);
+	__u32 tag = table_tag(hash);
 
 	spot->table = table;
 	spot->bucket = table_scale(hash, buckets);
@@ -191,7 +197,7 @@ always_inline bool table_find(const struct flow_tables *tables, const struct tup
 		return false;
 	if (table_scan(marks, t, tag, family, spot))
 		return true;
-	spot->bucket = table_second(mixed, spot->bucket, buckets);
+	spot->bucket = table_second(hash, spot->bucket, buckets);
 	marks = table_bucket(family, table, spot->bucket);
 	return marks && table_scan(marks, t, tag, family, spot);
 }
@@ -246,7 +252,9 @@ always_inline bool mark_change(__u32 *mark, __u32 from, __u32 to)
 	return __sync_val_compare_and_swap(mark, from, to) == from;
 }
 
-always_inline bool mark_rewritten(__u32 mark)
+/* An odd mark is a locked one: its entry is found, and all of it but the next hop may be believed, but only who has locked
+ * it frees, moves or rewrites it. Nobody waits for that: who comes meanwhile does without. */
+always_inline bool mark_locked(__u32 mark)
 {
 	return mark & 1;
 }
@@ -254,25 +262,34 @@ always_inline bool mark_rewritten(__u32 mark)
 /* True for the only one who ends this life of the slot. */
 always_inline bool table_free(struct flow_marks *marks, __u32 slot, __u32 mark)
 {
-	return !mark_rewritten(mark) && mark_change(table_mark(marks, slot), mark, mark_next(mark, FLOW_TAG_FREE));
+	return !mark_locked(mark) && mark_change(table_mark(marks, slot), mark, mark_next(mark, FLOW_TAG_FREE));
 }
 
-/* While the next hop of an entry is exchanged its mark is odd: who reads meanwhile finds that it changes, who wants to
- * rewrite or end it as well comes too late or too early. */
-always_inline bool table_rewrite_begin(struct spot *spot)
+always_inline bool table_lock(struct spot *spot)
 {
-	if (mark_rewritten(spot->mark) || !mark_change(table_mark(spot->marks, spot->slot), spot->mark, spot->mark + 1))
+	if (mark_locked(spot->mark) || !mark_change(table_mark(spot->marks, spot->slot), spot->mark, spot->mark + 1))
 		return false;
 	spot->mark++;
 	return true;
 }
 
-always_inline void table_rewrite_end(struct spot *spot)
+/* By who has locked it. tag: its own, or FREE. Returns the mark. */
+always_inline __u32 table_unlock(struct flow_marks *marks, __u32 slot, __u32 mark, __u32 tag)
 {
-	__u32 mark = (spot->mark & ~LIFE_MASK) | ((spot->mark + 1) & LIFE_MASK);
+	mark = tag << TAG_SHIFT | ((mark + 1) & LIFE_MASK);
+	__sync_lock_test_and_set(table_mark(marks, slot), mark);
+	return mark;
+}
 
-	__sync_lock_test_and_set(table_mark(spot->marks, spot->slot), mark);
-	spot->mark = mark;
+/* What packets have told an entry that was freed since it was copied, unless its place is somebody else's already.
+ * freed: its mark since then. */
+always_inline void table_inherit(struct flow *to, const struct flow *from, struct flow_marks *marks, __u32 slot,
+				 __u32 freed)
+{
+	__u32 state = READ_ONCE(from->state);
+
+	if (READ_ONCE(*table_mark(marks, slot)) == freed)
+		__sync_fetch_and_or(&to->state, state);
 }
 
 /* What is to become an entry, and where it was placed. */
@@ -443,22 +460,26 @@ always_inline enum flow_result table_place(const struct flow_tables *tables, str
 	return FLOW_EXISTS;
 }
 
+#define NO_BUCKET (~0u)
+
 /* An entry of this bucket moved to the other bucket that it may stand in; false: there is no place, or it is just
- * changing. For a moment it stands in both, so that nobody misses it. `key` is room to work in. */
+ * changing. For a moment it stands in both, so that nobody misses it: the copy is locked until the old one is freed, so
+ * that who ends the connection meanwhile ends it by the old one, and then the copy goes too. spare: two
+ * buckets that it is not moved to. `key` is room to work in. */
 always_inline bool table_shift(const struct flow_tables *tables, struct flow_marks *marks, __u32 bucket, __u32 slot,
-			       const int family, struct tuple *key)
+			       const int family, const __u32 *spare, struct tuple *key)
 {
 	__u32 mark = READ_ONCE(marks->mark[slot]), table = tables->current & 1, claimed;
 	struct flow *f = table_slot(marks, family, slot);
 	struct choice choice;
 
-	if (mark >> TAG_SHIFT < FLOW_TAG_FIRST || mark_rewritten(mark))
+	if (mark >> TAG_SHIFT < FLOW_TAG_FIRST || mark_locked(mark))
 		return false;
 	flow_key(f, family, key);
 	table_choose(tables, key, family, table_buckets(tables, family, table), &choice);
 	__u32 other = choice.bucket[0] == bucket ? choice.bucket[1] : choice.bucket[0];
 	struct flow_marks *there = table_bucket(family, table, other);
-	if (!there)
+	if (!there || other == spare[0] || other == spare[1])
 		return false;
 	__u32 place = table_claim_in(there, &claimed);
 	if (place >= FLOW_SLOTS)
@@ -475,29 +496,23 @@ always_inline bool table_shift(const struct flow_tables *tables, struct flow_mar
 	if (folded)
 		carried_copy(family, table, here, yonder);
 	to->carried = READ_ONCE(f->carried); /* not behind its row */
-	__u32 moved = mark_next(claimed, mark >> TAG_SHIFT), freed = mark_next(mark, FLOW_TAG_FREE);
+	__u32 tag = mark >> TAG_SHIFT, moved = mark_next(claimed, tag) | 1, freed = mark_next(mark, FLOW_TAG_FREE);
 	bool same = READ_ONCE(marks->mark[slot]) == mark;
 	__sync_lock_test_and_set(&there->mark[place], same ? moved : mark_next(claimed, FLOW_TAG_FREE));
-	if (!same || !mark_change(&marks->mark[slot], mark, freed)) {
-		mark_change(&there->mark[place], moved, mark_next(moved, FLOW_TAG_FREE));
-		if (folded)
-			carried_forget(family, table, yonder);
-		return false;
-	}
+	bool done = same && mark_change(&marks->mark[slot], mark, freed);
+	if (done)
+		table_inherit(to, f, marks, slot, freed);
 	if (folded)
-		carried_forget(family, table, here);
-	/* What packets have told the old entry since it was copied, unless its place is somebody else's already. */
-	__u32 state = READ_ONCE(f->state);
-	if (READ_ONCE(marks->mark[slot]) == freed)
-		__sync_fetch_and_or(&to->state, state);
-	return true;
+		carried_forget(family, table, done ? here : yonder);
+	if (same)
+		table_unlock(there, place, moved, done ? tag : FLOW_TAG_FREE);
+	return done;
 }
 
 /* From BORN on: false if it has been ended by who stands further in front. */
-always_inline bool table_turn(struct birth *b, __u32 tag)
+always_inline bool table_turn(struct birth *b, __u32 next)
 {
 	struct flow_marks *marks = table_bucket(b->key.family, b->table, b->bucket);
-	__u32 next = mark_next(b->mark, tag);
 
 	if (!marks || !mark_change(table_mark(marks, b->slot), b->mark, next))
 		return false;
@@ -505,12 +520,22 @@ always_inline bool table_turn(struct birth *b, __u32 tag)
 	return true;
 }
 
+/* In force, and locked. */
 always_inline bool table_commit(struct birth *b)
 {
-	return table_turn(b, b->tag);
+	return table_turn(b, mark_next(b->mark, b->tag) | 1);
 }
 
 always_inline void table_withdraw(struct birth *b)
 {
-	table_turn(b, FLOW_TAG_FREE);
+	table_turn(b, mark_next(b->mark, FLOW_TAG_FREE));
+}
+
+/* After table_commit(): it stays, or is FREE. */
+always_inline void table_release(const struct birth *b, bool stays)
+{
+	struct flow_marks *marks = table_bucket(b->key.family, b->table, b->bucket);
+
+	if (marks)
+		table_unlock(marks, b->slot, b->mark, stays ? b->tag : FLOW_TAG_FREE);
 }

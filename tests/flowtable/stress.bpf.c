@@ -361,8 +361,7 @@ never_inline void stress_open(struct stress *s, const int family, bool room)
 	stress_birth(s, family, false, stamp, &work->forward);
 	stress_birth(s, family, true, ~stamp, &work->answer);
 	int result = flow_open(&work->forward, &work->answer);
-	if (result == FLOW_FULL && room && flow_make_room(&work->answer, &work->ending) &&
-	    flow_make_room(&work->forward, &work->ending))
+	if (result == FLOW_FULL && room && flow_make_room_both(&work->forward, &work->answer, &work->ending))
 		result = flow_open(&work->forward, &work->answer);
 	if (result >= FLOW_CREATED && result <= FLOW_FULL)
 		s->results[result]++;
@@ -413,13 +412,15 @@ always_inline void stress_carry(struct stress *s, const int family)
 	}
 }
 
-/* Two entries of one key that were both in force at one moment: the first one was still, after the second one was seen. */
+/* Two entries of one key that were both in force at one moment: the first one was still, after the second one was seen. An
+ * entry that is just moving is there twice, but locked in one of its places. */
 always_inline bool stress_in_bucket(struct flow_marks *marks, const struct tuple *key, __u32 tag, const int family,
 				    __u32 **first, __u32 *first_mark)
 {
 	for (__u32 slot = 0; slot < FLOW_SLOTS; slot++) {
 		__u32 mark = READ_ONCE(marks->mark[slot]);
-		if (mark >> TAG_SHIFT != tag || !flow_is(table_slot(marks, family, slot), key, family))
+		if (mark >> TAG_SHIFT != tag || mark_locked(mark) ||
+		    !flow_is(table_slot(marks, family, slot), key, family))
 			continue;
 		if (READ_ONCE(marks->mark[slot]) != mark)
 			continue;

@@ -74,8 +74,7 @@ SEC("syscall") int open(struct open_args *args)
 	answer->nat = args->nat >> 8;
 	forward->moving = answer->moving = 0;
 	int result = flow_open(forward, answer);
-	if (result == FLOW_FULL && args->make_room && flow_make_room(answer, &work->ending) &&
-	    flow_make_room(forward, &work->ending))
+	if (result == FLOW_FULL && args->make_room && flow_make_room_both(forward, answer, &work->ending))
 		result = flow_open(forward, answer);
 	args->result = result;
 	return 0;

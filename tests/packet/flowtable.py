@@ -155,7 +155,9 @@ class FlowTable:
         self.write_entry(key, seen=self._jiffies_ago(seconds))
 
     def fill(self, family: int) -> None:
-        """Puts an established connection's entry of others in every place that is free."""
+        """Puts an established connection's entry of others in every place that is free; locked, so that none
+        of them is moved to a place that somebody leaves.
+        """
         with self._datapath.flow_tables() as tables:
             for table in (one for one in tables if one.family == family):
                 marks = table.rows["marks"]["mark"]
@@ -165,7 +167,7 @@ class FlowTable:
                 flow["seen"][bucket, slot] = self._jiffies_ago(0)
                 flow["key_sport"][bucket, slot] = slot + 1
                 flow["key_dport"][bucket, slot] = bucket
-                marks[bucket, slot] = OTHERS << 16
+                marks[bucket, slot] = OTHERS << 16 | 1
 
     def buckets(self, key: Tuple) -> tuple[int, int]:
         """The two that its entry may stand in; it stands in the first one if that has a place."""

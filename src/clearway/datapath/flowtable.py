@@ -39,7 +39,9 @@ Array = npt.NDArray[Any]
 FAMILY_IPV4 = 4
 FAMILY_IPV6 = 6
 TAG_SHIFT = np.uint32(16)
-MIX = np.uint64(0x9E3779B97F4A7C15)
+# table_mix() and table_mix_again() of bpf/table.h
+MIX = (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9))
+MIX_AGAIN = (np.uint64(27), np.uint64(0x94D049BB133111EB))
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,12 @@ class FlowTable:
 
     def choose(self, keys: Keys) -> tuple[Array, Array, Array]:
         """The two buckets that keys may stand in, and their tags."""
-        mixed, buckets = self._hash(keys), np.uint64(self.buckets)
-        first = (mixed >> np.uint64(32)) * buckets >> np.uint64(32)
-        mixed = (mixed ^ mixed >> np.uint64(29)) * MIX
-        second = (mixed >> np.uint64(32)) * buckets >> np.uint64(32)
+        hashed, buckets = self._hash(keys), np.uint64(self.buckets)
+        first, second = (
+            (word >> np.uint64(32)) * buckets >> np.uint64(32) for word in (hashed, _mix(hashed, MIX_AGAIN))
+        )
         second = np.where(second == first, (second + np.uint64(1)) % buckets, second)
-        tag = (mixed >> np.uint64(16)).astype(np.uint16)
+        tag = (hashed >> np.uint64(16)).astype(np.uint16)
         tag = np.where(tag < 3, tag + np.uint16(3), tag)
         return first.astype(np.int64), second.astype(np.int64), tag.astype(np.uint32)
 
@@ -177,7 +179,7 @@ class FlowTable:
         for number, (source, destination) in enumerate(zip(*(word.T for word in words), strict=True)):
             total += self.key[3 + 2 * number] * source.astype(np.uint64)
             total += self.key[4 + 2 * number] * destination.astype(np.uint64)
-        return total
+        return _mix(total, MIX)
 
     def find(self, keys: Keys) -> Array:
         """For each key the place of its entry, or -1."""
@@ -210,6 +212,12 @@ class FlowTable:
 def as_bytes(addresses: Array) -> Array:
     """Addresses of entries as rows of bytes: 16, or 4 where they stand as numbers."""
     return addresses if addresses.ndim == 2 else addresses.astype(">u4").view(np.uint8).reshape(-1, 4)
+
+
+def _mix(hashed: Array, by: tuple[np.uint64, np.uint64]) -> Array:
+    shift, factor = by
+    mixed: Array = (hashed ^ hashed >> shift) * factor
+    return mixed
 
 
 def _in_memory(ports: Array) -> Array:
