@@ -101,14 +101,15 @@ always_inline int parse_vlan(struct packet *p, __be16 *proto)
 }
 
 /* Does the frame hold all that the IP header promises? More is padding. */
-always_inline int parse_length(struct packet *p)
+always_inline int parse_length(struct packet *p, const bool again)
 {
 	if (packet_is_gso(p))
 		return CONTINUE; /* the stack made it; IPv6 jumbo says 0 */
 	if (p->l3_offset + p->l3_length <= p->length)
 		return CONTINUE;
 	__u32 whole = packet_length(p);
-	count_received_rest(whole - p->length);
+	if (!again)
+		count_received_rest(whole - p->length);
 	p->length = whole;
 	return p->l3_offset + p->l3_length <= p->length ? CONTINUE : REASON_DROP_IP_LENGTH;
 }
@@ -122,7 +123,7 @@ always_inline bool ipv4_checksum_right(const struct iphdr *ip)
 	return fold(((__u32)sum & 0xffff) + ((__u32)sum >> 16) + (__u32)(sum >> 32)) == 0xffff;
 }
 
-always_inline int parse_ipv4(struct packet *p)
+always_inline int parse_ipv4(struct packet *p, const bool again)
 {
 	struct iphdr *ip = p->data + p->l3_offset;
 
@@ -154,7 +155,7 @@ always_inline int parse_ipv4(struct packet *p)
 	__u8 top = bpf_ntohl(ip->daddr) >> 24;
 	if (top >= 224 || top == 127)
 		return REASON_PUNT_MULTICAST;
-	return parse_length(p);
+	return parse_length(p, again);
 }
 
 /* A walk along the extension headers. */
@@ -225,7 +226,7 @@ always_inline int parse_extensions(struct packet *p, __u8 next)
 	return w.reason;
 }
 
-always_inline int parse_ipv6(struct packet *p)
+always_inline int parse_ipv6(struct packet *p, const bool again)
 {
 	struct ipv6hdr *ip = p->data + p->l3_offset;
 
@@ -246,7 +247,7 @@ always_inline int parse_ipv6(struct packet *p)
 	__u8 first = ip->daddr.bytes[0], second = ip->daddr.bytes[1];
 	if (first == 0xff || (first == 0xfe && (second & 0xc0) == 0x80))
 		return REASON_PUNT_MULTICAST;
-	int reason = parse_length(p);
+	int reason = parse_length(p, again);
 	if (reason != CONTINUE)
 		return reason;
 	return parse_extensions(p, ip->nexthdr);
@@ -354,7 +355,8 @@ always_inline int parse_l4(struct packet *p)
 	return REASON_PUNT_PROTOCOL;
 }
 
-always_inline int parse(struct packet *p)
+/* again: it was received and counted before. */
+always_inline int parse(struct packet *p, const bool again)
 {
 	__be16 proto;
 	int reason;
@@ -364,9 +366,9 @@ always_inline int parse(struct packet *p)
 	if ((reason = parse_vlan(p, &proto)) != CONTINUE)
 		return reason;
 	if (proto == bpf_htons(ETH_P_IP))
-		reason = parse_ipv4(p);
+		reason = parse_ipv4(p, again);
 	else if (proto == bpf_htons(ETH_P_IPV6))
-		reason = parse_ipv6(p);
+		reason = parse_ipv6(p, again);
 	else
 		return REASON_PUNT_NOT_IP;
 	if (reason != CONTINUE)

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The programs behind the entry, reached by tail call, so that the hit path stays small. What parse.h has read
+/* The programs behind the entry, reached by tail call, so that the hit path stays small. What parse.h reads for them
  * goes with the packet, in this CPU's scratch: as plain numbers, so that the verifier proves each program for
  * itself and not once for each way through the parser. */
 #pragma once
 
 enum stage {
+	STAGE_AGAIN,  /* what is no hit, from the start: the entry keeps nothing for it */
 	STAGE_KNOWN,  /* changes of state, stale flows, fragments; sends on what belongs to no flow */
 	STAGE_OPEN,   /* first packets */
 	STAGE_ICMP,   /* errors about flows */
