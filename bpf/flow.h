@@ -94,9 +94,12 @@ always_inline struct flow *flow_hit(const struct tuple *t, struct verdict *v)
 	return flow_hit_in(tables, t, FAMILY_IPV6, v);
 }
 
-always_inline bool flow_find_in(const struct flow_tables *tables, const struct tuple *t, const int family,
-				struct spot *spot)
+always_inline bool flow_find_in(const struct tuple *t, const int family, struct spot *spot)
 {
+	const struct flow_tables *tables = flow_tables();
+
+	if (!tables)
+		return false;
 	__u64 hash = table_hash(tables, t, family);
 	__u32 table = tables->current & 1;
 
@@ -107,14 +110,19 @@ always_inline bool flow_find_in(const struct flow_tables *tables, const struct t
 	return false;
 }
 
-never_inline bool flow_find(const struct tuple *t, struct spot *spot)
+never_inline bool flow4_find(const struct tuple *t, struct spot *spot)
 {
-	const struct flow_tables *tables = flow_tables();
+	return flow_find_in(t, FAMILY_IPV4, spot);
+}
 
-	if (!tables)
-		return false;
-	return t->family == FAMILY_IPV4 ? flow_find_in(tables, t, FAMILY_IPV4, spot) :
-					  flow_find_in(tables, t, FAMILY_IPV6, spot);
+never_inline bool flow6_find(const struct tuple *t, struct spot *spot)
+{
+	return flow_find_in(t, FAMILY_IPV6, spot);
+}
+
+always_inline bool flow_find(const struct tuple *t, struct spot *spot)
+{
+	return t->family == FAMILY_IPV4 ? flow4_find(t, spot) : flow6_find(t, spot);
 }
 
 /* The tuple that a packet leaves with. */

@@ -159,18 +159,29 @@ always_inline __u32 table_any_slot(const struct flow_marks *marks, __u32 slot)
 	return slot;
 }
 
+/* The slot that an entry takes if it is free: one look there finds most of them, and the entry's line is fetched
+ * together with that of the marks, not after it. */
+always_inline __u32 table_home(__u32 tag)
+{
+	__u32 slot = (__u16)tag * FLOW_SLOTS >> 16;
+
+	keep_register(slot); /* a bound that the verifier sees */
+	return slot;
+}
+
 /* The entry of `t` in a bucket. */
 always_inline bool table_scan(struct flow_marks *marks, const struct tuple *t, __u32 tag, const int family,
 			      struct spot *spot)
 {
-	__u32 slot, mark = 0;
+	__u32 slot = table_home(tag), mark = READ_ONCE(marks->mark[slot]);
 
+	if (mark >> TAG_SHIFT != tag || !flow_is(table_slot(marks, family, slot), t, family))
 #pragma clang loop unroll(full)
-	for (slot = 0; slot < FLOW_SLOTS; slot++) {
-		mark = READ_ONCE(marks->mark[slot]);
-		if (mark >> TAG_SHIFT == tag && flow_is(table_slot(marks, family, slot), t, family))
-			break;
-	}
+		for (slot = 0; slot < FLOW_SLOTS; slot++) {
+			mark = READ_ONCE(marks->mark[slot]);
+			if (mark >> TAG_SHIFT == tag && flow_is(table_slot(marks, family, slot), t, family))
+				break;
+		}
 	slot = table_any_slot(marks, slot);
 	if (slot >= FLOW_SLOTS)
 		return false;
@@ -303,7 +314,7 @@ struct birth {
 	__u32 bucket;
 	__u32 slot;
 	__u32 mark;
-	__u32 tag;
+	struct choice choice;
 	__u32 moving; /* the connection stands in the other table, and is to move */
 };
 
@@ -359,17 +370,23 @@ always_inline int table_used(const struct flow_marks *marks)
 	return used;
 }
 
-/* A free slot of the bucket, now ours; FLOW_SLOTS: there is none. *mark: what it is now. */
-always_inline __u32 table_claim_in(struct flow_marks *marks, __u32 *mark)
+always_inline bool table_claim_slot(struct flow_marks *marks, __u32 slot, __u32 *mark)
 {
-	__u32 slot;
+	__u32 was = READ_ONCE(marks->mark[slot]);
 
-	for (slot = 0; slot < FLOW_SLOTS; slot++) {
-		__u32 was = READ_ONCE(marks->mark[slot]);
-		*mark = mark_next(was, FLOW_TAG_CLAIMED);
-		if (was >> TAG_SHIFT == FLOW_TAG_FREE && mark_change(&marks->mark[slot], was, *mark))
-			break;
-	}
+	*mark = mark_next(was, FLOW_TAG_CLAIMED);
+	return was >> TAG_SHIFT == FLOW_TAG_FREE && mark_change(&marks->mark[slot], was, *mark);
+}
+
+/* A free slot of the bucket for an entry with this tag, now ours; FLOW_SLOTS: there is none. *mark: what it is now. */
+always_inline __u32 table_claim_in(struct flow_marks *marks, __u32 tag, __u32 *mark)
+{
+	__u32 slot = table_home(tag);
+
+	if (!table_claim_slot(marks, slot, mark))
+		for (slot = 0; slot < FLOW_SLOTS; slot++)
+			if (table_claim_slot(marks, slot, mark))
+				break;
 	return table_any_slot(marks, slot);
 }
 
@@ -404,10 +421,10 @@ always_inline bool table_yields(struct flow_marks *marks, __u32 bucket, const st
 		__u32 mark = READ_ONCE(marks->mark[slot]), tag = mark >> TAG_SHIFT;
 		if (bucket == b->bucket && slot == b->slot)
 			continue;
-		if ((tag != b->tag && tag != FLOW_TAG_BORN) ||
+		if ((tag != b->choice.tag && tag != FLOW_TAG_BORN) ||
 		    !flow_is(table_slot(marks, family, slot), &b->key, family))
 			continue;
-		if (tag == b->tag || bucket < b->bucket || (bucket == b->bucket && slot < b->slot))
+		if (tag == b->choice.tag || bucket < b->bucket || (bucket == b->bucket && slot < b->slot))
 			return true;
 		if (!mark_change(&marks->mark[slot], mark, mark_next(mark, FLOW_TAG_FREE)))
 			return true;
@@ -419,42 +436,41 @@ always_inline bool table_yields(struct flow_marks *marks, __u32 bucket, const st
 always_inline enum flow_result table_place(const struct flow_tables *tables, struct birth *b, const int family)
 {
 	struct flow_marks *first, *second, *marks;
-	struct choice choice;
+	const struct choice *choice = &b->choice;
 	struct spot spot = {};
 
 	b->table = tables->current & 1;
 	__u32 buckets = table_buckets(tables, family, b->table);
-	table_choose(tables, &b->key, family, buckets, &choice);
-	first = table_bucket(family, b->table, choice.bucket[0]);
-	second = table_bucket(family, b->table, choice.bucket[1]);
+	table_choose(tables, &b->key, family, buckets, &b->choice);
+	first = table_bucket(family, b->table, choice->bucket[0]);
+	second = table_bucket(family, b->table, choice->bucket[1]);
 	if (!first || !second)
 		return FLOW_FULL;
-	if (table_scan(first, &b->key, choice.tag, family, &spot) ||
-	    table_scan(second, &b->key, choice.tag, family, &spot))
+	if (table_scan(first, &b->key, choice->tag, family, &spot) ||
+	    table_scan(second, &b->key, choice->tag, family, &spot))
 		return FLOW_EXISTS;
 	if (!b->moving && table_buckets(tables, family, !b->table) &&
 	    table_find(tables, &b->key, table_hash(tables, &b->key, family), family, !b->table, &spot))
 		return FLOW_EXISTS;
 	bool other = false;
 	marks = first;
-	__u32 slot = table_claim_in(marks, &b->mark);
+	__u32 slot = table_claim_in(marks, choice->tag, &b->mark);
 	if (slot >= FLOW_SLOTS) {
 		other = true;
 		marks = second;
-		slot = table_claim_in(marks, &b->mark);
+		slot = table_claim_in(marks, choice->tag, &b->mark);
 	}
 	keep_register(slot);
 	if (slot >= FLOW_SLOTS)
 		return FLOW_FULL;
 	b->slot = slot;
-	b->bucket = other ? choice.bucket[1] : choice.bucket[0];
-	b->tag = choice.tag;
+	b->bucket = other ? choice->bucket[1] : choice->bucket[0];
 	table_write(table_slot(marks, family, slot), b, family);
 	marks->rare[slot] = b->rare;
 	marks->nat[slot] = b->nat;
 	b->mark = mark_next(b->mark, FLOW_TAG_BORN);
 	__sync_lock_test_and_set(&marks->mark[slot], b->mark);
-	if (!table_yields(first, choice.bucket[0], b, family) && !table_yields(second, choice.bucket[1], b, family))
+	if (!table_yields(first, choice->bucket[0], b, family) && !table_yields(second, choice->bucket[1], b, family))
 		return FLOW_CREATED;
 	mark_change(&marks->mark[slot], b->mark, mark_next(b->mark, FLOW_TAG_FREE));
 	return FLOW_EXISTS;
@@ -481,7 +497,7 @@ always_inline bool table_shift(const struct flow_tables *tables, struct flow_mar
 	struct flow_marks *there = table_bucket(family, table, other);
 	if (!there || other == spare[0] || other == spare[1])
 		return false;
-	__u32 place = table_claim_in(there, &claimed);
+	__u32 place = table_claim_in(there, choice.tag, &claimed);
 	if (place >= FLOW_SLOTS)
 		return false;
 	struct flow *to = table_slot(there, family, place);
@@ -523,7 +539,7 @@ always_inline bool table_turn(struct birth *b, __u32 next)
 /* In force, and locked. */
 always_inline bool table_commit(struct birth *b)
 {
-	return table_turn(b, mark_next(b->mark, b->tag) | 1);
+	return table_turn(b, mark_next(b->mark, b->choice.tag) | 1);
 }
 
 always_inline void table_withdraw(struct birth *b)
@@ -537,5 +553,5 @@ always_inline void table_release(const struct birth *b, bool stays)
 	struct flow_marks *marks = table_bucket(b->key.family, b->table, b->bucket);
 
 	if (marks)
-		table_unlock(marks, b->slot, b->mark, stays ? b->tag : FLOW_TAG_FREE);
+		table_unlock(marks, b->slot, b->mark, stays ? b->choice.tag : FLOW_TAG_FREE);
 }

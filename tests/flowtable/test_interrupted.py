@@ -469,8 +469,10 @@ def test_newcomer_evicts_nobody_who_is_just_being_opened(kernel: Kernel, family:
         for other in others:
             assert kernel.open(other) == "created"
         with kernel.table(family) as table:
-            table.rows["slot"][0, 6] = table.rows["slot"][0, 0]
-            table.rows["marks"]["mark"][0, 6] = kernel.tag_first << 16  # somebody who takes the last place
+            marks = table.rows["marks"]["mark"][0]
+            taken, free = np.argmax(marks != 0), np.argmin(marks)
+            table.rows["slot"][0, free] = table.rows["slot"][0, taken]
+            marks[free] = kernel.tag_first << 16  # somebody who takes the fifth place
 
     opening, room = bench.opening(bench.link, make_room=True), bench.opening(newcomer, make_room=True)
     for case in bench.everywhere(prepare, *((opening, room) if first == "link" else (room, opening))):
