@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,7 +21,7 @@ from clearway.datapath import Sizes as DatapathSizes
 from clearway.datapath.install import FILES, OBJECTS
 from clearway.datapath.loader import read_layouts
 from clearway.instance import Instance
-from clearway.linux.memory import available_bytes
+from clearway.linux.memory import available_bytes, possible_cpus
 from clearway.model import Config, ConfigError, Conntrack, parse_config
 from clearway.model.sizes import FLOW_SLOTS, bucket_bytes, buckets_for, flows_in
 from tests.unit.fake_tables import FakeDatapath
@@ -185,6 +184,49 @@ def test_available_memory_is_what_the_kernel_tells() -> None:
     assert 1 * MIB < available <= int(line) * 1024
 
 
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [
+        ({}, None),
+        ({"": ("max", 0, 0)}, None),
+        ({"a/b": (90 * MIB, 40 * MIB, 10 * MIB)}, 60 * MIB),
+        ({"a": (50 * MIB, 40 * MIB, 0), "a/b": (90 * MIB, 40 * MIB, 0)}, 10 * MIB),
+        ({"a": (30 * MIB, 40 * MIB, 5 * MIB), "a/b": ("max", 40 * MIB, 0)}, 0),
+        ({"other": (MIB, 0, 0)}, None),
+    ],
+    ids=["none", "root", "own", "parent", "exceeded", "others"],
+)
+def test_memory_that_is_available_respects_control_groups(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    limits: dict[str, tuple[int | str, int, int]],
+    left: int | None,
+) -> None:
+    """limits: of each group what may be taken, what is, and how much of that is files that can be dropped."""
+    machine, groups = tmp_path / "meminfo", tmp_path / "cgroup"
+    machine.write_text("MemTotal: 2048 kB\nMemAvailable:  1048576 kB\n")
+    (tmp_path / "mine").write_text("9:name=systemd:/\n0::/a/b\n")
+    for group, (limit, used, droppable) in limits.items():
+        place = groups / group
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "memory.max").write_text(f"{limit}\n")
+        (place / "memory.current").write_text(f"{used}\n")
+        (place / "memory.stat").write_text(f"anon 1\ninactive_file {droppable}\nactive_file 5\n")
+    for name, path in (("_MEMINFO", machine), ("_MY_CGROUPS", tmp_path / "mine"), ("_CGROUPS", groups)):
+        monkeypatch.setattr(f"clearway.linux.memory.{name}", path)
+    assert available_bytes() == (1 << 30 if left is None else left)
+
+
+@pytest.mark.parametrize(("text", "count"), [("0", 1), ("0-3", 4), ("0-1,4-7,9", 7)])
+def test_cpus_that_are_possible_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, count: int
+) -> None:
+    possible = tmp_path / "possible"
+    possible.write_text(text + "\n")
+    monkeypatch.setattr("clearway.linux.memory._POSSIBLE_CPUS", possible)
+    assert possible_cpus() == count
+
+
 def loaded_for(config: Config) -> Sizes:
     """Sizes of a data path that was loaded with this configuration."""
     return Sizes(max_flows=config.conntrack.max_flows, **config.limits.model_dump())
@@ -247,4 +289,4 @@ def test_plan_without_a_daemon_refuses_what_there_is_no_memory_for(
     monkeypatch.setattr(Datapath, "open", lambda _name: nullcontext(Loaded(loaded or SMALL)))
     with pytest.raises(ConfigError, match=r"^conntrack\.max_flows \(line 1\): with 4194304 the tables"):
         offline.plan(instance, LARGE)
-    assert offline.plan(instance, SMALL).memory == estimate_memory(SMALL, os.cpu_count() or 1)
+    assert offline.plan(instance, SMALL).memory == estimate_memory(SMALL, possible_cpus())

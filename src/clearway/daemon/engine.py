@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from clearway.daemon.apply import apply_tables, read_tables
 from clearway.daemon.core import Attached, Hooks, beside
 from clearway.datapath import Attachment, Datapath
 from clearway.linux import neighbours
-from clearway.linux.memory import available_bytes
+from clearway.linux.memory import available_bytes, possible_cpus
 from clearway.linux.namespace import local_port_range
 from clearway.linux.netlink import NETLINK_ROUTE, Conversation, NetlinkError
 from clearway.linux.rtnetlink import Hop, Ip, Link
@@ -103,7 +102,7 @@ class Engine:
             local_port_max=last,
             interfaces=machine.ifindexes(),
             sizes=self.datapath.sizes(),
-            cpus=os.cpu_count() or 1,
+            cpus=possible_cpus(),
             memory_bytes=available_bytes(),
         )
 

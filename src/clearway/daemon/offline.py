@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 from clearway import datapath
 from clearway.compiler import HostFacts, Plan, compile_tables, plan_configs, plan_tables, require_memory
@@ -62,7 +61,7 @@ def _facts(sizes: datapath.Sizes | None) -> HostFacts:
     with Conversation(NETLINK_ROUTE) as kernel:
         interfaces = {link.name: link.ifindex for link in rtnetlink.links(kernel)}
     first, last = namespace.local_port_range()
-    return HostFacts(first, last, interfaces, sizes, os.cpu_count() or 1, memory.available_bytes())
+    return HostFacts(first, last, interfaces, sizes, memory.possible_cpus(), memory.available_bytes())
 
 
 def _where_it_lives(instance: Instance) -> contextlib.AbstractContextManager[None]:

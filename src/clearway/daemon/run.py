@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,7 +27,7 @@ from clearway.daemon.mirror import Mirror
 from clearway.daemon.service import ConfigFile, Daemon, one_line
 from clearway.datapath import Datapath, DatapathError, Sizes, pins
 from clearway.instance import Instance
-from clearway.linux.memory import available_bytes
+from clearway.linux.memory import available_bytes, possible_cpus
 from clearway.linux.watch import Watch
 from clearway.model import Config, ConfigError, config_from_data, load_config
 
@@ -68,7 +67,7 @@ def prepare(instance: Instance, path: Path, *, running: bool) -> Daemon:
     loaded = sizes_of_loaded(instance)
 
     def affordable(config: Config) -> None:
-        require_memory(config, available_bytes(), loaded=loaded, cpus=os.cpu_count() or 1)
+        require_memory(config, available_bytes(), loaded=loaded, cpus=possible_cpus())
 
     start = choose_start(instance, path, running=running, check=affordable)
     with ExitStack() as opened:
