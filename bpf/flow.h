@@ -242,7 +242,7 @@ always_inline bool flow_peek(struct peek *peek)
 	return result == PEEK_FOUND;
 }
 
-/* The entry that was copied, in *spot; false: it has changed. */
+/* The entry that was copied, in *spot; false: it has moved, or ended. */
 always_inline bool peek_spot(const struct peek *peek, const int family, struct spot *spot)
 {
 	struct flow_marks *marks = table_bucket(family, peek->table & 1, peek->bucket);
@@ -257,7 +257,7 @@ always_inline bool peek_spot(const struct peek *peek, const int family, struct s
 	spot->bucket = peek->bucket;
 	spot->table = peek->table & 1;
 	spot->mark = READ_ONCE(*table_mark(marks, slot));
-	return spot->mark == peek->mark;
+	return spot->mark >> TAG_SHIFT == peek->mark >> TAG_SHIFT && flow_is(spot->flow, &peek->key, family);
 }
 
 /* Brings carried_v1 up to date. */
@@ -277,12 +277,12 @@ always_inline bool peek_spot_any(const struct peek *peek, struct spot *spot)
 						 peek_spot(peek, FAMILY_IPV6, spot);
 }
 
-/* A packet of this entry went by. It has moved, or has another next hop, if it is not what it was. */
+/* A packet of this entry went by; it is not counted if the entry has just moved. */
 __noinline int flow_refresh(struct peek *peek, __u32 bytes)
 {
 	struct spot spot = {};
 
-	if (!peek || (!peek_spot_any(peek, &spot) && !flow_find(&peek->key, &spot)))
+	if (!peek || !peek_spot_any(peek, &spot))
 		return 0;
 	struct flow *f = spot.flow;
 	__u64 was = f->carried, is = was + CARRIED_PACKET + bytes;
@@ -293,7 +293,7 @@ __noinline int flow_refresh(struct peek *peek, __u32 bytes)
 	return 1;
 }
 
-/* The entry has peek->verdict's next hop from now on, unless somebody else has just changed it. */
+/* The entry has peek->verdict's next hop from now on, unless somebody else is just changing it. */
 __noinline int flow_resolve(struct peek *peek)
 {
 	struct spot spot = {};
@@ -301,7 +301,7 @@ __noinline int flow_resolve(struct peek *peek)
 	if (!peek || !peek_spot_any(peek, &spot) || !table_lock(&spot))
 		return 0;
 	flow_hop(&peek->verdict, spot.flow);
-	peek->mark = table_unlock(spot.marks, spot.slot, spot.mark, spot.mark >> TAG_SHIFT);
+	table_unlock(spot.marks, spot.slot, spot.mark, spot.mark >> TAG_SHIFT);
 	return 1;
 }
 
@@ -558,13 +558,14 @@ always_inline void victim_spare(const struct ending *e)
 		__sync_val_compare_and_swap(&spot.flow->seen, e->entry.seen, e->now - e->idle);
 }
 
-__noinline int flow_evict(struct ending *e)
+/* Of the connection that was found; half of one may go when that is what it is. */
+__noinline int flow_may_evict(struct ending *e)
 {
 	if (!e)
 		return 0;
 	e->why = flow_evictable(e->entry.state, e->idle);
 	if (e->why != FLOW_END_COUNT || !e->paired)
-		return flow_end_both(e);
+		return 1;
 	victim_spare(e);
 	return 0;
 }
@@ -581,7 +582,7 @@ always_inline bool flow_make_room(struct birth *b, struct ending *e)
 			return flow_shift_any(b, e, 2 * FLOW_SLOTS);
 		if (e->rank >> 32 > FLOW_END_EVICTED_CLOSED && flow_shift_any(b, e, SHIFT_TRIES))
 			return true;
-		if (flow_find_both(e) && flow_evict(e))
+		if (flow_find_both(e) && flow_may_evict(e) && flow_end_both(e))
 			return true;
 	}
 	return false;

@@ -11,63 +11,48 @@ always_inline bool known_changes(const struct packet *p, __u32 state)
 	return !(state & FLOW_SENT_ACK) || p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST);
 }
 
-/* Do packets of this entry leave as the reverse of `t`? */
-always_inline bool flow_leads_back(const struct spot *spot, const struct tuple *t)
-{
-	if (spot->flow->sport != t->dport || spot->flow->dport != t->sport)
-		return false;
-	if (t->family == FAMILY_IPV4) {
-		const struct flow4 *f4 = (void *)table_entry(spot, FAMILY_IPV4);
-		return f4 && f4->src == t->dst.v4 && f4->dst == t->src.v4;
-	}
-	const struct flow6 *f6 = (void *)table_entry(spot, FAMILY_IPV6);
-	return f6 && addr_equal(&f6->src, &t->dst) && addr_equal(&f6->dst, &t->src);
-}
-
-/* The entry that the reply to `t` finds. False also when that key has been taken by another connection: the entry there
- * must lead back to this one. */
-never_inline bool flow_pair(const struct tuple *t, const struct tuple *leaves, struct spot *spot)
-{
-	struct tuple key;
-
-	tuple_reverse(leaves, &key);
-	return flow_find(&key, spot) && flow_leads_back(spot, t);
-}
-
-/* Both entries learn of it. 0: the connection is over, and this SYN opens another; or there is no such connection. */
-__noinline int known_change(struct change *c)
+/* Both entries learn of it. 0: the connection is over, and this SYN opens another; or there is no such connection.
+ * pair: room to work in. */
+__noinline int known_change(struct segment *seg, struct peek *own, struct peek *pair)
 {
 	struct spot spot = {}, other = {};
 
-	if (!c || !flow_find(&c->key, &spot))
+	if (!seg || !own || !pair)
 		return 0;
-	if (!flow_pair(&c->key, &c->leaves, &other))
-		return c->key.proto != IPPROTO_TCP;
-	if (c->key.proto != IPPROTO_TCP) {
+	for (int i = 0; i < PEEK_TRIES; i++) {
+		tuple_reverse(&own->leaves, &pair->key);
+		if (!flow_peek(pair) || !peek_leads_back(own, pair))
+			return own->key.proto != IPPROTO_TCP;
+		if (peek_spot_any(own, &spot) && peek_spot_any(pair, &other))
+			break;
+		if (!flow_peek(own)) /* it has just moved */
+			return 0;
+	}
+	if (!spot.flow || !other.flow)
+		return 1;
+	if (own->key.proto != IPPROTO_TCP) {
 		flow_sent(spot.flow, other.flow, FLOW_SENT_ACK);
 		return 1;
 	}
-	if (tcp_is_open(c->segment.flags) && tcp_is_over(spot.flow->state))
+	if (tcp_is_open(seg->flags) && tcp_is_over(spot.flow->state))
 		return 0;
-	tcp_change(&c->segment, spot.flow, other.flow);
+	tcp_change(seg, spot.flow, other.flow);
 	return 1;
 }
 
 always_inline bool known_state(struct packet *p, struct scratch *s)
 {
-	struct change *c = &s->change;
+	struct segment *seg = &s->segment;
 
 	if (!known_changes(p, s->entry.verdict.state))
 		return true;
-	c->key = p->tuple;
-	c->leaves = s->entry.leaves;
 	if (p->tuple.proto == IPPROTO_TCP) {
-		if (!tcp_read(p, &c->segment))
+		if (!tcp_read(p, seg))
 			return true;
 		if (p->tcp_flags & TCP_SYN)
-			c->segment.scale = tcp_scale(p, &s->options);
+			seg->scale = tcp_scale(p, &s->options);
 	}
-	return known_change(c);
+	return known_change(seg, &s->entry, &s->ending.pair);
 }
 
 /* A stale flow keeps its translation as long as the endpoint is still there. */

@@ -126,7 +126,7 @@ always_inline int opening_nat_only(struct packet *p, const struct opening *o)
 /* What the packet says of its direction: FLOW_SENT_*, and the window scale that it offers. */
 always_inline __u32 opening_sent(struct packet *p, const struct opening *o, struct scratch *s)
 {
-	struct segment *seg = &s->change.segment;
+	struct segment *seg = &s->segment;
 
 	if (p->tuple.proto != IPPROTO_TCP || !tcp_read(p, seg))
 		return FLOW_SENT_ACK;

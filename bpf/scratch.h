@@ -66,13 +66,6 @@ struct segment {
 	__u32 scale; /* of a SYN: FLOW_SCALE and FLOW_SCALE_OFFERED */
 };
 
-/* A packet that changes its connection's state (known.h). */
-struct change {
-	struct tuple key; /* as it arrives */
-	struct tuple leaves;
-	struct segment segment; /* of TCP */
-};
-
 struct scratch {
 	struct parsed parsed; /* from stage() to packet_restore() */
 	struct route route;
@@ -83,7 +76,7 @@ struct scratch {
 	struct egress egress; /* the device it leaves by */
 	bool stateless;	      /* entry.verdict is that of a connection without an entry */
 	struct ending ending; /* a connection that makes way */
-	struct change change;
+	struct segment segment;
 	struct tcp_options options;
 };
 

@@ -284,12 +284,10 @@ always_inline bool table_lock(struct spot *spot)
 	return true;
 }
 
-/* By who has locked it. tag: its own, or FREE. Returns the mark. */
-always_inline __u32 table_unlock(struct flow_marks *marks, __u32 slot, __u32 mark, __u32 tag)
+/* By who has locked it. tag: its own, or FREE. */
+always_inline void table_unlock(struct flow_marks *marks, __u32 slot, __u32 mark, __u32 tag)
 {
-	mark = tag << TAG_SHIFT | ((mark + 1) & LIFE_MASK);
-	__sync_lock_test_and_set(table_mark(marks, slot), mark);
-	return mark;
+	__sync_lock_test_and_set(table_mark(marks, slot), tag << TAG_SHIFT | ((mark + 1) & LIFE_MASK));
 }
 
 /* What packets have told an entry that was freed since it was copied, unless its place is somebody else's already.
