@@ -624,8 +624,10 @@ always_inline enum flow_result flow_place_both(struct birth *forward, struct bir
 }
 
 /* Neither counts before both are there. CREATED: both are in force, and locked. */
-always_inline enum flow_result flow_commit_both(struct birth *forward, struct birth *answer)
+__noinline int flow_commit_both(struct birth *forward, struct birth *answer)
 {
+	if (!forward || !answer)
+		return FLOW_FULL;
 	if (!table_commit(answer)) {
 		table_withdraw(forward);
 		return FLOW_TAKEN;
@@ -636,16 +638,24 @@ always_inline enum flow_result flow_commit_both(struct birth *forward, struct bi
 	return FLOW_EXISTS;
 }
 
+/* Both stay, or are gone again. Who ends a connection begins with the opening direction's entry: by then the other one
+ * must not be locked. */
+__noinline int flow_release_both(struct birth *forward, struct birth *answer, __u32 stay)
+{
+	if (!forward || !answer)
+		return 0;
+	table_release(answer, stay);
+	table_release(forward, stay);
+	return 1;
+}
+
 always_inline enum flow_result flow_open(struct birth *forward, struct birth *answer)
 {
 	enum flow_result result = flow_place_both(forward, answer);
 
 	if (result == FLOW_CREATED)
 		result = flow_commit_both(forward, answer);
-	if (result != FLOW_CREATED)
-		return result;
-	/* who ends a connection begins with the opening direction's entry: by then the other one must not be locked */
-	table_release(answer, true);
-	table_release(forward, true);
-	return FLOW_CREATED;
+	if (result == FLOW_CREATED)
+		flow_release_both(forward, answer, true);
+	return result;
 }

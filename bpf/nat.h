@@ -110,14 +110,16 @@ static long nat_try(__u32 i, struct port_search *search)
 	return search->result != FLOW_TAKEN;
 }
 
-/* Opens the flow in s with a source that nobody else uses. A flow whose source stays as it is gets here too:
- * two of them may want the same translated tuple (one client, two services, one endpoint), then the later
- * one's port changes, as Linux does it. */
-always_inline enum flow_result nat_open(struct packet *p, struct scratch *s)
+/* Opens the flow in the scratch, whose key is the packet's, with a source that nobody else uses. A flow whose source
+ * stays as it is gets here too: two of them may want the same translated tuple (one client, two services, one endpoint),
+ * then the later one's port changes, as Linux does it. enum flow_result. */
+__noinline int nat_open(context *ctx)
 {
-	struct port_search search = {.ctx = p->ctx, .start = bpf_get_prandom_u32(), .result = FLOW_TAKEN};
+	struct port_search search = {.ctx = ctx, .start = bpf_get_prandom_u32(), .result = FLOW_TAKEN};
+	struct scratch *s = scratch_get();
 
-	s->forward.key = p->tuple;
+	if (!s)
+		return FLOW_FULL;
 	s->forward.leaves.src = s->source.address;
 	tuple_reverse(&s->forward.key, &s->answer.leaves);
 	tuple_reverse(&s->forward.leaves, &s->answer.key);

@@ -164,7 +164,10 @@ always_inline void opening_entries(struct packet *p, struct opening *o, struct s
 	flow_hop(&s->entry.verdict, forward);
 }
 
-always_inline int opening_send(struct packet *p, struct scratch *s, int reason)
+#define SEND_ANSWER (-2) /* no hook's verdict */
+
+/* A function of its own for the sake of the stack, so it cannot call the next program itself. */
+never_inline int opening_forward(struct packet *p, struct scratch *s, int reason)
 {
 	struct verdict *v = &s->entry.verdict;
 	const struct tuple *leaves = &s->forward.leaves;
@@ -180,12 +183,19 @@ always_inline int opening_send(struct packet *p, struct scratch *s, int reason)
 	if (must_hand_over(&s->egress))
 		return hand_over(p, REASON_DROP_NO_EGRESS);
 	if (packet_segment(p) > v->mtu)
-		return stage(p, STAGE_ANSWER);
+		return SEND_ANSWER;
 	return forward(p, v, &s->egress, reason);
 }
 
-/* All stages that decide, none that acts. CONTINUE: the flow may be opened. */
-always_inline int opening_decide(struct packet *p, struct opening *o, struct scratch *s)
+always_inline int opening_send(struct packet *p, struct scratch *s, int reason)
+{
+	int verdict = opening_forward(p, s, reason);
+
+	return verdict == SEND_ANSWER ? stage(p, STAGE_ANSWER) : verdict;
+}
+
+/* All stages that decide, none that acts; for the stack as well. CONTINUE: the flow may be opened. */
+never_inline int opening_decide(struct packet *p, struct opening *o, struct scratch *s)
 {
 	int reason;
 
@@ -248,7 +258,8 @@ always_inline int enter_open(struct packet *p, struct scratch *s)
 	opening_entries(p, &o, s);
 	if (opening_sends(p, s))
 		s->forward.flow.carried = CARRIED_PACKET + p->length;
-	switch (nat_open(p, s)) {
+	s->forward.key = p->tuple;
+	switch (nat_open(p->ctx)) {
 	case FLOW_CREATED:
 		break;
 	case FLOW_EXISTS: /* opened on another CPU a moment ago: look again */

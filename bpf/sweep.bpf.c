@@ -233,8 +233,7 @@ always_inline void move_connection(struct move *move, const int family)
 		move_forget(&e->pair, answer);
 		move->left++;
 	}
-	table_release(answer, ours);
-	table_release(forward, ours);
+	flow_release_both(forward, answer, ours);
 }
 
 /* Is this entry what is left of a connection that stands in the current table already, or of none? (An entry whose next

@@ -21,7 +21,7 @@ from clearway.model import config_from_data
 from clearway.model.sizes import bucket_bytes, buckets_for
 from tests.net.datapath.conftest import SIZES, bpftool
 
-STAGES = ("known", "open", "icmp", "answer")
+STAGES = ("again", "known", "open", "icmp", "answer")
 FLOW_TABLES = ("flow4_v2", "flow6_v2")
 PAGE = 4096
 
