@@ -169,12 +169,13 @@ always_inline int leave_to_fragment(struct packet *p, const struct verdict *v)
 /* The other programs send here what they cannot forward; why, shows again. */
 always_inline int enter_answer(struct packet *p, struct scratch *s)
 {
+	bool stateless = s->stateless;
+
+	s->stateless = false; /* the next packet's until it says so itself */
 	if (p->ttl <= 1)
 		return answer_ttl(p);
 	if (p->fragment == FRAGMENT_LATER && !fragment_load(p))
 		return conclude(p, REASON_DROP_FRAGMENT_UNKNOWN);
-	bool stateless = s->stateless;
-	s->stateless = false;
 	s->entry.key = p->tuple;
 	if (!stateless && !flow_peek(&s->entry))
 		return answer_reset(p);

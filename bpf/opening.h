@@ -187,11 +187,15 @@ never_inline int opening_forward(struct packet *p, struct scratch *s, int reason
 	return forward(p, v, &s->egress, reason);
 }
 
-always_inline int opening_send(struct packet *p, struct scratch *s, int reason)
+/* stateless: without an entry. What is too big for the way is answered or fragmented as of a flow (enter_answer). */
+always_inline int opening_send(struct packet *p, struct scratch *s, int reason, bool stateless)
 {
 	int verdict = opening_forward(p, s, reason);
 
-	return verdict == SEND_ANSWER ? stage(p, STAGE_ANSWER) : verdict;
+	if (verdict != SEND_ANSWER)
+		return verdict;
+	s->stateless = stateless;
+	return stage(p, STAGE_ANSWER);
 }
 
 /* All stages that decide, none that acts; for the stack as well. CONTINUE: the flow may be opened. */
@@ -230,13 +234,11 @@ always_inline bool opening_sends(const struct packet *p, const struct scratch *s
 #endif
 }
 
-/* Without an entry. What is too big for the way is answered or fragmented as of a flow (enter_answer). */
 always_inline int opening_stateless(struct packet *p, struct scratch *s)
 {
 	stateless_note();
 	s->entry.key = p->tuple;
-	s->stateless = true;
-	return opening_send(p, s, REASON_FORWARD_STATELESS);
+	return opening_send(p, s, REASON_FORWARD_STATELESS, true);
 }
 
 always_inline int enter_open(struct packet *p, struct scratch *s)
@@ -276,5 +278,5 @@ always_inline int enter_open(struct packet *p, struct scratch *s)
 	}
 	if (o.service)
 		service_count(o.endpoint);
-	return opening_send(p, s, REASON_FORWARD_NEW);
+	return opening_send(p, s, REASON_FORWARD_NEW, false);
 }

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
 
 from tests.packet.addresses import BACK, FRONT, NARROW, NARROW_MTU, Net
@@ -19,6 +22,15 @@ def stateless(node: Node, net: Net) -> Node:
     node.apply(services(net), when_full="stateless")
     node.flows.fill(net.family)
     return node
+
+
+@pytest.fixture
+def one_cpu() -> Iterator[None]:
+    """What one packet leaves behind on a CPU, the next one finds."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)
 
 
 def services(net: Net) -> list[dict[str, object]]:
@@ -125,3 +137,24 @@ def test_too_big_for_the_way_is_answered(node: Node, net: Net) -> None:
     out = talk.client(payload=bytes(NARROW_MTU))
     assert out.reason in ("answer_too_big", "punt_to_fragment")
     assert out.reason == "punt_to_fragment" or network(out.packet).dst == net.client
+
+
+@pytest.mark.usefixtures("one_cpu")
+def test_next_packet_is_answered_for_what_it_is(node: Node, net: Net) -> None:
+    node.apply(services(net), when_full="stateless")
+    node.flows.fill(net.family)
+    assert Conversation(node, net, proto="udp").first().reason == "forward_stateless"
+    node.flows.clear()
+    node.apply([service(net)], midstream="reset")
+    assert Conversation(node, net).client("A").reason == "answer_reset"
+
+
+@pytest.mark.usefixtures("one_cpu")
+def test_next_packet_is_answered_for_what_it_is_after_one_too_big(node: Node, net: Net) -> None:
+    node.apply([service(net, net.host(NARROW, 11), protocol="udp")], when_full="stateless")
+    node.flows.fill(net.family)
+    out = Conversation(node, net, proto="udp").client(payload=bytes(NARROW_MTU))
+    assert out.reason in ("answer_too_big", "punt_to_fragment")
+    node.flows.clear()
+    node.apply([service(net)], midstream="reset")
+    assert Conversation(node, net).client("A").reason == "answer_reset"
