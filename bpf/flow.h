@@ -186,6 +186,7 @@ struct peek {
 	__u32 nat;
 	__u32 table;
 	__u32 bucket;
+	__u32 first; /* of the two buckets of its key */
 	__u32 slot;
 	__u32 mark;
 };
@@ -222,6 +223,7 @@ __noinline int flow_peek_once(struct peek *peek)
 	peek->nat = table_nat(&spot);
 	peek->table = spot.table;
 	peek->bucket = spot.bucket;
+	peek->first = spot.first;
 	peek->slot = spot.slot;
 	peek->mark = spot.mark;
 	struct carried_key key = carried_key(peek->key.family, spot.table, spot.bucket, spot.slot);
@@ -322,9 +324,11 @@ struct ending {
 
 always_inline bool peek_free(const struct peek *peek)
 {
-	struct flow_marks *marks = table_bucket(peek->key.family, peek->table, peek->bucket);
+	struct flow_marks *marks = table_bucket(peek->key.family, peek->table, peek->bucket), *first = NULL;
 
-	if (!marks || !table_free(marks, peek->slot, peek->mark))
+	if (peek->bucket != peek->first)
+		first = table_bucket(peek->key.family, peek->table, peek->first);
+	if (!marks || !table_free(marks, peek->slot, peek->mark, first))
 		return false;
 	if (peek->state & FLOW_FOLDED) {
 		struct carried_key key = carried_key(peek->key.family, peek->table, peek->bucket, peek->slot);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Every table of the data path. Sizes given as 1 are set by the control plane before loading, from the
  * configuration (conntrack.max_flows, limits). All are pinned by name and shared by every program; the
- * name carries the layout's version. Nothing but table.h touches flow4_v2 and flow6_v2. */
+ * name carries the layout's version. Nothing but table.h touches flow4_v3 and flow6_v3. */
 #pragma once
 
 #define TABLE(NAME, TYPE, KEY, VALUE, ENTRIES, FLAGS) \
@@ -30,8 +30,8 @@
 			}); \
 	} NAME SEC(".maps")
 
-FLOW_TABLE(flow4_v2, struct flow4_bucket);
-FLOW_TABLE(flow6_v2, struct flow6_bucket);
+FLOW_TABLE(flow4_v3, struct flow4_bucket);
+FLOW_TABLE(flow6_v3, struct flow6_bucket);
 TABLE(flows_v1, BPF_MAP_TYPE_ARRAY, __u32, struct flow_tables, 1, 0);
 TABLE(carried_v1, BPF_MAP_TYPE_HASH, struct carried_key, struct carried, 65536, BPF_F_NO_PREALLOC);
 TABLE(ended_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, FLOW_END_COUNT, 0); /* index: enum flow_end */

@@ -39,6 +39,7 @@ struct spot {
 	__u32 slot;
 	__u32 mark; /* as it was found */
 	__u32 bucket;
+	__u32 first; /* of the two buckets of its key */
 	__u32 table;
 };
 
@@ -124,10 +125,10 @@ always_inline void table_choose(const struct flow_tables *tables, const struct t
 always_inline struct flow_marks *table_bucket(const int family, __u32 table, __u32 bucket)
 {
 	if (family == FAMILY_IPV4) {
-		void *inner = bpf_map_lookup_elem(&flow4_v2, &table);
+		void *inner = bpf_map_lookup_elem(&flow4_v3, &table);
 		return inner ? bpf_map_lookup_elem(inner, &bucket) : NULL;
 	}
-	void *inner = bpf_map_lookup_elem(&flow6_v2, &table);
+	void *inner = bpf_map_lookup_elem(&flow6_v3, &table);
 	return inner ? bpf_map_lookup_elem(inner, &bucket) : NULL;
 }
 
@@ -150,13 +151,36 @@ always_inline bool flow_is(const struct flow *f, const struct tuple *t, const in
 	return addr_equal(&f6->key_src, &t->src) && addr_equal(&f6->key_dst, &t->dst);
 }
 
-/* The same slot, as a number that the verifier knows only by its bound (the pad is zero), so that what follows is verified
- * once and not for each slot. FLOW_SLOTS and more: none. */
-always_inline __u32 table_any_slot(const struct flow_marks *marks, __u32 slot)
+/* The same slot, as a number that the verifier knows nothing of, so that what follows is verified once and not for each
+ * slot. FLOW_SLOTS and more: none. `any`: a number that it does not know either. */
+always_inline __u32 table_any_slot(__u32 slot, __u32 any)
 {
-	slot += READ_ONCE(marks->pad);
-	keep_register(slot);
-	return slot;
+	__u32 others = ~any;
+
+	keep_register(others);
+	return slot + (any & others);
+}
+
+#define AWAY_ONE (1ull << 56) /* in the last word of the marks */
+#define AWAY_MAX 128	      /* never reached by chance; leaves room for as many CPUs that count at once */
+
+always_inline void table_count_away(struct flow_marks *first, __u64 add)
+{
+	__u64 *words = (void *)first;
+
+	__sync_fetch_and_add(&words[sizeof(*first) / sizeof(*words) - 1], add);
+}
+
+/* A first bucket counts its entries that stand in their second ones, so that nobody looks there in vain. It counts up
+ * before one can be found there, and down when it cannot be found there any more. */
+always_inline void table_went_away(struct flow_marks *first)
+{
+	table_count_away(first, AWAY_ONE);
+}
+
+always_inline void table_came_back(struct flow_marks *first)
+{
+	table_count_away(first, -AWAY_ONE);
 }
 
 /* The slot that an entry takes if it is free: one look there finds most of them, and the entry's line is fetched
@@ -182,7 +206,7 @@ always_inline bool table_scan(struct flow_marks *marks, const struct tuple *t, _
 			if (mark >> TAG_SHIFT == tag && flow_is(table_slot(marks, family, slot), t, family))
 				break;
 		}
-	slot = table_any_slot(marks, slot);
+	slot = table_any_slot(slot, mark);
 	if (slot >= FLOW_SLOTS)
 		return false;
 	struct flow *f = table_slot(marks, family, slot);
@@ -194,7 +218,8 @@ always_inline bool table_scan(struct flow_marks *marks, const struct tuple *t, _
 	return true;
 }
 
-/* The entry of `t` in one of the tables; hash: table_hash() of t. The second bucket is not even computed for those that stand in the first. */
+/* The entry of `t` in one of the tables; hash: table_hash() of t. The second bucket is not even computed for those that stand
+ * in the first, nor where nobody has gone there. */
 always_inline bool table_find(const struct flow_tables *tables, const struct tuple *t, __u64 hash, const int family,
 			      __u32 table, struct spot *spot)
 {
@@ -202,12 +227,14 @@ always_inline bool table_find(const struct flow_tables *tables, const struct tup
 	__u32 tag = table_tag(hash);
 
 	spot->table = table;
-	spot->bucket = table_scale(hash, buckets);
+	spot->first = spot->bucket = table_scale(hash, buckets);
 	struct flow_marks *marks = table_bucket(family, table, spot->bucket);
 	if (!marks)
 		return false;
 	if (table_scan(marks, t, tag, family, spot))
 		return true;
+	if (!READ_ONCE(marks->away))
+		return false;
 	spot->bucket = table_second(hash, spot->bucket, buckets);
 	marks = table_bucket(family, table, spot->bucket);
 	return marks && table_scan(marks, t, tag, family, spot);
@@ -270,10 +297,14 @@ always_inline bool mark_locked(__u32 mark)
 	return mark & 1;
 }
 
-/* True for the only one who ends this life of the slot. */
-always_inline bool table_free(struct flow_marks *marks, __u32 slot, __u32 mark)
+/* True for the only one who ends this life of the slot. first: of the two buckets of its key, NULL where it stands there. */
+always_inline bool table_free(struct flow_marks *marks, __u32 slot, __u32 mark, struct flow_marks *first)
 {
-	return !mark_locked(mark) && mark_change(table_mark(marks, slot), mark, mark_next(mark, FLOW_TAG_FREE));
+	if (mark_locked(mark) || !mark_change(table_mark(marks, slot), mark, mark_next(mark, FLOW_TAG_FREE)))
+		return false;
+	if (first)
+		table_came_back(first);
+	return true;
 }
 
 always_inline bool table_lock(struct spot *spot)
@@ -385,7 +416,7 @@ always_inline __u32 table_claim_in(struct flow_marks *marks, __u32 tag, __u32 *m
 		for (slot = 0; slot < FLOW_SLOTS; slot++)
 			if (table_claim_slot(marks, slot, mark))
 				break;
-	return table_any_slot(marks, slot);
+	return table_any_slot(slot, *mark);
 }
 
 always_inline void table_write(struct flow *f, const struct birth *b, const int family)
@@ -412,8 +443,9 @@ always_inline void table_write(struct flow *f, const struct birth *b, const int 
 }
 
 /* Does another entry of the same key stand in this bucket, that ours must give way to? One that is being born as well
- * and stands further back is ended. */
-always_inline bool table_yields(struct flow_marks *marks, __u32 bucket, const struct birth *b, const int family)
+ * and stands further back is ended. first: NULL if this is the first bucket. */
+always_inline bool table_yields(struct flow_marks *marks, __u32 bucket, const struct birth *b, const int family,
+				struct flow_marks *first)
 {
 	for (__u32 slot = 0; slot < FLOW_SLOTS; slot++) {
 		__u32 mark = READ_ONCE(marks->mark[slot]), tag = mark >> TAG_SHIFT;
@@ -426,8 +458,28 @@ always_inline bool table_yields(struct flow_marks *marks, __u32 bucket, const st
 			return true;
 		if (!mark_change(&marks->mark[slot], mark, mark_next(mark, FLOW_TAG_FREE)))
 			return true;
+		if (first)
+			table_came_back(first);
 	}
 	return false;
+}
+
+/* Is there an entry of the key that is to be born? */
+always_inline bool table_has(const struct flow_tables *tables, const struct birth *b, struct flow_marks *first,
+			     const int family)
+{
+	const struct choice *choice = &b->choice;
+	struct spot spot = {};
+
+	if (table_scan(first, &b->key, choice->tag, family, &spot))
+		return true;
+	if (READ_ONCE(first->away)) {
+		struct flow_marks *second = table_bucket(family, b->table, choice->bucket[1]);
+		if (second && table_scan(second, &b->key, choice->tag, family, &spot))
+			return true;
+	}
+	return !b->moving && table_buckets(tables, family, !b->table) &&
+	       table_find(tables, &b->key, table_hash(tables, &b->key, family), family, !b->table, &spot);
 }
 
 /* Write the entry into a free slot of its buckets. CREATED: BORN, to be committed or withdrawn. */
@@ -435,42 +487,46 @@ always_inline enum flow_result table_place(const struct flow_tables *tables, str
 {
 	struct flow_marks *first, *second, *marks;
 	const struct choice *choice = &b->choice;
-	struct spot spot = {};
 
 	b->table = tables->current & 1;
-	__u32 buckets = table_buckets(tables, family, b->table);
-	table_choose(tables, &b->key, family, buckets, &b->choice);
+	table_choose(tables, &b->key, family, table_buckets(tables, family, b->table), &b->choice);
 	first = table_bucket(family, b->table, choice->bucket[0]);
-	second = table_bucket(family, b->table, choice->bucket[1]);
-	if (!first || !second)
+	if (!first)
 		return FLOW_FULL;
-	if (table_scan(first, &b->key, choice->tag, family, &spot) ||
-	    table_scan(second, &b->key, choice->tag, family, &spot))
+	if (table_has(tables, b, first, family))
 		return FLOW_EXISTS;
-	if (!b->moving && table_buckets(tables, family, !b->table) &&
-	    table_find(tables, &b->key, table_hash(tables, &b->key, family), family, !b->table, &spot))
-		return FLOW_EXISTS;
-	bool other = false;
+	bool away = false;
 	marks = first;
 	__u32 slot = table_claim_in(marks, choice->tag, &b->mark);
 	if (slot >= FLOW_SLOTS) {
-		other = true;
-		marks = second;
+		marks = table_bucket(family, b->table, choice->bucket[1]);
+		if (!marks || READ_ONCE(first->away) >= AWAY_MAX)
+			return FLOW_FULL;
+		away = true;
+		table_went_away(first);
 		slot = table_claim_in(marks, choice->tag, &b->mark);
 	}
 	keep_register(slot);
-	if (slot >= FLOW_SLOTS)
+	if (slot >= FLOW_SLOTS) {
+		table_came_back(first);
 		return FLOW_FULL;
+	}
 	b->slot = slot;
-	b->bucket = other ? choice->bucket[1] : choice->bucket[0];
+	b->bucket = away ? choice->bucket[1] : choice->bucket[0];
 	table_write(table_slot(marks, family, slot), b, family);
 	marks->rare[slot] = b->rare;
 	marks->nat[slot] = b->nat;
 	b->mark = mark_next(b->mark, FLOW_TAG_BORN);
 	__sync_lock_test_and_set(&marks->mark[slot], b->mark);
-	if (!table_yields(first, choice->bucket[0], b, family) && !table_yields(second, choice->bucket[1], b, family))
+	bool yields = table_yields(first, choice->bucket[0], b, family, NULL);
+	if (!yields && READ_ONCE(first->away)) {
+		second = table_bucket(family, b->table, choice->bucket[1]);
+		yields = second && table_yields(second, choice->bucket[1], b, family, first);
+	}
+	if (!yields)
 		return FLOW_CREATED;
-	mark_change(&marks->mark[slot], b->mark, mark_next(b->mark, FLOW_TAG_FREE));
+	if (mark_change(&marks->mark[slot], b->mark, mark_next(b->mark, FLOW_TAG_FREE)) && away)
+		table_came_back(first);
 	return FLOW_EXISTS;
 }
 
@@ -491,13 +547,20 @@ always_inline bool table_shift(const struct flow_tables *tables, struct flow_mar
 		return false;
 	flow_key(f, family, key);
 	table_choose(tables, key, family, table_buckets(tables, family, table), &choice);
-	__u32 other = choice.bucket[0] == bucket ? choice.bucket[1] : choice.bucket[0];
+	bool leaves = choice.bucket[0] == bucket; /* for its second bucket */
+	__u32 other = leaves ? choice.bucket[1] : choice.bucket[0];
 	struct flow_marks *there = table_bucket(family, table, other);
-	if (!there || other == spare[0] || other == spare[1])
+	if (!there || other == spare[0] || other == spare[1] || (leaves && READ_ONCE(marks->away) >= AWAY_MAX))
 		return false;
+	struct flow_marks *first = leaves ? marks : there;
+	if (leaves)
+		table_went_away(first);
 	__u32 place = table_claim_in(there, choice.tag, &claimed);
-	if (place >= FLOW_SLOTS)
+	if (place >= FLOW_SLOTS) {
+		if (leaves)
+			table_came_back(first);
 		return false;
+	}
 	struct flow *to = table_slot(there, family, place);
 	if (family == FAMILY_IPV4)
 		*(struct flow4 *)to = *(struct flow4 *)f;
@@ -520,6 +583,8 @@ always_inline bool table_shift(const struct flow_tables *tables, struct flow_mar
 		carried_forget(family, table, done ? here : yonder);
 	if (same)
 		table_unlock(there, place, moved, done ? tag : FLOW_TAG_FREE);
+	if (leaves != done)
+		table_came_back(first);
 	return done;
 }
 
@@ -540,9 +605,20 @@ always_inline bool table_commit(struct birth *b)
 	return table_turn(b, mark_next(b->mark, b->choice.tag) | 1);
 }
 
+/* What was placed is FREE. */
+always_inline void table_left(const struct birth *b)
+{
+	if (b->bucket == b->choice.bucket[0])
+		return;
+	struct flow_marks *first = table_bucket(b->key.family, b->table, b->choice.bucket[0]);
+	if (first)
+		table_came_back(first);
+}
+
 always_inline void table_withdraw(struct birth *b)
 {
-	table_turn(b, mark_next(b->mark, FLOW_TAG_FREE));
+	if (table_turn(b, mark_next(b->mark, FLOW_TAG_FREE)))
+		table_left(b);
 }
 
 /* After table_commit(): it stays, or is FREE. */
@@ -550,6 +626,9 @@ always_inline void table_release(const struct birth *b, bool stays)
 {
 	struct flow_marks *marks = table_bucket(b->key.family, b->table, b->bucket);
 
-	if (marks)
-		table_unlock(marks, b->slot, b->mark, stays ? b->choice.tag : FLOW_TAG_FREE);
+	if (!marks)
+		return;
+	table_unlock(marks, b->slot, b->mark, stays ? b->choice.tag : FLOW_TAG_FREE);
+	if (!stays)
+		table_left(b);
 }

@@ -50,9 +50,10 @@ struct flow_marks {
 	__u32 mark[FLOW_SLOTS];
 	__u32 rare[FLOW_SLOTS]; /* opening direction: endpoint, if FLOW_HAS_SERVICE; answering: jiffies of its birth */
 	__u8 nat[FLOW_SLOTS];	/* NAT rule, if FLOW_HAS_NAT; opening direction: lower byte, answering: upper byte */
-	__u8 pad;		/* to a cache line */
+	__u8 away;		/* entries that this is the first bucket of, and that stand in their second (table.h) */
 };
-_Static_assert(sizeof(struct flow_marks) == 64, "struct flow_marks");
+_Static_assert(sizeof(struct flow_marks) == 64 && __builtin_offsetof(struct flow_marks, away) == 63,
+	       "struct flow_marks");
 
 /* What this direction has sent so far (SENT_*), what the other one has (HEARD_*), and what does not change. Both entries
  * tell all of it, so that each gives away the state of the connection by itself (state.h). Changed by atomic operations

@@ -22,7 +22,7 @@ from clearway.datapath import Datapath, Sizes, bpf
 from clearway.datapath.btf import Btf
 from clearway.datapath.calls import MoveResult, SweepResult, run_move, run_sweep
 from clearway.datapath.datapath import remove
-from clearway.datapath.flowtable import SLOTS, FlowTable, Keys
+from clearway.datapath.flowtable import SLOTS, FlowTable, Keys, as_bytes
 from clearway.datapath.loader import LoadedObject, load_object, read_layouts
 from clearway.datapath.pins import Pins
 from clearway.datapath.tables import Table
@@ -434,6 +434,22 @@ class Kernel:
         """The current table."""
         with self.datapath.flow_tables() as tables:
             yield next(table for table in tables if table.family == family)
+
+    def away(self, family: int) -> tuple[list[int], list[int]]:
+        """What the first buckets of the current table say of entries in their second ones, and what there are."""
+        with self.table(family) as table:
+            found = table.entries()
+            first, _, _ = table.choose(
+                Keys(
+                    src=as_bytes(found.slot["key_src"]),
+                    dst=as_bytes(found.slot["key_dst"]),
+                    sport=found.flow["key_sport"],
+                    dport=found.flow["key_dport"],
+                    proto=found.flow["state"] & 0xFF,
+                )
+            )
+            there = np.bincount(first[found.place // SLOTS != first], minlength=table.buckets)
+            return table.rows["marks"]["away"].tolist(), there.tolist()
 
     def entries(self) -> int:
         """In force, in all tables; two a connection."""

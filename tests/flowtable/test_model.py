@@ -317,6 +317,11 @@ class Table(RuleBasedStateMachine):
             assert entry.hit == (entry.table == table.which)
         return entry
 
+    @invariant()
+    def first_buckets_count_who_stands_in_the_second(self) -> None:
+        counted, there = self.kernel.away(self.family)
+        assert counted == there
+
     # ---- what Python reads ----
 
     @invariant()

@@ -60,6 +60,8 @@ class Outcome:
     """Of `flows`, in their order."""
     twice: int
     """Keys that are there twice."""
+    away: tuple[list[int], list[int]]
+    """Kernel.away()"""
 
     @property
     def half_ended(self) -> int:
@@ -84,6 +86,7 @@ def outcome(kernel: Kernel, family: int, crowd: Crowd) -> Outcome:
         flows=flows,
         residents=residents[np.argsort(residents["client_port"])],
         twice=duplicates(kernel, family),
+        away=kernel.away(family),
     )
 
 
@@ -148,6 +151,11 @@ def test_two_lives_of_one_key_are_never_in_force_at_once(crowded: Outcome) -> No
 def test_entries_pair_up_when_it_is_quiet(crowded: Outcome) -> None:
     assert crowded.flows["paired"].all()
     assert crowded.entries == 2 * len(crowded.flows)
+
+
+def test_first_buckets_count_who_stands_in_the_second(crowded: Outcome) -> None:
+    counted, there = crowded.away
+    assert counted == there
 
 
 def test_connections_add_up(crowded: Outcome) -> None:
@@ -252,6 +260,8 @@ def test_nothing_is_mixed_or_twice_when_tables_are_exchanged(resized: tuple[Outc
     found, _ = resized
     assert (found.seen.mixed, found.seen.twice, found.twice) == (0, 0, 0)
     assert found.flows["paired"].all() and found.entries == 2 * len(found.flows)
+    counted, there = found.away
+    assert counted == there
 
 
 def test_connections_add_up_when_tables_are_exchanged(resized: tuple[Outcome, list[int]]) -> None:

@@ -54,7 +54,7 @@ def test_default_data_path_takes_less_than_64_mib(cpus: int) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flow_table_takes_all_of_its_memory_at_once(family: int) -> None:
-    table = next(t for t in estimate_memory(configured(1_048_576)).tables if t.name == f"flow{family}_v2")
+    table = next(t for t in estimate_memory(configured(1_048_576)).tables if t.name == f"flow{family}_v3")
     assert table.rows == buckets_for(1_048_576)
     assert table.empty_bytes == table.full_bytes
     # Two entries a connection of one line (IPv4) or two (IPv6); one more of 8 or 15 for marks; 80 % full.

@@ -148,7 +148,7 @@ def megabytes(count: int) -> str:
 def _flow_tables(max_flows: int) -> Iterator[TableMemory]:
     """One of each family; an entry may be any flow's, so that there is nothing to add when they fill."""
     for family in FLOW_LINES:
-        yield _mapped_array(f"flow{family}_v2", buckets_for(max_flows), bucket_bytes(family))
+        yield _mapped_array(f"flow{family}_v3", buckets_for(max_flows), bucket_bytes(family))
 
 
 def _flow_bytes(max_flows: int) -> int:

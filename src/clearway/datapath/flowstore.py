@@ -2,7 +2,7 @@
 """The flow tables of an instance: made, exchanged for larger or smaller ones, swept and read.
 
 Which table is the current one, how large both are and the key of their hash stand in flows_v1; the tables
-themselves in flow4_v2 and flow6_v2, two places each (bpf/table.h). A table is exchanged while packets go
+themselves in flow4_v3 and flow6_v3, two places each (bpf/table.h). A table is exchanged while packets go
 through it: they find what is in either, new flows go to the current one, and the `move` program brings over
 the rest.
 """
@@ -39,7 +39,7 @@ Array = npt.NDArray[Any]
 
 BPF_F_MMAPABLE = 1 << 10
 BPF_F_INNER_MAP = 1 << 12
-OUTER = {FAMILY_IPV4: "flow4_v2", FAMILY_IPV6: "flow6_v2"}
+OUTER = {FAMILY_IPV4: "flow4_v3", FAMILY_IPV6: "flow6_v3"}
 BUCKETS = {FAMILY_IPV4: "buckets4", FAMILY_IPV6: "buckets6"}
 STRUCTS = {FAMILY_IPV4: "flow4_bucket", FAMILY_IPV6: "flow6_bucket"}
 FLOWS = "flows_v1"
@@ -117,7 +117,7 @@ class FlowStore:
     """The flow tables of an instance. sweep() is for one thread, prepared() for another, the rest for any."""
 
     def __init__(self, tables: Mapping[str, Table], structs: Mapping[str, np.dtype[Any]]) -> None:
-        """tables: flows_v1, flow4_v2, flow6_v2. structs: dtypes of STRUCTS."""
+        """tables: flows_v1, flow4_v3, flow6_v3. structs: dtypes of STRUCTS."""
         self._tables = tables
         self._structs = structs
         self._position = 0.0  # where the next part of a sweep begins, as a part of the whole

@@ -81,7 +81,7 @@ def open_object(path: Path) -> int:
 def read_layouts(path: Path) -> tuple[dict[str, MapLayout], set[str]]:
     """Layouts of the tables of an object file, and the names of its constants; nothing is loaded.
 
-    A table carries the version of its layout in its name ("flow4_v2") and is shared; maps without one are the
+    A table carries the version of its layout in its name ("flow4_v3") and is shared; maps without one are the
     object's own business.
     """
     handle = open_object(path)

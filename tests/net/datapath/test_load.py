@@ -22,7 +22,7 @@ from clearway.model.sizes import bucket_bytes, buckets_for
 from tests.net.datapath.conftest import SIZES, bpftool
 
 STAGES = ("again", "known", "open", "icmp", "answer")
-FLOW_TABLES = ("flow4_v2", "flow6_v2")
+FLOW_TABLES = ("flow4_v3", "flow6_v3")
 PAGE = 4096
 
 
@@ -120,7 +120,7 @@ def test_tail_calls_lead_to_the_programs_of_the_same_load(datapath: Datapath, ho
 
 
 def test_all_objects_share_one_set_of_tables(datapath: Datapath) -> None:
-    shared = bpftool("map", "show", "pinned", str(BPFFS / datapath.instance / "maps" / "flow4_v2"))["id"]
+    shared = bpftool("map", "show", "pinned", str(BPFFS / datapath.instance / "maps" / "flow4_v3"))["id"]
     for name in ("sweep", "cw_xdp", "cw_tc"):
         (program,) = (p for p in datapath.programs() if p.name == name)
         assert shared in bpftool("prog", "show", "id", str(program.id))["map_ids"]
