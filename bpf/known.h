@@ -63,10 +63,7 @@ always_inline bool known_keeps(const struct packet *p, struct scratch *s)
 	if (!(s->entry.verdict.state & FLOW_HAS_SERVICE))
 		return true;
 	e->entry.key = p->tuple;
-	if (!flow_find_both(e) || !e->paired)
-		return false;
-	const struct peek *opening = e->entry.state & FLOW_REPLY ? &e->pair : &e->entry;
-	return service_keeps(active_now().epoch, opening->rare, &opening->key, &opening->leaves);
+	return flow_find_both(e) && e->paired && service_keeps(active_now().epoch, e);
 }
 
 /* Where does the route lead now? For this packet, and for those that follow. */

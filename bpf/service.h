@@ -42,15 +42,19 @@ always_inline const struct endpoint *service_endpoint(const struct service *serv
 	return endpoint && endpoint->state == ENDPOINT_ACTIVE ? endpoint : NULL;
 }
 
-/* May a flow go on to the endpoint it was opened to? Ids are given out again, so what counts is that the rows still say
- * what the flow does. client, to: the tuples that its opening direction arrives and leaves with. */
-always_inline bool service_keeps(__u32 epoch, __u32 id, const struct tuple *client, const struct tuple *to)
+/* May a connection go on to the endpoint it was opened to? Ids are given out again, so what counts is that the rows still
+ * say what its entries do. e: both, as flow_find_both() has found them. */
+always_inline bool service_keeps(__u32 epoch, const struct ending *e)
 {
-	const struct endpoint *endpoint = bpf_map_lookup_elem(&endpoint_v1, &id);
-	const struct service *service = service_lookup(epoch, client);
+	const struct peek *opening = e->entry.state & FLOW_REPLY ? &e->pair : &e->entry;
+
+	if (!(opening->state & FLOW_HAS_SERVICE))
+		return true;
+	const struct endpoint *endpoint = bpf_map_lookup_elem(&endpoint_v1, &opening->rare);
+	const struct service *service = service_lookup(epoch, &opening->key);
 
 	return endpoint && service && endpoint->state != ENDPOINT_FREE && endpoint->service == service->id &&
-	       endpoint->port == to->dport && addr_equal(&endpoint->address, &to->dst);
+	       endpoint->port == opening->leaves.dport && addr_equal(&endpoint->address, &opening->leaves.dst);
 }
 
 always_inline void service_count(__u32 endpoint)

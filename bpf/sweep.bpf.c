@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* What the daemon has done inside the kernel, so that nothing is copied out: `sweep` removes what has been idle for too
- * long, a part of the table at a time; `move` brings connections from a table that was replaced to the current one;
+ * long or whose endpoint is gone, a part of the table at a time; `move` brings connections from a table that was replaced to the current one;
  * `clock` tells the loader what a jiffy is and a reader what time it is. */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
@@ -14,6 +14,7 @@
 #include "state.h"
 #include "table.h"
 #include "flow.h"
+#include "service.h"
 
 /* What these programs are just working out. Not the packet programs' scratch: they interrupt these. */
 enum work_index {
@@ -50,19 +51,47 @@ struct sweep {
 	__u32 now;
 };
 
-/* A connection that has been idle for too long, as far as this entry knows. If its pair has seen a packet, this entry
- * takes over the time, so that it is not asked for again before that has passed. */
+/* Is an opening entry's endpoint another one now, or none? One look-up, which does not tell services apart that share an
+ * endpoint: whoever asks for the pair asks for all (sweep_is_gone). */
+always_inline bool sweep_may_be_gone(const struct flow_marks *marks, __u32 slot, const struct flow *f, const int family)
+{
+	if ((f->state & (FLOW_HAS_SERVICE | FLOW_REPLY)) != FLOW_HAS_SERVICE)
+		return false;
+	__u32 id = marks->rare[slot];
+	const struct endpoint *endpoint = bpf_map_lookup_elem(&endpoint_v1, &id);
+	if (!endpoint || endpoint->state == ENDPOINT_FREE || endpoint->family != family || endpoint->port != f->dport)
+		return true;
+	if (family == FAMILY_IPV4)
+		return endpoint->address.v4 != ((const struct flow4 *)f)->dst;
+	return !addr_equal(&endpoint->address, &((const struct flow6 *)f)->dst);
+}
+
+/* Has the connection's endpoint been removed? The epoch is read after the flow was found, so its rows know the flow's
+ * endpoint; and once more, because nobody waits for this program before they are cleared away. A function that is verified
+ * once, and not for each slot. */
+__noinline int sweep_is_gone(struct ending *e)
+{
+	__u32 epoch = active_now().epoch;
+
+	return e && e->paired && !service_keeps(epoch, e) && active_now().epoch == epoch;
+}
+
+/* A connection that has been idle for too long, or lost its endpoint, as far as this entry knows. If its pair has seen a
+ * packet, this entry takes over the time, so that it is not asked for again before that has passed. */
 always_inline void sweep_both(struct sweep *sweep, struct flow *f, __u32 seen, const int family)
 {
 	struct ending *e = &sweep->work->ending;
 
 	flow_key(f, family, &e->entry.key);
 	e->now = sweep->now;
-	e->why = FLOW_END_EXPIRED;
 	if (!flow_find_both(e))
 		return;
 	__u32 patience = e->paired ? flow_patience(sweep->config, e->entry.state) : ticks(ORPHAN_MS);
-	if (e->idle <= patience) {
+	if (e->idle > patience) {
+		e->why = FLOW_END_EXPIRED;
+	} else if (sweep_is_gone(e)) {
+		e->why = FLOW_END_ENDPOINT_GONE;
+	} else {
 		__sync_val_compare_and_swap(&f->seen, seen, sweep->now - e->idle);
 		return;
 	}
@@ -85,7 +114,8 @@ always_inline long sweep_bucket(__u32 index, struct sweep *sweep, const int fami
 		__u32 state = f->state, seen = f->seen;
 		if (!(state & FLOW_REPLY))
 			sweep->args->visited++;
-		if (look || idle_since(sweep->now, seen) > flow_patience(sweep->config, state))
+		if (look || idle_since(sweep->now, seen) > flow_patience(sweep->config, state) ||
+		    sweep_may_be_gone(marks, slot, f, family))
 			sweep_both(sweep, f, seen, family);
 	}
 	return 0;

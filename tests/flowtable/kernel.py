@@ -100,7 +100,7 @@ class Link:
     leaves: Way
     sent: int = SYN | ACK
     answered: int = SYN | ACK
-    endpoint: int | None = 0
+    endpoint: int = 0
     nat: int | None = None
     carried: tuple[int, int] = (1, 100)
     """Packets and bytes of the opening direction."""
@@ -272,15 +272,14 @@ class Kernel:
             **tuples,
             "forward": flows[0],
             "answer": flows[1],
-            "endpoint": link.endpoint or 0,
+            "endpoint": link.endpoint,
             "created": self.jiffies_ago(0),
             "nat": link.nat or 0,
         }
 
     def states_of(self, link: Link) -> tuple[int, int]:
-        """Both entries' state."""
+        """Both entries' state. No FLOW_HAS_SERVICE: there is no service, so the sweep would end them."""
         both = link.client.proto
-        both |= self.bits["FLOW_HAS_SERVICE"] if link.endpoint is not None else 0
         both |= self.bits["FLOW_HAS_NAT"] if link.nat is not None else 0
         forward = both | link.sent << 8 | link.answered << 12
         answer = both | link.answered << 8 | link.sent << 12 | self.bits[REPLY]

@@ -143,7 +143,7 @@ class Table(RuleBasedStateMachine):
             self.leaves(client, port),
             sent=sent,
             answered=heard,
-            endpoint=None if nat else client,
+            endpoint=client,
             nat=client << 8 | port if nat else None,
         )
         wanted = self.predicted(link)
@@ -310,7 +310,7 @@ class Table(RuleBasedStateMachine):
         folded = self.kernel.bits["FLOW_FOLDED"]
         assert entry.state & ~folded == self.kernel.states_of(known.link)[side]
         if side == 0:
-            assert entry.rare == (known.link.endpoint or 0)
+            assert entry.rare == known.link.endpoint
         nat = known.link.nat or 0
         assert entry.nat == (nat >> 8 if side else nat & 0xFF)
         with self.kernel.table(self.family) as table:
@@ -338,7 +338,7 @@ class Table(RuleBasedStateMachine):
             assert int(flow["state"]) == timeout[f"TIMEOUT_{known.state.upper()}"]
             assert flow["paired"]
             assert flow["family"] == self.family
-            assert int(flow["endpoint"]) == (NONE if known.link.endpoint is None else known.link.endpoint)
+            assert int(flow["endpoint"]) == NONE
             assert int(flow["nat"]) == (NONE if known.link.nat is None else known.link.nat)
             assert abs(float(flow["idle_s"]) - self.idle(known) / self.kernel.hz) < NEARLY / 2
 

@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ageing: each protocol and state has its timeout, both entries of a connection go together."""
+"""Ageing: each protocol and state has its timeout, both entries of a connection go together; and connections
+end with their endpoint.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
+from clearway.compiler import EndpointRow
+from clearway.daemon.rows import endpoint_rows
 from tests.packet.addresses import BACK, FRONT, Net
 from tests.packet.conversation import Conversation, masquerade, service
 from tests.packet.flowtable import Tuple
 from tests.packet.frames import echo, frame
+from tests.packet.marks import PROTOCOLS
 from tests.packet.node import Node
 
 TIMEOUTS = {
@@ -136,6 +144,60 @@ def test_entry_that_may_be_just_being_born_is_kept(aged: Node, net: Net) -> None
     aged.flows.delete_entry(talk.arrives)
     aged.datapath.sweep(thorough=True)
     assert aged.flows.entries() == 1
+
+
+@PROTOCOLS
+def test_idle_connection_of_a_removed_endpoint_ends(aged: Node, net: Net, proto: str) -> None:
+    talk = Conversation(aged, net, proto=proto).open()
+    before = aged.datapath.ended()["endpoint_gone"]
+    aged.apply([service(net, net.endpoints[1], protocol=proto)])
+    assert talk.leaves.dst == net.endpoint
+    assert (aged.datapath.sweep().expired, aged.flows.entries()) == (1, 0)
+    assert aged.datapath.ended()["endpoint_gone"] == before + 1
+
+
+def test_idle_connection_of_a_removed_service_ends(aged: Node, net: Net) -> None:
+    established(aged, net)
+    aged.apply()
+    assert (aged.datapath.sweep().expired, aged.flows.entries()) == (1, 0)
+
+
+def test_idle_connection_of_a_draining_endpoint_stays(aged: Node, net: Net) -> None:
+    established(aged, net)
+    aged.apply([service(net, endpoints=[{"address": net.endpoint, "port": 8080, "drain": True}])])
+    assert (aged.datapath.sweep(thorough=True).expired, aged.flows.entries()) == (0, 2)
+
+
+def test_idle_connection_of_an_endpoint_that_stays_is_kept(aged: Node, net: Net) -> None:
+    talk = established(aged, net)
+    aged.apply([service(net, *net.endpoints[:2])])
+    assert talk.leaves.dst == net.endpoint
+    assert (aged.datapath.sweep(thorough=True).expired, aged.flows.entries()) == (0, 2)
+
+
+@pytest.mark.parametrize("other", ["address", "port"])
+def test_endpoint_that_was_given_the_id_of_a_removed_one_has_none_of_its_connections(
+    aged: Node, net: Net, other: str
+) -> None:
+    established(aged, net)
+    tcp, _udp = aged.tables.endpoints
+    use_endpoint_for(aged, tcp, **{other: net.endpoints[1] if other == "address" else 8081})
+    assert (aged.datapath.sweep().expired, aged.flows.entries()) == (1, 0)
+
+
+def test_endpoint_that_serves_another_service_has_none_of_its_connections(aged: Node, net: Net) -> None:
+    """What is told only where the pair is asked for as well."""
+    established(aged, net)
+    tcp, udp = aged.tables.endpoints
+    use_endpoint_for(aged, tcp, service=udp.service)
+    assert (aged.datapath.sweep(thorough=True).expired, aged.flows.entries()) == (1, 0)
+
+
+def use_endpoint_for(node: Node, row: EndpointRow, **changed: Any) -> None:
+    """The row is another endpoint's from now on."""
+    other = replace(row, **{"address": ip_address(changed.pop("address", row.address)), **changed})
+    table = node.datapath.table("endpoint_v1")
+    table.update(*endpoint_rows(table, node.datapath.enum("endpoint_state"), [other]))
 
 
 def test_sweep_looks_at_every_connection_once(aged: Node, net: Net) -> None:
