@@ -46,7 +46,7 @@ TABLE(fragment_v1, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 
 
 /* configuration */
 TABLE(active_v1, BPF_MAP_TYPE_ARRAY, __u32, struct active, 1, 0);
-TABLE(config_v1, BPF_MAP_TYPE_ARRAY, __u32, struct config, 2, 0); /* index: epoch & 1 */
+TABLE(config_v2, BPF_MAP_TYPE_ARRAY, __u32, struct config, 2, 0); /* index: epoch & 1 */
 TABLE(service_v1, BPF_MAP_TYPE_HASH, struct service_key, struct service, 1, BPF_F_NO_PREALLOC);
 TABLE(claim_v1, BPF_MAP_TYPE_HASH, struct claim, __u32, 1, BPF_F_NO_PREALLOC); /* set; the value is 1 */
 TABLE(origin_v1, BPF_MAP_TYPE_HASH, struct service_key, struct origin, 1, BPF_F_NO_PREALLOC);

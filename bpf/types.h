@@ -281,8 +281,10 @@ struct config {
 	__u32 midstream; /* enum midstream */
 	__u32 when_full; /* enum when_full */
 	__u32 timeout_ms[TIMEOUT_COUNT];
+	__u32 next_endpoint; /* the compiler's: ids go round, so that what flows may still name is not given out again soon */
+	__u32 next_nat;
 };
-_Static_assert(sizeof(struct config) == 60, "struct config");
+_Static_assert(sizeof(struct config) == 68, "struct config");
 
 enum service_mode {
 	MODE_NAT,

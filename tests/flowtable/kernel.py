@@ -202,7 +202,7 @@ class Kernel:
             carried.delete(keys)
 
     def configure(self, **timeouts: float) -> None:
-        table = self.datapath.table("config_v1")
+        table = self.datapath.table("config_v2")
         keys, values = table.items()
         values["epoch"] = EPOCH
         for name, index in self.datapath.enum("timeout").items():

@@ -25,6 +25,8 @@ CONFIG = np.dtype(
         ("midstream", "<u4"),
         ("when_full", "<u4"),
         ("timeout_ms", "<u4", (9,)),
+        ("next_endpoint", "<u4"),
+        ("next_nat", "<u4"),
     ]
 )
 SERVICE_KEY = np.dtype(
@@ -171,7 +173,7 @@ class FakeDatapath:
             return FakeTable(name, key, value, size, indexed, self.writes)
 
         self.tables = {
-            "config_v1": table("config_v1", NUMBER, CONFIG, 2, True),
+            "config_v2": table("config_v2", NUMBER, CONFIG, 2, True),
             "service_v1": table("service_v1", SERVICE_KEY, SERVICE, 2 * services, False),
             "claim_v1": table("claim_v1", CLAIM, NUMBER, 2 * (services + endpoints), False),
             "origin_v1": table("origin_v1", SERVICE_KEY, ORIGIN, 2 * endpoints, False),

@@ -93,13 +93,32 @@ def test_service_keeps_its_ids_and_place_when_others_change() -> None:
     assert second.epoch == 2
 
 
-def test_ids_and_places_are_used_again_one_step_later() -> None:
+def test_ids_of_services_and_places_are_used_again_one_step_later() -> None:
     first = compile_tables(config(service("a", 1, [endpoint(1)]), service("b", 2, [endpoint(2)])), FACTS)
     second = compile_tables(config(service("b", 2, [endpoint(2)])), FACTS, first)
     third = compile_tables(
         config(service("b", 2, [endpoint(2)]), service("c", 3, [endpoint(3)])), FACTS, second
     )
-    assert (row(third, 3).id, row(third, 3).wheel_base, endpoint_id(third, 3, 3)) == (0, 0, 0)
+    assert (row(third, 3).id, row(third, 3).wheel_base) == (0, 0)
+
+
+def test_ids_that_flows_may_still_name_are_the_last_to_be_used_again() -> None:
+    def with_one(number: int) -> Config:
+        return config(service("a", 1, [endpoint(number)]), nat=[nat("out", f"10.{number}.0.0/16")])
+
+    tables = compile_tables(with_one(1), FACTS)
+    endpoints, rules = [tables.endpoints[0].id], [tables.nats[0].id]
+    for number in range(2, 6):
+        tables = compile_tables(with_one(number), FACTS, tables)
+        endpoints.append(tables.endpoints[0].id)
+        rules.append(tables.nats[0].id)
+    assert endpoints == rules == [0, 1, 2, 3, 4]
+
+
+def test_removing_uses_up_no_ids() -> None:
+    first = compile_tables(config(service("a", 1, [endpoint(1), endpoint(2)])), FACTS)
+    second = compile_tables(config(service("a", 1, [endpoint(1)])), FACTS, first)
+    assert (first.next_endpoint, second.next_endpoint) == (2, 2)
 
 
 def test_changed_wheel_moves_and_unchanged_wheel_stays() -> None:
@@ -323,8 +342,15 @@ def test_room_for_wheels_that_is_in_pieces_is_refused_with_the_sizes() -> None:
 # ---- allocation ----
 
 
-def test_ids_are_kept_or_the_lowest_that_nobody_holds() -> None:
-    assert assign_ids(["new", "b", "newer"], {"a": 0, "b": 2}) == {"new": 1, "b": 2, "newer": 3}
+def test_ids_are_kept_or_the_next_that_nobody_holds() -> None:
+    assert assign_ids(["new", "b", "newer"], {"a": 0, "b": 2}, 9) == ({"new": 1, "b": 2, "newer": 3}, 4)
+    assert assign_ids(["b", "new"], {"b": 2}, 9, 5) == ({"b": 2, "new": 5}, 6)
+    assert assign_ids(["b"], {"a": 0, "b": 2}, 9, 5) == ({"b": 2}, 5)
+
+
+def test_ids_go_round() -> None:
+    assert assign_ids(["b", "c", "d"], {"a": 0, "b": 2}, 4, 3) == ({"b": 2, "c": 3, "d": 1}, 2)
+    assert assign_ids(["c", "d"], {}, 4, 4) == ({"c": 0, "d": 1}, 2)
 
 
 def test_ids_beyond_the_size_are_refused() -> None:

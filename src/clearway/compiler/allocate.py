@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids and places in tables: what exists keeps its own, what is new gets the lowest that is free."""
+"""Ids and places in tables: what exists keeps its own, what is new gets another one that is free."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain
 from typing import TypeVar
 
 from .tables import Area
@@ -30,18 +30,26 @@ class Request:
     far_end: bool
 
 
-def assign_ids(wanted: Sequence[Key], held: Mapping[Key, int], size: int | None = None) -> dict[Key, int]:
-    """An id below `size` for each key: the one it holds, or else the lowest that nobody holds.
+def assign_ids(
+    wanted: Sequence[Key], held: Mapping[Key, int], size: int, begin: int = 0
+) -> tuple[dict[Key, int], int]:
+    """An id below `size` for each key: the one it holds, or else the next that nobody holds, from `begin` on
+    and round. And where the next ones begin, so that what became free is the last to be given out again.
 
     What is held by keys that are no longer wanted is not given out: until the switch, their rows are live.
     Raises NoRoomError with the number of ids that are needed at once.
     """
     taken = set(held.values())
-    free = (number for number in count() if number not in taken)
-    ids = {key: held[key] if key in held else next(free) for key in wanted}
-    if size is not None and any(number >= size for number in ids.values()):
-        raise NoRoomError(len({*wanted, *held}), size)
-    return ids
+    free = (number for number in chain(range(begin, size), range(min(begin, size))) if number not in taken)
+    ids = {}
+    for key in wanted:
+        if key in held:
+            ids[key] = held[key]
+        elif (number := next(free, None)) is not None:
+            ids[key], begin = number, number + 1
+        else:
+            raise NoRoomError(len({*wanted, *held}), size)
+    return ids, begin
 
 
 def place_areas(requests: Sequence[Request], occupied: Iterable[Area], slots: int) -> list[int]:

@@ -32,7 +32,8 @@ def compile_tables(config: Config, facts: HostFacts, previous: Tables | None = N
         raise config.origin.error(problems)
     before = previous or Tables()
     service_ids = _service_ids(config, facts, before)
-    endpoint_ids = _endpoint_ids(config, facts, before)
+    endpoint_ids, next_endpoint = _endpoint_ids(config, facts, before)
+    nats, next_nat = _nat_rows(config, facts, before)
     wheels = [_wheel(service, endpoint_ids, before) for service in config.services]
     bases = _wheel_bases(config, facts, before, wheels)
     services = [
@@ -48,10 +49,12 @@ def compile_tables(config: Config, facts: HostFacts, previous: Tables | None = N
         epoch=before.next_epoch,
         services=tuple(sorted(services, key=lambda row: row.id)),
         endpoints=tuple(sorted(endpoints, key=lambda row: row.id)),
-        nats=tuple(sorted(_nat_rows(config, facts, before), key=lambda row: row.id)),
+        nats=tuple(sorted(nats, key=lambda row: row.id)),
         timeouts=config.conntrack.timeouts,
         midstream=config.conntrack.midstream,
         when_full=config.conntrack.when_full,
+        next_endpoint=next_endpoint,
+        next_nat=next_nat,
     )
 
 
@@ -72,19 +75,21 @@ def _service_ids(config: Config, facts: HostFacts, before: Tables) -> dict[Servi
     held = {identity: row.id for identity, row in before.service_by_identity.items()}
     size = (facts.sizes or config.limits).services
     try:
-        return assign_ids(wanted, held, size)
+        return assign_ids(wanted, held, size)[0]
     except NoRoomError:
         # Ids of services that go are given out at once only if there are no others. Nothing but statistics
         # and the round-robin position hangs on them, but statistics are best kept apart for as long as
         # possible.
-        return assign_ids(wanted, {key: held[key] for key in wanted if key in held}, size)
+        return assign_ids(wanted, {key: held[key] for key in wanted if key in held}, size)[0]
 
 
-def _endpoint_ids(config: Config, facts: HostFacts, before: Tables) -> dict[EndpointIdentity, int]:
+def _endpoint_ids(
+    config: Config, facts: HostFacts, before: Tables
+) -> tuple[dict[EndpointIdentity, int], int]:
     wanted = [_endpoint_identity(service, e) for service in config.services for e in service.endpoints]
     held = {identity: row.id for identity, row in before.endpoint_by_identity.items()}
     try:
-        return assign_ids(wanted, held, (facts.sizes or config.limits).endpoints)
+        return assign_ids(wanted, held, (facts.sizes or config.limits).endpoints, before.next_endpoint)
     except NoRoomError as error:
         what = (
             f"this change needs room for {error.needed} endpoints, those that go and those that come, "
@@ -172,18 +177,19 @@ def _endpoint_row(
     )
 
 
-def _nat_rows(config: Config, facts: HostFacts, before: Tables) -> list[NatRow]:
+def _nat_rows(config: Config, facts: HostFacts, before: Tables) -> tuple[list[NatRow], int]:
     def identity(nat: Nat) -> tuple[object, int]:
         return (nat.source, facts.interfaces[nat.interface])
 
     held: dict[tuple[object, int], int] = {key: row.id for key, row in before.nat_by_identity.items()}
     wanted = [identity(nat) for nat in config.nat]
     try:
-        ids = assign_ids(wanted, held, NAT_IDS)
+        ids, following = assign_ids(wanted, held, NAT_IDS, before.next_nat)
     except NoRoomError:
         # Ids of rules that go are given out at once only if there are no others, as those of services.
-        ids = assign_ids(wanted, {key: held[key] for key in wanted if key in held}, NAT_IDS)
-    return [
+        kept = {key: held[key] for key in wanted if key in held}
+        ids, following = assign_ids(wanted, kept, NAT_IDS, before.next_nat)
+    rows = [
         NatRow(
             ids[identity(nat)],
             nat.source,
@@ -193,6 +199,7 @@ def _nat_rows(config: Config, facts: HostFacts, before: Tables) -> list[NatRow]:
         )
         for nat in config.nat
     ]
+    return rows, following
 
 
 def _ports(asked: PortRange | None, facts: HostFacts) -> PortRange:

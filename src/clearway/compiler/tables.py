@@ -128,6 +128,9 @@ class Tables:
     timeouts: Timeouts = field(default_factory=Timeouts)
     midstream: Midstream = "pick-up"
     when_full: WhenFull = "drop"
+    next_endpoint: int = field(default=0, compare=False)
+    """The id from which on one is looked for that is free; and for NAT rules."""
+    next_nat: int = field(default=0, compare=False)
 
     @cached_property
     def origins(self) -> dict[tuple[IPAddress, int, Protocol], ServiceRow]:
@@ -152,7 +155,7 @@ class Tables:
 
     @property
     def next_epoch(self) -> int:
-        """The epoch after this one: never 0, and of the other parity, because config_v1 has two rows."""
+        """The epoch after this one: never 0, and of the other parity, because config_v2 has two rows."""
         return self.epoch + 1 if self.epoch < EPOCH_MAX else 2
 
     @cached_property

@@ -86,7 +86,7 @@ def read_tables(datapath: DatapathTables) -> Tables:
     epoch, _ = datapath.active()
     if epoch == 0:
         return Tables()
-    config, _ = datapath.table("config_v1").lookup([epoch & 1])
+    config, _ = datapath.table("config_v2").lookup([epoch & 1])
     services, nats = datapath.table("service_v1"), datapath.table("nat_v1")
     service_keys, service_values = _rows_of(services, epoch)
     wheels = _read_wheels(
@@ -112,6 +112,8 @@ def read_tables(datapath: DatapathTables) -> Tables:
         timeouts=rows.read_timeouts(config[0], datapath.enum("timeout")),
         midstream=rows.read_midstream(config[0], datapath.enum("midstream")),
         when_full=rows.read_when_full(config[0], datapath.enum("when_full")),
+        next_endpoint=int(config[0]["next_endpoint"]),
+        next_nat=int(config[0]["next_nat"]),
     )
 
 
@@ -127,7 +129,7 @@ def settle(datapath: DatapathTables, tables: Tables) -> None:
         others = keys[keys["epoch"] != tables.epoch]
         if len(others):
             table.delete(others)
-    config = datapath.table("config_v1")
+    config = datapath.table("config_v2")
     keys, values = config.items()
     stale = (values["epoch"] != tables.epoch) & (values["epoch"] != 0)
     if stale.any():
@@ -168,7 +170,7 @@ def _write_beside(datapath: DatapathTables, previous: Tables, desired: Tables) -
         if (service.wheel_base, service.wheel.digest) not in live:
             slots = np.arange(service.area.base, service.area.end, dtype=wheel.key_dtype)
             _update(wheel, (slots, service.wheel.slots))
-    config = datapath.table("config_v1")
+    config = datapath.table("config_v2")
     _update(config, rows.config_row(config, datapath.enum, desired))
     services = datapath.table("service_v1")
     modes, algorithms = datapath.enum("service_mode"), datapath.enum("service_algorithm")

@@ -116,7 +116,7 @@ def nat_rows(table: Table, nats: Sequence[NatRow], epoch: int) -> tuple[Array, A
 
 
 def config_row(table: Table, enum: Callable[[str], Names], tables: Tables) -> tuple[Array, Array]:
-    """The row of config_v1 for an epoch. enum: numbers by constant of an enum of bpf/types.h."""
+    """The row of config_v2 for an epoch. enum: numbers by constant of an enum of bpf/types.h."""
     keys, values = table.rows(1)
     keys[0] = tables.epoch & 1
     value = values[0]
@@ -124,6 +124,7 @@ def config_row(table: Table, enum: Callable[[str], Names], tables: Tables) -> tu
     value["services"] = len(tables.services)
     value["nats"] = len(tables.nats)
     value["origins"] = len(tables.origins)
+    value["next_endpoint"], value["next_nat"] = tables.next_endpoint, tables.next_nat
     value["when_full"] = enum("when_full")[_constant("WHEN_FULL", tables.when_full)]
     value["midstream"] = enum("midstream")[_constant("MIDSTREAM", tables.midstream)]
     for name in Timeouts.model_fields:
@@ -173,7 +174,7 @@ def read_nat(table: Table, key: Array, value: Array) -> NatRow:
 
 
 def read_timeouts(value: Array, timeouts: Names) -> Timeouts:
-    """The timeouts in a row of config_v1. Taken as they are: whoever wrote them has checked them."""
+    """The timeouts in a row of config_v2. Taken as they are: whoever wrote them has checked them."""
     stored = {
         name: int(value["timeout_ms"][timeouts[_constant("TIMEOUT", name)]]) for name in Timeouts.model_fields
     }
