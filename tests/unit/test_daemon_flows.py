@@ -16,7 +16,7 @@ from clearway.compiler import HostFacts, compile_tables
 from clearway.daemon import report
 from clearway.daemon.flowlist import PIECE, Names, Use, choose, pieces, usage
 from clearway.datapath import Attachment, Counter, Counters
-from clearway.datapath.flows import CONNECTION, NONE
+from clearway.datapath.flows import CONNECTION, GONE, NONE
 from clearway.model import config_from_data
 
 ESTABLISHED, UDP_STREAM = 2, 7
@@ -117,9 +117,9 @@ def test_flow_is_written_as_the_api_promises() -> None:
 
 
 def test_flow_of_something_removed_says_so() -> None:
-    flows = connection("198.51.100.1", service=77, endpoint=78)
+    flows = connection("198.51.100.1", service=GONE, endpoint=GONE, nat=77)
     [flow] = json.loads(b"".join(pieces(flows, NAMES, matched=1, total=1)))["flows"]
-    assert (flow["service"], flow["endpoint"]) == ("gone (77)", "gone (78)")
+    assert (flow["service"], flow["endpoint"], flow["nat"]) == ("gone", "gone", "gone")
 
 
 @pytest.mark.parametrize("number", [0, 1, PIECE, PIECE + 1, 2 * PIECE])

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import time
+from ipaddress import ip_address
 from typing import Any
 
 import numpy as np
 import pytest
 
 from clearway.daemon.ended import lines
-from clearway.daemon.flowlist import Names
+from clearway.daemon.past import PastNames
 from clearway.datapath.calls import Clock
 
 HZ = 250
@@ -44,8 +45,9 @@ RECORD = np.dtype(
         ("why", "u1"),
     ]
 )
-NAMES = Names(
-    services={4: "web"}, endpoints={9: "10.0.0.9:8080"}, endpoint_services={9: 4}, nats={3: "out"}, states={}
+WEB, DNS = ip_address("203.0.113.10"), ip_address("2001:db8::10")
+NAMES = PastNames(
+    services={(4, WEB.packed.ljust(16, b"\0"), 80, 6): "web", (6, DNS.packed, 53, 17): "dns"}, nats={3: "out"}
 )
 
 
@@ -53,7 +55,8 @@ def record(**fields: Any) -> Any:
     row = np.zeros(1, RECORD)
     row["client"]["family"], row["client"]["proto"] = 4, 6
     row["client"]["src"][0, :4] = row["leaves"]["src"][0, :4] = [192, 0, 2, 1]
-    row["client"]["sport"], row["client"]["dport"] = 4000, 80
+    row["client"]["dst"][0, :4], row["leaves"]["dst"][0, :4] = list(WEB.packed), [10, 0, 0, 9]
+    row["client"]["sport"], row["client"]["dport"], row["leaves"]["dport"] = 4000, 80, 8080
     row["ended"], row["created"] = NOW - 10 * HZ, NOW - 70 * HZ & 0xFFFFFFFF
     for name, value in fields.items():
         row[name] = value
@@ -78,16 +81,28 @@ def test_birth_before_the_clock_wrapped_counts() -> None:
 
 
 def test_names_of_what_it_belonged_to() -> None:
+    elsewhere = record(state=BITS["FLOW_HAS_SERVICE"] | BITS["FLOW_HAS_NAT"], nat=4, why=2)
+    elsewhere["client"]["dport"] = 81
     served, translated, neither, gone = told(
-        record(state=BITS["FLOW_HAS_SERVICE"], endpoint=9),
+        record(state=BITS["FLOW_HAS_SERVICE"]),
         record(state=BITS["FLOW_HAS_NAT"], nat=3),
-        record(endpoint=9, nat=3),
-        record(state=BITS["FLOW_HAS_SERVICE"], endpoint=77, why=2),
+        record(nat=3),
+        elsewhere,
     )
     assert (served["service"], served["endpoint"], served["nat"]) == ("web", "10.0.0.9:8080", None)
     assert (translated["service"], translated["nat"]) == (None, "out")
     assert (neither["service"], neither["endpoint"], neither["nat"]) == (None, None, None)
-    assert (gone["endpoint"], gone["why"]) == ("gone (77)", "endpoint gone")
+    assert (gone["service"], gone["endpoint"], gone["nat"]) == ("gone", "10.0.0.9:8080", "gone")
+    assert gone["why"] == "endpoint gone"
+
+
+def test_names_of_what_it_belonged_to_over_ipv6() -> None:
+    row = record(state=BITS["FLOW_HAS_SERVICE"])
+    for side, address, port in (("client", DNS, 53), ("leaves", ip_address("fd00::9"), 5353)):
+        row[side]["dst"], row[side]["dport"] = list(address.packed), port
+    row["client"]["family"], row["client"]["proto"] = 6, 17
+    (flow,) = told(row)
+    assert (flow["service"], flow["endpoint"]) == ("dns", "[fd00::9]:5353")
 
 
 def test_counters_are_whole() -> None:

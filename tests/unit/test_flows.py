@@ -57,7 +57,7 @@ def types() -> Types:
         pytest.skip("the objects are not compiled: make build")
     handle = open_object(path)
     found = Btf(libbpf.library().bpf_object__btf(handle), owned=False)
-    structs = ("flow4_bucket", "flow6_bucket", "carried_key", "carried")
+    structs = ("flow4_bucket", "flow6_bucket", "carried_key", "carried", "endpoint", "service_key", "service")
     enums = ("flow_state", "flow_tag", "timeout")
     read = Types({name: found.struct(name) for name in structs}, {name: found.enum(name) for name in enums})
     libbpf.library().bpf_object__close(handle)
@@ -153,6 +153,21 @@ class Node:
     carried: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict)
     """Rows of carried_v1: (family, table, slot) -> (packets, bytes)."""
 
+    def __post_init__(self) -> None:
+        """One service, TCP's, with one endpoint."""
+        names = ("endpoint", "service_key", "service")
+        rows = [
+            np.zeros(count, self.types.structs[name]) for count, name in zip((16, 1, 1), names, strict=True)
+        ]
+        self.endpoints, self.service_key, self.service = rows
+        serving = self.endpoints[SERVING : SERVING + 1]
+        serving["service"] = self.service["id"] = SERVICE
+        self.service_key["proto"] = TCP
+        for row, number, port in ((serving, ENDPOINT, 8080), (self.service_key, VIP, 80)):
+            row["family"], row["port"] = self.family, port
+            octets = packed(self.family, number).ljust(16, b"\0")
+            row["address"] = np.frombuffer(octets, np.uint8)
+
     @property
     def family(self) -> int:
         return self.table.family
@@ -164,15 +179,15 @@ class Node:
             for name, value in (("family", family), ("table", which), ("slot", slot)):
                 rows[name][number] = value
             totals["packets"][number], totals["bytes"][number] = packets, octets
-        services, ifindexes = np.zeros(16, np.uint32), np.zeros(8, np.uint32)
-        services[SERVING] = SERVICE
+        ifindexes = np.zeros(8, np.uint32)
         ifindexes[list(DEVICES)] = list(DEVICES.values())
         return flows.Meaning(
             jiffies=NOW,
             hz=HZ,
             enums=self.types.enums,
             carried=(rows, totals),
-            endpoint_services=services,
+            endpoints=self.endpoints,
+            services=(self.service_key, self.service),
             ifindexes=ifindexes,
         )
 
@@ -246,6 +261,36 @@ def test_both_directions_become_one_connection(node: Node) -> None:
     assert (row["service"], row["endpoint"], row["nat"]) == (SERVICE, SERVING, flows.NONE)
     assert (row["ifindex"], row["reply_ifindex"]) == (3, 8)
     assert row["flags"] == node.types.state(TCP, "HAS_SERVICE")
+
+
+@pytest.mark.parametrize(
+    ("row", "changed"),
+    [
+        ("endpoint", {"state": 0, "family": 0, "port": 0, "address": 0, "service": 0}),
+        ("endpoint", {"port": 8081}),
+        ("endpoint", {"address": 9}),
+        ("endpoint", {"service": SERVICE + 1}),
+        ("service", {"id": SERVICE + 1}),
+        ("service_key", {"port": 81}),
+        ("service_key", {"address": 9}),
+        ("service_key", {"proto": UDP}),
+    ],
+)
+def test_connection_of_a_removed_endpoint_is_nobody_elses(
+    node: Node, row: str, changed: dict[str, int]
+) -> None:
+    """Whatever has its endpoint's id, or its service's, now."""
+    add_balanced(node)
+    rows = {"endpoint": node.endpoints[SERVING : SERVING + 1], "service": node.service}
+    for name, value in changed.items():
+        rows.get(row, node.service_key)[name] = value
+    found = node.connection()
+    assert (found["service"], found["endpoint"]) == (flows.GONE, flows.GONE)
+
+
+def test_connection_of_an_endpoint_beyond_the_table_is_nobodys(node: Node) -> None:
+    add_balanced(node, forward={"rare": 16})
+    assert node.connection()["endpoint"] == flows.GONE
 
 
 def test_connection_that_is_not_translated_leads_back_to_itself(node: Node) -> None:

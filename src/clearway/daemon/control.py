@@ -23,7 +23,7 @@ from clearway.api.views import (
     StatusView,
     SweepView,
 )
-from clearway.compiler import Plan
+from clearway.compiler import Plan, Tables
 from clearway.daemon import flowlist, report
 from clearway.daemon.ended import Followers
 from clearway.daemon.flowlist import Names, Use
@@ -37,9 +37,10 @@ USAGE_SECONDS = 1.0  # counts of connections may be this old, so that asking oft
 
 @dataclass(frozen=True)
 class Usage:
-    """Who uses the flow table, by id, and when that was counted (monotonic seconds)."""
+    """Who uses the flow table, by id, and when that was counted (monotonic seconds), under which tables."""
 
     at: float
+    tables: Tables
     services: dict[int, Use]
     endpoints: dict[int, Use]
     nats: dict[int, Use]
@@ -127,7 +128,7 @@ class DaemonControl:
         return flowlist.pieces(chosen, names, matched=matched, total=len(flows))
 
     def ended(self) -> AsyncIterator[bytes]:
-        return self._followers.follow(self._names())
+        return self._followers.follow(lambda: self._daemon.engine.past)
 
     # ---- what changes ----
 
@@ -182,12 +183,15 @@ class DaemonControl:
 
     def _used(self) -> Usage:
         with self._counting:
-            if self._usage is None or time.monotonic() - self._usage.at > USAGE_SECONDS:
+            tables, known = self._daemon.engine.tables, self._usage
+            # Counts of another configuration say nothing of what has come since, nor of a drain.
+            if not known or known.tables is not tables or time.monotonic() - known.at > USAGE_SECONDS:
                 flows = self._datapath.flows()
-                self._usage = Usage(
+                self._usage = known = Usage(
                     at=time.monotonic(),
+                    tables=tables,
                     services=flowlist.usage(flows, "service"),
                     endpoints=flowlist.usage(flows, "endpoint"),
                     nats=flowlist.usage(flows, "nat"),
                 )
-            return self._usage
+            return known

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clearway.api.control import FilterError
-from clearway.daemon.flowlist import PROTOCOLS, Names, addresses, words
+from clearway.daemon.flowlist import PROTOCOLS, addresses, words
+from clearway.daemon.past import PastNames, ServiceKey
 from clearway.datapath import Datapath
 from clearway.datapath.calls import Clock
 from clearway.datapath.flows import NONE
@@ -32,8 +34,10 @@ class Followers:
         self._datapath = datapath
         self._followed = False
 
-    def follow(self, names: Names) -> AsyncIterator[bytes]:
-        """Lines, as long as somebody takes them. FilterError when somebody else does already."""
+    def follow(self, names: Callable[[], PastNames]) -> AsyncIterator[bytes]:
+        """Lines, as long as somebody takes them. FilterError when somebody else does already. The names are
+        asked for again and again: what is configured changes meanwhile.
+        """
         if self._followed:
             raise FilterError("somebody follows the ends of connections already: there can be one at a time")
         why = {
@@ -43,7 +47,7 @@ class Followers:
         return self._lines(names, why, self._datapath.enum("flow_state"))
 
     async def _lines(
-        self, names: Names, why: Mapping[int, str], bits: Mapping[str, int]
+        self, names: Callable[[], PastNames], why: Mapping[int, str], bits: Mapping[str, int]
     ) -> AsyncIterator[bytes]:
         self._followed = True
         try:
@@ -53,7 +57,7 @@ class Followers:
                     records = read()
                     if len(records):
                         yield await asyncio.to_thread(
-                            lines, records, names, why, bits, self._datapath.clock()
+                            lines, records, names(), why, bits, self._datapath.clock()
                         )
                         quiet = 0.0
                     await asyncio.sleep(PAUSE)
@@ -66,15 +70,17 @@ class Followers:
 
 
 def lines(
-    records: Array, names: Names, why: Mapping[int, str], bits: Mapping[str, int], clock: Clock
+    records: Array, names: PastNames, why: Mapping[int, str], bits: Mapping[str, int], clock: Clock
 ) -> bytes:
-    """Records (struct flow_record) as lines of JSON. Times are seconds since the epoch."""
+    """Records (struct flow_record) as lines of JSON. Times are seconds since the epoch.
+
+    A connection's service and endpoint are told by its addresses: ids may be others' by now.
+    """
     client, leaves = records["client"], records["leaves"]
     families = client["family"].tolist()
     ended = time.time() - (clock.jiffies - records["ended"].astype(np.int64)) / clock.hz
     lasted = (records["ended"].astype(np.uint32) - records["created"]) / clock.hz
-    endpoint = np.where(records["state"] & bits["FLOW_HAS_SERVICE"] != 0, records["endpoint"], NONE)
-    service = [names.endpoint_services.get(number, NONE) for number in endpoint.tolist()]
+    served = (records["state"] & bits["FLOW_HAS_SERVICE"] != 0).tolist()
     nat = np.where(records["state"] & bits["FLOW_HAS_NAT"] != 0, records["nat"].astype(np.uint32), NONE)
     columns: dict[str, list[Any]] = {
         "ended": ended.round(3).tolist(),
@@ -90,11 +96,32 @@ def lines(
         "source_out_port": leaves["sport"].tolist(),
         "destination_out": addresses(leaves["dst"], families),
         "destination_out_port": leaves["dport"].tolist(),
-        "service": words(np.array(service, np.uint32), names.services, "gone ({})"),
-        "endpoint": words(endpoint, names.endpoints, "gone ({})"),
-        "nat": words(nat, names.nats, "gone ({})"),
     }
+    columns["service"] = _services(_service_keys(client), served, names)
+    places = zip(columns["destination_out"], columns["destination_out_port"], served, strict=True)
+    columns["endpoint"] = [_place(address, port) if has else "null" for address, port, has in places]
+    columns["nat"] = words(nat, names.nats, "gone")
     for name in ("packets", "bytes", "reply_packets", "reply_bytes"):
         columns[name] = records[name].tolist()
     form = "{" + ", ".join(f'"{name}": %s' for name in columns) + "}\n"
     return "".join(form % row for row in zip(*columns.values(), strict=True)).encode()
+
+
+def _service_keys(client: Array) -> Iterator[ServiceKey]:
+    """Of the services that connections would belong to."""
+    raw = client["dst"].tobytes()
+    address = (raw[at : at + 16] for at in range(0, len(raw), 16))
+    return zip(
+        client["family"].tolist(), address, client["dport"].tolist(), client["proto"].tolist(), strict=True
+    )
+
+
+def _services(keys: Iterator[ServiceKey], served: list[bool], names: PastNames) -> list[str]:
+    found = [names.services.get(key, "gone") if has else None for key, has in zip(keys, served, strict=True)]
+    text = {name: json.dumps(name) for name in set(found)}
+    return [text[name] for name in found]
+
+
+def _place(address: str, port: int) -> str:
+    """address: as JSON has it."""
+    return f'"[{address[1:-1]}]:{port}"' if ":" in address else f'{address[:-1]}:{port}"'

@@ -12,6 +12,7 @@ import structlog
 from clearway.compiler import HostFacts, Plan, Tables, compile_tables, plan_configs, plan_tables
 from clearway.daemon.apply import apply_tables, read_tables
 from clearway.daemon.core import Attached, Hooks, beside
+from clearway.daemon.past import PastNames
 from clearway.datapath import Attachment, Datapath
 from clearway.linux import neighbours
 from clearway.linux.memory import available_bytes, possible_cpus
@@ -41,6 +42,7 @@ class Engine:
         for name in datapath.tables():
             datapath.table(name)  # open them all now: later, several threads use them
         self.tables: Tables = read_tables(datapath)
+        self.past = PastNames()
         self.attachments: dict[str, Attachment] = {a.ifname: a for a in datapath.attachments()}
         self._asked: dict[str, tuple[str, Hooks]] = {}  # interface -> hook asked for, and those beside it
         self._reasons: dict[str, str] = {}  # interface -> why this hook
@@ -121,7 +123,7 @@ class Engine:
         desired = compile_tables(config, facts, self.tables)
         plan = plan_tables(self.tables, desired, config, facts)
         with self._resized(config) as exchange:
-            self._switch(desired)
+            self._switch(desired, config, facts)
             exchange()
         return plan
 
@@ -141,7 +143,7 @@ class Engine:
             # New neighbours begin to be resolved before the first packet is sent their way.
             self.keep(endpoint_addresses(desired), machine)
             with self._resized(desired) as exchange:
-                self._switch(tables)
+                self._switch(tables, desired, facts)
                 exchange()
             undo.pop_all()
         return plan
@@ -157,9 +159,10 @@ class Engine:
             yield exchange
         log.info("the flow table has another size", before=before, max_flows=wanted)
 
-    def _switch(self, desired: Tables) -> None:
+    def _switch(self, desired: Tables, config: Config, facts: HostFacts) -> None:
         applied = apply_tables(self.datapath, self.tables, desired)
         self.tables = applied.tables
+        self.past = self.past.then(config, self.tables, facts.interfaces)
         if applied.leftover:
             log.warning("the old configuration is not cleared away yet", why=applied.leftover)
 

@@ -35,7 +35,6 @@ class Names:
 
     services: Mapping[int, str] = field(default_factory=dict)
     endpoints: Mapping[int, str] = field(default_factory=dict)  # address:port
-    endpoint_services: Mapping[int, int] = field(default_factory=dict)
     nats: Mapping[int, str] = field(default_factory=dict)
     states: Mapping[int, str] = field(default_factory=dict)
 
@@ -175,7 +174,7 @@ def _columns(flows: Array, names: Names) -> dict[str, list[Any]]:
         columns[name] = addresses(flows[name], families)
         columns[f"{name}_port"] = flows[f"{name}_port"].tolist()
     for name, known in (("service", names.services), ("endpoint", names.endpoints), ("nat", names.nats)):
-        columns[name] = words(flows[name], known, "gone ({})")
+        columns[name] = words(flows[name], known, "gone")
     for name in ("packets", "bytes", "reply_packets", "reply_bytes"):
         columns[name] = flows[name].tolist()
     for name in ("age", "idle"):

@@ -34,7 +34,6 @@ def names(config: Config, tables: Tables, ifindexes: Mapping[str, int], states: 
     return Names(
         services={row.id: name for name, row in service_rows if row},
         endpoints={row.id: host_port(row.address, row.port) for row in tables.endpoints},
-        endpoint_services={row.id: row.service for row in tables.endpoints},
         nats={row.id: name for name, row in nat_rows if row},
         states=states,
     )

@@ -324,7 +324,8 @@ class Datapath:
                 hz=clock.hz,
                 enums={name: self.enum(name) for name in ("flow_state", "timeout")},
                 carried=self.table("carried_v1").items(),
-                endpoint_services=endpoints["service"],
+                endpoints=endpoints,
+                services=self.table("service_v1").items(),
                 ifindexes=egress["ifindex"],
             )
             return flows.connections(tables, meaning)

@@ -22,6 +22,8 @@ from clearway.datapath.flowtable import FAMILY_IPV4, Entries, FlowTable, Keys, a
 Array = npt.NDArray[Any]
 
 NONE = 0xFFFFFFFF
+GONE = NONE - 1
+"""Instead of the id of an endpoint that was removed, and of its service."""
 IPPROTO_ICMP = 1
 IPPROTO_TCP = 6
 IPPROTO_ICMPV6 = 58
@@ -30,8 +32,8 @@ LOW = np.uint64(0xFFFFFFFF)
 
 # A row a connection. Addresses are 16 bytes in network order, IPv4 in the first four; ports are numbers.
 # client and destination: as the client's packets come; *_out: as they leave. state: enum timeout; flags:
-# enum flow_state of the opening direction; service, endpoint, nat: ids or NONE; paired: the answering
-# direction's entry was there.
+# enum flow_state of the opening direction; service, endpoint: ids, GONE or NONE; nat: id or NONE; paired:
+# the answering direction's entry was there.
 CONNECTION = np.dtype(
     [
         ("family", "u1"),
@@ -65,15 +67,16 @@ CONNECTION = np.dtype(
 @dataclass(frozen=True)
 class Meaning:
     """What is needed to understand entries. `jiffies`, `hz`: the kernel's clock. `enums`: the data path's
-    `flow_state` and `timeout`. `carried`: keys and values of carried_v1. `endpoint_services`: services by
-    endpoint id. `ifindexes`: devices by row of egress_v1.
+    `flow_state` and `timeout`. `carried`: keys and values of carried_v1. `endpoints`: rows of endpoint_v1 by
+    id. `services`: keys and values of service_v1. `ifindexes`: devices by row of egress_v1.
     """
 
     jiffies: int
     hz: int
     enums: Mapping[str, Mapping[str, int]]
     carried: tuple[Array, Array]
-    endpoint_services: Array
+    endpoints: Array
+    services: tuple[Array, Array]
     ifindexes: Array
 
 
@@ -121,14 +124,34 @@ def _join(table: FlowTable, meaning: Meaning) -> Array:
     idle = _seconds_since(mine.flow["seen"], meaning)
     out["idle_s"] = np.where(paired, np.minimum(idle, _seconds_since(reply.flow["seen"], meaning)), idle)
     served = mine.flow["state"] & state["FLOW_HAS_SERVICE"] != 0
-    out["endpoint"] = np.where(served, mine.rare, NONE)
-    inside = np.minimum(mine.rare, len(meaning.endpoint_services) - 1)
-    out["service"] = np.where(served, meaning.endpoint_services[inside], NONE)
+    service, endpoint = _owners(out, mine.rare, meaning)
+    out["service"], out["endpoint"] = np.where(served, service, NONE), np.where(served, endpoint, NONE)
     translated = mine.flow["state"] & state["FLOW_HAS_NAT"] != 0
     nat = mine.nat.astype(np.uint32) | reply.nat.astype(np.uint32) << np.uint32(8)
     out["nat"] = np.where(translated & paired, nat, NONE)
     out["state"] = states(mine.flow["state"], meaning.enums)
     return out
+
+
+def _owners(flows: Array, numbers: Array, meaning: Meaning) -> tuple[Array, Array]:
+    """Ids of services and endpoints, of connections whose entries name the endpoints `numbers`. Ids are given
+    out again: the rows have to say what the connection does, as in service_keeps() (bpf/service.h).
+    """
+    endpoints = meaning.endpoints[np.minimum(numbers, len(meaning.endpoints) - 1)]
+    keys, values = meaning.services
+    ids = endpoints["service"]
+    services = np.zeros(1 + max(ids.max(initial=0), values["id"].max(initial=0)), keys.dtype)
+    services[values["id"]] = keys
+    service = services[ids]
+    keeps = numbers < len(meaning.endpoints)
+    for row, address, port in (
+        (endpoints, flows["destination_out"], flows["destination_out_port"]),
+        (service, flows["destination"], flows["destination_port"]),
+    ):
+        keeps &= (row["family"] == flows["family"]) & (row["port"] == port)
+        keeps &= (row["address"] == address).all(axis=1)
+    keeps &= service["proto"] == flows["proto"]
+    return np.where(keeps, ids, GONE), np.where(keeps, numbers, GONE)
 
 
 def _ifindexes(flow: Array, meaning: Meaning) -> Array:
