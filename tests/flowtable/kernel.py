@@ -37,6 +37,7 @@ PREFIX = "cw-flowtable-"
 BPFFS = Path("/sys/fs/bpf")
 LOW = 0xFFFFFFFF
 EPOCH = 1
+ENDPOINT_ACTIVE = 1
 FLOWS = 1024
 SIZES = Sizes(max_flows=FLOWS, services=4, endpoints=64, wheel_slots=64, nats=4)
 FRAME = bytes(64)
@@ -211,6 +212,24 @@ class Kernel:
                 values["timeout_ms"][:, index] = round(timeouts[short] * 1000)
         table.update(keys, values)
         self.datapath.set_epoch(EPOCH)
+
+    def serve(self, link: Link, epoch: int) -> None:
+        """Rows of a service and its endpoint, which say what the connection does."""
+        services, endpoints = self.datapath.table("service_v1"), self.datapath.table("endpoint_v1")
+        keys, values = services.rows(1)
+        keys["epoch"], keys["family"], keys["proto"] = epoch, link.client.family, link.client.proto
+        keys["address"], keys["port"] = list(link.client.dst.ljust(16, b"\0")), link.client.dport
+        services.update(keys, values)
+        keys, values = endpoints.rows(1)
+        keys[:] = link.endpoint
+        values["state"], values["family"] = ENDPOINT_ACTIVE, link.leaves.family
+        values["address"], values["port"] = list(link.leaves.dst.ljust(16, b"\0")), link.leaves.dport
+        endpoints.update(keys, values)
+
+    def serve_no_more(self, epoch: int) -> None:
+        services = self.datapath.table("service_v1")
+        keys, _ = services.items()
+        services.delete(keys[keys["epoch"] == epoch])
 
     def set_clock_ahead(self, jiffies: int) -> None:
         """For the programs of the tests: as if so many jiffies had passed."""

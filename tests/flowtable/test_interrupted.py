@@ -16,7 +16,7 @@ import pytest
 
 from clearway.datapath.calls import MoveResult
 from clearway.datapath.flowtable import FlowTable
-from tests.flowtable.kernel import SYN, TCP, UDP, Entry, Kernel, Link, Way, address
+from tests.flowtable.kernel import EPOCH, SYN, TCP, UDP, Entry, Kernel, Link, Way, address
 
 T = TypeVar("T")
 
@@ -211,6 +211,27 @@ def test_connection_that_one_side_uses_survives_the_sweep(
     second = getattr(bench, what)(bench.link.ways[side])
     for case in bench.everywhere(prepare, lambda: bench.kernel.sweep_here(family, thorough=True), second):
         assert bench.adds_up() == [bench.link], case
+
+
+def test_switch_of_the_configuration_while_the_sweep_compares_ends_nobody(bench: Bench, family: int) -> None:
+    """Rows of the epoch before are cleared away, those of the next one say the same."""
+    kernel, link = bench.kernel, bench.link.at(endpoint=1)
+
+    def prepare() -> None:
+        bench.clear()
+        kernel.serve(link, EPOCH)
+        kernel.datapath.set_epoch(EPOCH)
+        bench.opening(link)()
+        for key, state in zip(link.ways, kernel.states_of(link), strict=True):
+            kernel.write(key, state=state | kernel.bits["FLOW_HAS_SERVICE"])
+
+    def switch() -> None:
+        kernel.serve(link, EPOCH + 1)
+        kernel.datapath.set_epoch(EPOCH + 1)
+        kernel.serve_no_more(EPOCH)
+
+    for case in bench.everywhere(prepare, lambda: kernel.sweep_here(family, thorough=True), switch):
+        assert (bench.adds_up(), case.first.expired) == ([bench.link], 0), case
 
 
 # ---- look-ups ----
