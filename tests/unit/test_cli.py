@@ -280,6 +280,23 @@ def test_single_things_come_drain_and_go(clearway: Clearway, control: FakeContro
     assert control.running == CONFIG
 
 
+@pytest.mark.parametrize(
+    ("arguments", "weight"),
+    [
+        (["10.0.0.9:80"], 1),
+        (["10.0.0.9:80,weight=5"], 5),
+        (["10.0.0.9:80", "--weight", "5"], 5),
+        (["10.0.0.9:80,weight=5", "--weight", "5"], 5),
+    ],
+)
+def test_added_endpoint_has_the_weight_that_was_said(
+    clearway: Clearway, control: FakeControl, arguments: list[str], weight: int
+) -> None:
+    ran = clearway("endpoint", "add", "web", *arguments)
+    assert ran.code == 0, ran.err
+    assert control.running.services[0].endpoints[-1].weight == weight
+
+
 def test_drain_waits_for_the_last_connection(clearway: Clearway, control: FakeControl) -> None:
     ran = clearway("endpoint", "drain", "web", "10.0.0.2:8080", "--wait", "5")
     assert (ran.code, ran.out.splitlines()[-1]) == (0, "10.0.0.2:8080 has no connection left")
@@ -313,6 +330,11 @@ def test_down_asks_the_daemon(clearway: Clearway, control: FakeControl) -> None:
             ["endpoint", "add", "web", "10.0.0.9"],
             ExitCode.USAGE,
             "'10.0.0.9' is no endpoint; write ADDRESS:PORT",
+        ),
+        (
+            ["endpoint", "add", "web", "10.0.0.9:80,weight=5", "--weight", "1"],
+            ExitCode.USAGE,
+            "'10.0.0.9:80,weight=5' and --weight 1 differ; give one of them",
         ),
         (["endpoint", "remove", "web", "9.9.9.9"], ExitCode.REFUSED, "service web has no endpoint 9.9.9.9;"),
         (["service", "remove", "wbe"], ExitCode.REFUSED, "there is no service wbe; services: web"),

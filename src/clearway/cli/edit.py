@@ -94,7 +94,9 @@ def endpoint_add(
     context: typer.Context,
     service: ServiceArgument,
     endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="ADDRESS:PORT of the server.")],
-    weight: Annotated[int, typer.Option(help="Share of new connections, in proportion to the others.")] = 1,
+    weight: Annotated[
+        int | None, typer.Option(help="Share of new connections, in proportion to the others. [default: 1]")
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Add an endpoint to a service.
@@ -104,7 +106,9 @@ def endpoint_add(
       clearway endpoint add web 10.0.0.3:8080 --weight 2
     """
     client = options_of(context, output).client()
-    data = {**_endpoint_data(endpoint), "weight": weight}
+    data = _endpoint_data(endpoint)
+    if weight is not None and data.setdefault("weight", weight) != weight:
+        raise CommandError(ExitCode.USAGE, f"{endpoint!r} and --weight {weight} differ; give one of them")
     show_plan(client.post("services", service, "endpoints", body=data), output)
 
 
