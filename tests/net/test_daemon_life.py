@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ from clearway.api.refusals import DATA_PATH_GONE
 from clearway.datapath import Datapath
 from clearway.lab import Daemon, Lab, LabError, wait_until
 from clearway.lab.daemon import traces
-from clearway.lab.run import run
+from clearway.lab.run import run, spawn
 from clearway.linux.neighbours import OUR_PROTOCOL
 from tests.net.configuration import data, standard
 from tests.net.devices import ifindex_of
@@ -174,6 +175,16 @@ def test_hangup_takes_the_file_at_once(lab: Lab, own_daemon: Daemon) -> None:
     own_daemon.config_path.write_text(json.dumps(changed))
     os.kill(own_daemon.json("status")["pid"], signal.SIGHUP)
     wait_until("it is taken", lambda: own_daemon.json("status")["services"] == 1, timeout=5)
+
+
+def test_hangup_while_it_starts_takes_the_file_once_it_runs(lab: Lab, stopped: Daemon) -> None:
+    argv = stopped.argv("run", "-c", str(stopped.config_path))
+    stopped.process = spawn(argv, output=stopped.log_path, env=stopped.environment)
+    maps = Path("/sys/fs/bpf") / stopped.instance / "maps"
+    wait_until("it loads", maps.is_dir, timeout=60, every=0.001)
+    os.kill(stopped.process.pid, signal.SIGHUP)
+    wait_until("it is told", lambda: "why=SIGHUP" in stopped.log_path.read_text(), timeout=60)
+    assert stopped.json("status")["services"] == 10
 
 
 def test_change_is_all_or_nothing(lab: Lab, own_daemon: Daemon) -> None:

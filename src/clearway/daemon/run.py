@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +52,17 @@ def run(instance: Instance, path: Path) -> None:
     Raises ConfigError, DatapathError, LockedError, StartError or OSError when it cannot start. Then what it
     had to make is removed again, and a data path that was there before goes on as it was.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop takes over: clean up, too
+    # Until the loop takes over: SIGTERM cleans up, too; SIGHUP, which would end the process, is remembered.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hangups: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, _frame: hangups.append(number))
     pins.mount()
     was_there = Datapath.exists(instance.name)
     with DataPathLock(instance), ExitStack() as undo:
         if not was_there:
             undo.callback(datapath.remove, instance.name)
         daemon = prepare(instance, path, running=was_there)
-        asyncio.run(live(daemon, started=lambda: _check_start(daemon, undo, fresh=not was_there)))
+        asyncio.run(live(daemon, lambda: _check_start(daemon, undo, fresh=not was_there), hangups))
 
 
 def prepare(instance: Instance, path: Path, *, running: bool) -> Daemon:
@@ -80,8 +83,11 @@ def prepare(instance: Instance, path: Path, *, running: bool) -> Daemon:
     return daemon
 
 
-async def live(daemon: Daemon, started: Callable[[], None]) -> None:
-    """Start, serve, run, and let go. `started` is called when the data path is as it should be."""
+async def live(daemon: Daemon, started: Callable[[], None], hangups: Sequence[int]) -> None:
+    """Start, serve, run, and let go. `started` is called when the data path is as it should be.
+
+    `hangups`: SIGHUPs that have come since before the file was read.
+    """
     loop = asyncio.get_running_loop()
     try:
         await daemon.start()
@@ -94,6 +100,8 @@ async def live(daemon: Daemon, started: Callable[[], None]) -> None:
             await server.start()
             daemon.notifier.ready(daemon.summary())
             log.info("running", instance=daemon.instance.name, carrying=daemon.summary())
+            if hangups:
+                daemon.request_reload()
             await daemon.run()
         finally:
             daemon.notifier.stopping()
