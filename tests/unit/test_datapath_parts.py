@@ -15,7 +15,7 @@ from clearway.datapath.errors import DatapathError
 from clearway.datapath.features import Check, version_of
 from clearway.datapath.install import Sizes
 from clearway.datapath.logs import useful_line, write_log
-from clearway.datapath.pins import Pins
+from clearway.datapath.pins import Pins, mounted_by_ip_netns
 
 # ---- the clock ----
 
@@ -149,6 +149,28 @@ def test_newest_load_is_the_last_whole_one(tmp_path: Path) -> None:
     newest = pins.newest()
     assert newest is not None
     assert (newest.number, newest.fingerprint) == (10, "bb")
+
+
+# ---- mounts ----
+
+ROOT = "22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n"
+
+
+@pytest.mark.parametrize(
+    ("sys", "expected"),
+    [
+        ("23 22 0:21 / /sys rw,nosuid shared:2 - sysfs sysfs rw\n", False),
+        ("23 22 0:21 / /sys rw,nosuid - sysfs none rw\n", False),
+        ("23 22 0:21 / /sys rw,relatime - sysfs blue rw\n", True),
+        ("23 22 0:21 / /mnt rw,relatime - sysfs blue rw\n", False),
+        ("23 22 0:21 / /sys rw,relatime - tmpfs blue rw\n", False),
+    ],
+)
+def test_mounts_of_ip_netns_exec_bear_the_name_of_the_namespace(
+    tmp_path: Path, sys: str, expected: bool
+) -> None:
+    (tmp_path / "blue").touch()
+    assert mounted_by_ip_netns(ROOT + sys, names=tmp_path) is expected
 
 
 # ---- checks ----

@@ -144,6 +144,9 @@ def _programs_load() -> Check:
 def _bpffs() -> Check:
     """loading mounts it where it is missing, so a kernel that can is enough."""
     mounted = pins.is_mounted()
+    if not mounted and pins.in_own_mount_namespace():
+        detail = f"not mounted at {pins.BPFFS} in this mount namespace (`ip netns exec` makes one of its own)"
+        return Check("BPF filesystem", False, True, detail, "enter by `nsenter --net=/run/netns/NAME`")
     possible = "\tbpf" in Path("/proc/filesystems").read_text()
     detail = f"mounted at {pins.BPFFS}" if mounted else f"not mounted at {pins.BPFFS}, done when loading"
     if not possible:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from clearway.datapath import libbpf
 from clearway.datapath.errors import DatapathError
 
 BPFFS = Path("/sys/fs/bpf")
+MOUNTS = Path("/proc/self/mountinfo")
+NETNS = Path("/run/netns")  # where ip-netns(8) keeps names
 MADE = "made:"
 
 
@@ -120,18 +123,14 @@ def remove_tree(directory: Path) -> None:
 
 def is_mounted(path: Path = BPFFS) -> bool:
     """Whether a BPF filesystem is mounted there, as this process sees it."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        place, _, source = line.partition(" - ")
-        if place.split()[4] == str(path) and source.split()[0] == "bpf":
-            return True
-    return False
+    return any((place, kind) == (str(path), "bpf") for place, kind, _source in _mounts(MOUNTS.read_text()))
 
 
 def mount() -> None:
     """Mounts the BPF filesystem unless it is. DatapathError where pins would not outlive this process."""
     if is_mounted():
         return
-    if _in_own_mount_namespace():
+    if in_own_mount_namespace():
         raise DatapathError(
             f"no BPF filesystem at {BPFFS} in this mount namespace (`ip netns exec` makes one of its own): "
             "enter network namespaces with `nsenter --net=/run/netns/NAME`"
@@ -141,8 +140,29 @@ def mount() -> None:
         raise DatapathError(f"cannot mount a BPF filesystem at {BPFFS}: {os.strerror(ctypes.get_errno())}")
 
 
-def _in_own_mount_namespace() -> bool:
-    """Whether init sees other mounts than this process; False where that may not be asked."""
-    with suppress(PermissionError):
+def in_own_mount_namespace() -> bool:
+    """Whether init sees other mounts than this process; in a container, which may not ask that, whether
+    `ip netns exec` gave it its mounts.
+    """
+    with suppress(OSError):
         return Path("/proc/self/ns/mnt").stat().st_ino != Path("/proc/1/ns/mnt").stat().st_ino
-    return False
+    return mounted_by_ip_netns(MOUNTS.read_text())
+
+
+def mounted_by_ip_netns(mountinfo: str, names: Path = NETNS) -> bool:
+    """Whether /sys is what `ip netns exec` mounts there: its source bears the name of the network namespace
+    (netns_switch, lib/namespace.c of iproute2).
+    """
+    return any(
+        (names / source).exists()
+        for place, kind, source in _mounts(mountinfo)
+        if (place, kind) == ("/sys", "sysfs")
+    )
+
+
+def _mounts(mountinfo: str) -> Iterator[tuple[str, str, str]]:
+    """Place, type and source of each mount (proc(5))."""
+    for line in mountinfo.splitlines():
+        mount, _, filesystem = line.partition(" - ")
+        kind, source, *_options = filesystem.split(" ")
+        yield mount.split(" ")[4], kind, source
