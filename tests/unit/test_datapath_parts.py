@@ -12,7 +12,7 @@ import pytest
 from clearway.datapath import features
 from clearway.datapath.calls import RATES, WRAP, nearest_rate, rate_from_boot
 from clearway.datapath.errors import DatapathError
-from clearway.datapath.features import Check, version_of
+from clearway.datapath.features import Check, jit_check, version_of
 from clearway.datapath.install import Sizes
 from clearway.datapath.logs import useful_line, write_log
 from clearway.datapath.pins import Pins, mounted_by_ip_netns
@@ -174,6 +174,13 @@ def test_mounts_of_ip_netns_exec_bear_the_name_of_the_namespace(
 
 
 # ---- checks ----
+
+
+@pytest.mark.parametrize(("compiles", "ok"), [(True, True), (False, False), (None, True)])
+def test_only_a_program_that_is_interpreted_asks_for_the_jit(compiles: bool | None, ok: bool) -> None:
+    check = jit_check(compiles)
+    assert check.ok is ok
+    assert "unknown" in check.detail or compiles is not None
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def _programs_load() -> Check:
 
 
 def _bpffs() -> Check:
-    """loading mounts it where it is missing, so a kernel that can is enough."""
+    """Loading mounts it where it is missing and will be seen by others: a kernel that can is enough then."""
     mounted = pins.is_mounted()
     if not mounted and pins.in_own_mount_namespace():
         detail = f"not mounted at {pins.BPFFS} in this mount namespace (`ip netns exec` makes one of its own)"
@@ -302,15 +302,8 @@ def _program(code: int) -> bytes:
 
 
 def _settings() -> list[Check]:
-    jit = _sysctl("net/core/bpf_jit_enable")
     return [
-        Check(
-            "JIT",
-            jit in ("1", "2"),
-            False,
-            f"net.core.bpf_jit_enable = {jit or 'unknown'}",
-            "programs are interpreted, several times slower: sysctl -w net.core.bpf_jit_enable=1",
-        ),
+        jit_check(_compiles()),
         *(
             Check(
                 f"{family} forwarding",
@@ -322,6 +315,26 @@ def _settings() -> list[Check]:
             for family, path in (("IPv4", "net/ipv4/ip_forward"), ("IPv6", "net/ipv6/conf/all/forwarding"))
         ),
     ]
+
+
+def _compiles() -> bool | None:
+    """Whether the kernel compiles programs; None: it takes none from us. Asked of a program, because
+    net.core.bpf_jit_enable shows only in the first network namespace.
+    """
+    with suppress(OSError, DatapathError):
+        fd = bpf.load_instructions(bpf.BPF_PROG_TYPE_XDP, "cw_probe", _program(0))
+        try:
+            return int(bpf.program_info(fd).jited_prog_len) > 0
+        finally:
+            os.close(fd)
+    return None
+
+
+def jit_check(compiles: bool | None) -> Check:
+    """What it means that programs are compiled, or not; None: unknown."""
+    found = {True: "programs are compiled", False: "programs are interpreted", None: "unknown"}[compiles]
+    slow = "several times slower: in the host's network namespace, sysctl -w net.core.bpf_jit_enable=1"
+    return Check("JIT", compiles is not False, False, found, slow)
 
 
 def _sysctl(path: str) -> str:
