@@ -20,6 +20,7 @@ from clearway.cli.common import ExitCode, Options
 from clearway.cli.main import build_app, run
 from clearway.cli.text import Column, count, duration, print_table, size
 from clearway.daemon.lock import DataPathLock
+from clearway.datapath.pins import Pins
 from clearway.instance import Instance
 from tests.unit.api_node import CONFIG, REFUSED_BY_KERNEL, FakeControl, serving
 
@@ -416,6 +417,19 @@ def test_plan_without_daemon_compares_with_nothing(clearway: Clearway, directori
     assert ran.code == 0, ran.err
     assert "+ service web" in ran.out
     assert ran.err == "clearway: no daemon is running; compared with what is in the kernel\n"
+
+
+def test_plan_compares_with_nothing_after_a_kill_in_the_middle_of_a_start(
+    clearway: Clearway, directories: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Pins("x", directories / "pins")
+    half.make()
+    (half.progs / "1").mkdir()
+    monkeypatch.setattr(Pins, "of", lambda _instance: half)
+    file.write_text(ALONE)
+    ran = clearway("plan", str(file))
+    assert ran.code == 0, ran.err
+    assert "+ service web" in ran.out
 
 
 def test_plan_without_daemon_refuses_the_same_way(clearway: Clearway, directories: Path, file: Path) -> None:

@@ -285,7 +285,7 @@ def test_plan_without_a_daemon_refuses_what_there_is_no_memory_for(
 ) -> None:
     instance = Instance("test", tmp_path / "run", tmp_path / "state", tmp_path / "pins")
     monkeypatch.setattr("clearway.linux.memory.available_bytes", lambda: 1024 * MIB)
-    monkeypatch.setattr(Datapath, "exists", lambda _name: loaded is not None)
+    monkeypatch.setattr(Datapath, "is_loaded", lambda _name: loaded is not None)
     monkeypatch.setattr(Datapath, "open", lambda _name: nullcontext(Loaded(loaded or SMALL)))
     with pytest.raises(ConfigError, match=r"^conntrack\.max_flows \(line 1\): with 4194304 the tables"):
         offline.plan(instance, LARGE)

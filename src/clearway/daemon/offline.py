@@ -19,12 +19,12 @@ from clearway.model import Config
 
 def plan(instance: Instance, desired: Config) -> Plan:
     """What a daemon started with this configuration would change in the kernel; everything, if there is
-    nothing.
+    nothing, or only what a daemon that was killed while it started has left.
 
     Raises ConfigError when it would refuse, DatapathError when what is there cannot be read.
     """
     with _where_it_lives(instance):
-        if not Datapath.exists(instance.name):
+        if not Datapath.is_loaded(instance.name):
             facts = _facts(None)
             compile_tables(desired, facts)
             return plan_configs(None, desired, facts)

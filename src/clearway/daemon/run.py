@@ -57,7 +57,7 @@ def run(instance: Instance, path: Path) -> None:
     hangups: list[int] = []
     signal.signal(signal.SIGHUP, lambda number, _frame: hangups.append(number))
     pins.mount()
-    was_there = Datapath.exists(instance.name)
+    was_there = Datapath.is_loaded(instance.name)
     with DataPathLock(instance), ExitStack() as undo:
         if not was_there:
             undo.callback(datapath.remove, instance.name)
@@ -121,9 +121,8 @@ def _check_start(daemon: Daemon, undo: ExitStack, *, fresh: bool) -> None:
 
 def sizes_of_loaded(instance: Instance) -> Sizes | None:
     """Sizes of the tables of the data path that is there, if one is."""
-    if Datapath.exists(instance.name):
-        with contextlib.suppress(DatapathError), Datapath.open(instance.name) as there:
-            return there.sizes()
+    with contextlib.suppress(DatapathError), Datapath.open(instance.name) as there:
+        return there.sizes()
     return None
 
 

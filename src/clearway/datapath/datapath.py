@@ -125,9 +125,9 @@ class Datapath:
         return cls(where, newest, adopted=True, load_ms={})
 
     @staticmethod
-    def exists(instance: str) -> bool:
-        """Whether the instance has pins, whole or not."""
-        return Pins.of(instance).root.exists()
+    def is_loaded(instance: str) -> bool:
+        """Whether open() will do: not, when only what a loader that was killed has left is there."""
+        return Pins.of(instance).newest() is not None
 
     def close(self) -> None:
         for table in self._tables.values():

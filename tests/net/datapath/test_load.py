@@ -279,7 +279,7 @@ def test_remove_leaves_no_trace(own_datapath: Datapath, instance: str) -> None:
     while left := {p["id"] for p in bpftool("prog", "show")} & set(ids):
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
-    assert not Datapath.exists(instance)
+    assert not Pins.of(instance).root.exists()
     with pytest.raises(
         DatapathError, match=f"instance {instance} is not loaded: start it with `clearway run`"
     ):
