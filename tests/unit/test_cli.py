@@ -322,7 +322,6 @@ def test_down_asks_the_daemon(clearway: Clearway, control: FakeControl) -> None:
         (["get", "nothing"], ExitCode.USAGE, "(`clearway get --help` explains it)"),
         (["service", "add"], ExitCode.USAGE, "(`clearway service add --help` explains it)"),
         (["status", "--instance", "a"], ExitCode.USAGE, "`clearway --instance NAME COMMAND`"),
-        (["-o", "json", "status"], ExitCode.USAGE, "it stands after the command"),
         (["get", "flows", "--protocol", "sctp"], ExitCode.USAGE, "icmpv6"),
         (["get", "flows", "--limit", "x"], ExitCode.USAGE, "--limit"),
         (["status", "-o", "xml"], ExitCode.USAGE, "xml"),
@@ -356,6 +355,28 @@ def test_error_is_one_line_and_a_code(
     assert ran.err.startswith("clearway: ")
     assert message in ran.err
     assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("frob -o json", "No such command 'frob'."),
+        ("-o json status", "it stands after the command"),
+        ("get flows --limit -1 -o json", "--limit"),
+        ("get flows --limit -1 --output=json", "--limit"),
+        ("get flows -ojson --limit -1", "--limit"),
+        ("get --output json", "--output"),
+        ("--instance a/b run -o json", "'a/b' cannot name an instance"),
+    ],
+)
+def test_wrong_command_line_is_json_where_json_is_asked_for(
+    clearway: Clearway, control: FakeControl, line: str, message: str
+) -> None:
+    ran = clearway(*line.split())
+    assert ran.code == ExitCode.USAGE
+    [error] = ran.json()["errors"]
+    assert message in error["message"]
+    assert ran.err == f"clearway: {error['message']}\n"
 
 
 def test_every_problem_of_a_file_gets_its_line(clearway: Clearway, control: FakeControl, file: Path) -> None:

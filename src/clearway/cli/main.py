@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import click
@@ -12,7 +13,7 @@ import typer
 
 from clearway.api.client import NotRunningError, RefusedError, UnreachableError
 from clearway.cli import configure, edit, follow, get, laboratory, node
-from clearway.cli.common import CommandError, ExitCode, Options, complain, report, starting
+from clearway.cli.common import CommandError, ExitCode, Options, Output, report, starting
 from clearway.instance import DEFAULT_NAME
 
 ABOUT = """A fast path over Linux networking: load balancing and NAT in eBPF, with Linux as the slow path."""
@@ -76,14 +77,21 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
     except click.ClickException as error:
-        complain(f"{_one_line(error.format_message())} ({_hint(error)})")
-        return error.exit_code
+        wrong = CommandError(ExitCode.USAGE, f"{_one_line(error.format_message())} ({_hint(error)})")
+        report(wrong, Output.JSON if _asks_for_json(arguments) else Output.TABLE)
+        return wrong.code
     except Exception as error:
         if options.debug:
             raise
         refused = _as_command_error(error, options)
         report(refused, options.output)
         return refused.code
+
+
+def _asks_for_json(arguments: Sequence[str]) -> bool:
+    """Of a command line that could not be read: its words are all that there is."""
+    whole = {("-o", "json"), ("--output", "json")}
+    return not {"-ojson", "--output=json"}.isdisjoint(arguments) or not whole.isdisjoint(pairwise(arguments))
 
 
 def _as_command_error(error: Exception, options: Options) -> CommandError:

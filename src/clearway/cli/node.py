@@ -51,7 +51,7 @@ def run(
     Example:
       clearway run -c /etc/clearway/clearway.yaml
     """
-    options = options_of(context)
+    options = options_of(context, output)
     instance = options.instance()
     from clearway.cli.without_daemon import refusals
     from clearway.daemon import log
