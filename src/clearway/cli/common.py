@@ -70,6 +70,13 @@ class Options:
         return Client(self.instance().socket, timeout)
 
 
+def something(text: str | None) -> str | None:
+    """For parameters that name something: a script's unset variable names nothing, and not everything."""
+    if text == "":
+        raise typer.BadParameter("nothing is given")
+    return text
+
+
 def starting(instance: Instance) -> int | None:
     """The daemon that has the data path and does not answer yet; None when there is none."""
     from clearway.daemon.lock import live_holder

@@ -20,10 +20,16 @@ from clearway.cli.common import (
     options_of,
     print_json,
     say,
+    something,
 )
 
 FileArgument = Annotated[
-    str, typer.Argument(metavar="FILE", help="Configuration file in YAML; - reads it from standard input.")
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="Configuration file in YAML; - reads it from standard input.",
+        callback=something,
+    ),
 ]
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from typing import Annotated, Any, Literal
 
@@ -10,14 +12,30 @@ import typer
 
 from clearway.api.client import Client
 from clearway.cli import complete
-from clearway.cli.common import CommandError, ExitCode, Output, OutputOption, group, options_of, say
+from clearway.cli.common import (
+    CommandError,
+    ExitCode,
+    Output,
+    OutputOption,
+    group,
+    options_of,
+    say,
+    something,
+)
 from clearway.cli.configure import show_plan
 from clearway.cli.text import count
 
 POLL_SECONDS = 1.0
+ENDPOINT = re.compile(r"([^,]+):([0-9]{1,9})(?:,weight=([0-9]{1,9}))?")
 
 ServiceArgument = Annotated[
-    str, typer.Argument(metavar="SERVICE", help="Name of the service.", autocompletion=complete.services)
+    str,
+    typer.Argument(
+        metavar="SERVICE",
+        help="Name of the service.",
+        autocompletion=complete.services,
+        callback=something,
+    ),
 ]
 EndpointArgument = Annotated[
     str,
@@ -25,8 +43,15 @@ EndpointArgument = Annotated[
         metavar="ENDPOINT",
         help="ADDRESS:PORT; the address alone where it is clear which one is meant.",
         autocompletion=complete.endpoints,
+        callback=something,
     ),
 ]
+
+
+def _has_an_end(seconds: float | None) -> float | None:
+    if seconds is not None and not math.isfinite(seconds):
+        raise typer.BadParameter(f"{seconds} seconds never end; give a number")
+    return seconds
 
 
 def register(app: typer.Typer) -> None:
@@ -134,7 +159,13 @@ def endpoint_drain(
     endpoint: EndpointArgument,
     undo: Annotated[bool, typer.Option("--undo", help="Give it new connections again.")] = False,
     wait: Annotated[
-        float | None, typer.Option(min=0, metavar="SECONDS", help="Wait so long for its connections to end.")
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Wait so long for its connections to end.",
+            callback=_has_an_end,
+        ),
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -159,21 +190,19 @@ def endpoint_drain(
 
 def _endpoint_data(text: str) -> dict[str, Any]:
     """ "10.0.0.2:8080,weight=2" as the configuration has it. What it means is checked by the daemon."""
-    place, _comma, rest = text.partition(",")
-    address, colon, port = place.rpartition(":")
-    key, _equals, weight = rest.partition("=")
-    well_formed = colon and port.isdigit() and (not rest or (key == "weight" and weight.isdigit()))
-    if not well_formed:
+    found = ENDPOINT.fullmatch(text)
+    if found is None:
         raise CommandError(
             ExitCode.USAGE,
             f"{text!r} is no endpoint; write ADDRESS:PORT, [ADDRESS]:PORT for IPv6, and ,weight=N after it",
         )
+    address, port, weight = found.groups()
     if ":" in address and not (address.startswith("[") and address.endswith("]")):
         raise CommandError(
             ExitCode.USAGE, f"{text!r}: an IPv6 address needs brackets; write [{address.strip('[]')}]:{port}"
         )
     data: dict[str, Any] = {"address": address.removeprefix("[").removesuffix("]"), "port": int(port)}
-    return {**data, "weight": int(weight)} if rest else data
+    return {**data, "weight": int(weight)} if weight else data
 
 
 def _wait_for_last_flow(client: Client, service: str, endpoint: str, seconds: float) -> None:

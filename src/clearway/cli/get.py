@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from clearway.cli import complete
-from clearway.cli.common import Output, OutputOption, group, options_of, print_json, say, write_out
+from clearway.cli.common import Output, OutputOption, group, options_of, print_json, say, something, write_out
 from clearway.cli.text import Column, count, duration, host_port, print_facts, print_table, size, things
 
 SERVICE_COLUMNS = (
@@ -74,7 +74,10 @@ FLOW_COLUMNS = (
 )
 
 ServiceOption = Annotated[
-    str | None, typer.Option(help="Only of this service.", metavar="NAME", autocompletion=complete.services)
+    str | None,
+    typer.Option(
+        help="Only of this service.", metavar="NAME", autocompletion=complete.services, callback=something
+    ),
 ]
 
 
@@ -149,16 +152,24 @@ def flows(
     endpoint: Annotated[
         str | None,
         typer.Option(
-            help="Only to this endpoint.", metavar="ADDRESS[:PORT]", autocompletion=complete.endpoints
+            help="Only to this endpoint.",
+            metavar="ADDRESS[:PORT]",
+            autocompletion=complete.endpoints,
+            callback=something,
         ),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Only with this address on either side.", metavar="ADDRESS[/LENGTH]")
+        str | None,
+        typer.Option(
+            help="Only with this address on either side.", metavar="ADDRESS[/LENGTH]", callback=something
+        ),
     ] = None,
     protocol: Annotated[
         Literal["tcp", "udp", "icmp", "icmpv6"] | None, typer.Option(help="Only of this protocol.")
     ] = None,
-    state: Annotated[str | None, typer.Option(help="As in the list: established, udp_stream, ...")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="As in the list: established, udp_stream, ...", callback=something)
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=0, help="At most so many. [default: 50; all with -o json]")
     ] = None,
