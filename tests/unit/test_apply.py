@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +198,28 @@ def test_failure_before_the_switch_changes_nothing(lasting: bool) -> None:
             assert content(fake) == rows, f"write {number} left rows behind"
         assert put(fake, AFTER, previous).leftover is None
         assert visible(fake) == clean
+
+
+@pytest.mark.parametrize("wanted", [BEFORE, AFTER], ids=["same rows", "other rows"])
+def test_failed_exchange_of_flow_tables_changes_nothing(wanted: Config) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    fake, previous = started()
+    rows = content(fake)
+    desired = compile_tables(wanted, facts_of(fake), previous)
+    with pytest.raises(OSError, match="no memory"):
+        apply_tables(fake, previous, desired, wait=lambda: None, exchange=fail)
+    assert (fake.epoch, content(fake)) == (previous.epoch, rows)
+
+
+@pytest.mark.parametrize("wanted", [BEFORE, AFTER], ids=["same rows", "other rows"])
+def test_flow_tables_are_exchanged_once_with_the_configuration(wanted: Config) -> None:
+    fake, previous = started()
+    epochs: list[int] = []
+    desired = compile_tables(wanted, facts_of(fake), previous)
+    apply_tables(fake, previous, desired, wait=lambda: None, exchange=lambda: epochs.append(fake.active()[0]))
+    assert epochs == [previous.epoch]
 
 
 def visible_after(fake: FakeDatapath, previous: Tables) -> dict[str, object]:

@@ -54,11 +54,15 @@ def apply_tables(
     previous: Tables,
     desired: Tables,
     wait: Callable[[], None] = wait_for_readers,
+    exchange: Callable[[], None] = lambda: None,
 ) -> Applied:
     """Puts `desired` in force in place of `previous`, which it was compiled to replace.
 
     Traffic sees the one or the other. Raises DatapathError if `desired` could not be put in force: then
     `previous` is, and what had been written is taken back. Not for two threads at once.
+
+    `exchange` is what else is to be exchanged. It is called when all is written and only the switch is left,
+    which changes one word and does not fail; so when it raises, nothing has changed.
     """
     epoch, _ = datapath.active()
     if epoch != previous.epoch:
@@ -67,11 +71,13 @@ def apply_tables(
         )
     settle(datapath, previous)
     if previous.epoch and desired == previous:
+        exchange()
         return Applied(previous, switched=False)
     if desired.epoch != previous.next_epoch:
         raise DatapathError(f"epoch {desired.epoch} cannot follow {previous.epoch}: compile anew")
     try:
         _write_beside(datapath, previous, desired)
+        exchange()
         datapath.set_epoch(desired.epoch)
     except BaseException:
         # Also when interrupted; and an interrupt may come just after the switch.

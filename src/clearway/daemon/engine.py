@@ -123,8 +123,7 @@ class Engine:
         desired = compile_tables(config, facts, self.tables)
         plan = plan_tables(self.tables, desired, config, facts)
         with self._resized(config) as exchange:
-            self._switch(desired, config, facts)
-            exchange()
+            self._switch(desired, config, facts, exchange)
         return plan
 
     def change(self, running: Config, desired: Config, machine: Machine) -> Plan:
@@ -143,8 +142,7 @@ class Engine:
             # New neighbours begin to be resolved before the first packet is sent their way.
             self.keep(endpoint_addresses(desired), machine)
             with self._resized(desired) as exchange:
-                self._switch(tables, desired, facts)
-                exchange()
+                self._switch(tables, desired, facts, exchange)
             undo.pop_all()
         return plan
 
@@ -159,8 +157,10 @@ class Engine:
             yield exchange
         log.info("the flow table has another size", before=before, max_flows=wanted)
 
-    def _switch(self, desired: Tables, config: Config, facts: HostFacts) -> None:
-        applied = apply_tables(self.datapath, self.tables, desired)
+    def _switch(
+        self, desired: Tables, config: Config, facts: HostFacts, exchange: Callable[[], None]
+    ) -> None:
+        applied = apply_tables(self.datapath, self.tables, desired, exchange=exchange)
         self.tables = applied.tables
         self.past = self.past.then(config, self.tables, facts.interfaces)
         if applied.leftover:
