@@ -249,8 +249,8 @@ def test_interface_that_is_not_there_is_refused_with_its_line() -> None:
     text += "    interface: eth8\n    masquerade: true\n"
     fix = "create it first, or use one of: eth0, eth1, lo"
     assert refused(parse_config(text)).splitlines() == [
-        f"interfaces[0].name (line 2): there is no interface eth7; {fix}",
-        f"nat[0].interface (line 6): there is no interface eth8; {fix}",
+        f"interfaces[0].name (line 2): there is no interface eth7 in this network namespace; {fix}",
+        f"nat[0].interface (line 6): there is no interface eth8 in this network namespace; {fix}",
     ]
 
 

@@ -76,7 +76,8 @@ def _interface_problems(config: Config, facts: HostFacts) -> Iterable[Problem]:
     known = ", ".join(sorted(facts.interfaces))
     for where, name in named:
         if name not in facts.interfaces:
-            yield Problem(where, f"there is no interface {name}", f"create it first, or use one of: {known}")
+            what = f"there is no interface {name} in this network namespace"
+            yield Problem(where, what, f"create it first, or use one of: {known}")
 
 
 def _port_problems(config: Config, facts: HostFacts) -> Iterable[Problem]:
