@@ -289,10 +289,17 @@ def test_hooks_are_moved_by_the_configuration(lab: Lab, own_daemon: Daemon) -> N
     own_daemon.cli("apply", str(own_daemon.config_path))
     shown = own_daemon.json("get", "interfaces")["interfaces"]
     assert {item["hook"] for item in shown} == {"xdp"}
+    assert {item["reason"] for item in shown} == {"as configured"}
     with Datapath.open(own_daemon.instance) as there:
         _slots, ports = there.table("port_v1").items()
     known = {int(port["ifindex"]): bytes(port["mac"]).hex(":") for port in ports if port["ifindex"]}
     assert set(known) == {ifindex_of(lab, name) for name in lab.interfaces}
     assert known[ifindex_of(lab, "client1")] in lab.node.ip("link", "show", "client1")
     lab.client.ns.connect((lab.vip(4), 80)).close()
-    lab.prepare_for("tc")
+    lab.prepare_for("tc")  # where veth takes no frames from XDP
+
+    def reasons() -> list[str]:
+        return [str(item["reason"]) for item in own_daemon.json("get", "interfaces")["interfaces"]]
+
+    told = "as configured; XDP hands what leaves by it to TC"
+    wait_until("that is told", lambda: all(why.startswith(told) for why in reasons()), timeout=5)

@@ -32,6 +32,7 @@ from clearway.datapath.flows import state_names
 from clearway.linux import namespace
 from clearway.model import Config
 
+HANDED_TO_TC = "XDP hands what leaves by it to TC, because its driver takes no redirected frames"
 USAGE_SECONDS = 1.0  # counts of connections may be this old, so that asking often costs little
 
 
@@ -170,7 +171,12 @@ class DaemonControl:
         )
 
     def _why_hook(self, interface: str) -> str:
-        return self._daemon.failure(interface) or self._daemon.engine.reason(interface)
+        daemon = self._daemon
+        if failure := daemon.failure(interface):
+            return failure
+        reason = daemon.engine.reason(interface)
+        handed = daemon.mirror.hands_to_tc(daemon.machine().ifindexes().get(interface, 0))
+        return f"{reason}; {HANDED_TO_TC}" if handed else reason
 
     def _opened(self) -> dict[int, int]:
         _keys, values = self._datapath.table("opened_v1").items()

@@ -66,7 +66,7 @@ class Engine:
         return Attached(attachment.ifindex, *asked, stale=attachment.stale)
 
     def reason(self, interface: str) -> str:
-        """Why the interface has the hook that it has; "" if it was asked for by name."""
+        """Why the interface has the hook that it has; "" if it was not attached yet."""
         return self._reasons.get(interface, "")
 
     def attach(self, interface: str, hook: str, beside: Hooks = frozenset()) -> None:
@@ -74,9 +74,8 @@ class Engine:
         before = self.attachments.get(interface)
         attachment = self.datapath.attach(interface, hook, dict(beside))
         self._asked[interface] = (hook, beside)
-        self._reasons[interface] = attachment.reason
+        self._reasons[interface] = why = attachment.reason or "as configured"
         self.look()
-        why = attachment.reason or f"{hook} is configured"
         if before is None or before.stale:
             log.info("attached", interface=interface, hook=attachment.hook, why=why)
         elif before.hook != attachment.hook:

@@ -73,6 +73,13 @@ class Mirror:
         self.bump(sentences)
         return self.watch.picture.links != before
 
+    def hands_to_tc(self, ifindex: int) -> bool:
+        """Whether an interface is on XDP, and XDP cannot send what is to leave by that device."""
+        if self._written is None or all(a.hook == "tc" for a in self._attachments):
+            return False
+        device = self._written.devices.get(ifindex)
+        return device is not None and not device.xdp_transmit
+
     def bump(self, sentences: list[str]) -> None:
         """Have the next hop of every flow resolved again, at the flow's next packet."""
         self._datapath.bump_mirror()
