@@ -509,6 +509,18 @@ def test_group_alone_shows_its_help(clearway: Clearway, arguments: list[str]) ->
     assert "Commands:" in ran.out
 
 
+@pytest.mark.parametrize("words", [[], ["get"], ["service"], ["endpoint"], ["lab"]])
+def test_help_says_each_command_in_a_whole_sentence(
+    clearway: Clearway, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = clearway(*words, "--help").out
+    _before, heading, commands = out.partition("Commands:\n")
+    assert heading
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands.splitlines())
+    assert not words or f"Example:\n    clearway {words[0]} " in out
+
+
 def test_version_is_told(clearway: Clearway) -> None:
     ran = clearway("--version")
     assert ran.code == 0

@@ -123,10 +123,14 @@ def write_out(pieces: Iterable[bytes]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def group(name: str, about: str) -> tuple[typer.Typer, Callable[[typer.Context], None]]:
+def group(name: str, about: str, example: str) -> tuple[typer.Typer, Callable[[typer.Context], None]]:
     """A command that only has commands below it; alone it prints its help and counts as wrong usage."""
     app = typer.Typer(
-        name=name, help=about, invoke_without_command=True, rich_markup_mode=None, suggest_commands=False
+        name=name,
+        help=f"{about}\n\n\b\nExample:\n  {example}",
+        invoke_without_command=True,
+        rich_markup_mode=None,
+        suggest_commands=False,
     )
 
     @app.callback()

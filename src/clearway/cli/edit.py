@@ -55,11 +55,12 @@ def _has_an_end(seconds: float | None) -> float | None:
 
 
 def register(app: typer.Typer) -> None:
-    service, _alone = group("service", "Add and remove services.")
+    service, _alone = group("service", "Add and remove services.", "clearway service remove web")
     service.command("add")(service_add)
     service.command("remove")(service_remove)
     app.add_typer(service)
-    endpoint, _alone = group("endpoint", "Add, remove and drain endpoints of a service.")
+    about = "Add, remove and drain endpoints of a service."
+    endpoint, _alone = group("endpoint", about, "clearway endpoint drain web 10.0.0.3:8080")
     endpoint.command("add")(endpoint_add)
     endpoint.command("remove")(endpoint_remove)
     endpoint.command("drain")(endpoint_drain)

@@ -19,10 +19,10 @@ def register(app: typer.Typer) -> None:
 
 
 def follow(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
-    """Follow connections as they end, a line each, until interrupted: for flow export.
+    """Follow connections as they end, a line each.
 
-    With -o json every line is an object. Lossless up to 100,000 ends a second; what is lost beyond is counted
-    in `clearway status`.
+    For flow export, until interrupted. With -o json every line is an object. Lossless up to 100,000 ends a
+    second; what is lost beyond is counted in `clearway status`.
 
     \b
     Example:

@@ -83,7 +83,8 @@ ServiceOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     app.command()(status)
-    getting, _alone = group("get", "Show services, endpoints, flows, NAT rules, interfaces or reasons.")
+    about = "Show services, endpoints, flows, NAT, interfaces, reasons."
+    getting, _alone = group("get", about, "clearway get services")
     for command in (services, endpoints, flows, nat, interfaces, reasons):
         getting.command()(command)
     app.add_typer(getting)
@@ -129,7 +130,7 @@ def services(context: typer.Context, output: OutputOption = Output.TABLE) -> Non
 def endpoints(
     context: typer.Context, service: ServiceOption = None, output: OutputOption = Output.TABLE
 ) -> None:
-    """Show the endpoints: their share of new connections, and what they carry.
+    """Show the endpoints, their shares, and what they carry.
 
     \b
     Example:
@@ -175,7 +176,7 @@ def flows(
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show connections in the flow table, those first that have carried most.
+    """Show connections, those first that have carried most.
 
     \b
     Example:
@@ -229,7 +230,9 @@ def interfaces(context: typer.Context, output: OutputOption = Output.TABLE) -> N
 
 
 def reasons(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
-    """Show what became of every packet, by verdict; the reasons add up to what was received.
+    """Show what became of every packet, by verdict.
+
+    Each packet counts under one reason, so they add up to what was received.
 
     \b
     Example:

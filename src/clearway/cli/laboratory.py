@@ -24,7 +24,7 @@ NameOption = Annotated[str, typer.Option(metavar="NAME", help="Which lab, when t
 
 
 def register(app: typer.Typer) -> None:
-    lab, _alone = group("lab", "A test network of namespaces: clients, a node, and servers with nginx.")
+    lab, _alone = group("lab", "A network of namespaces to try it on.", "clearway lab up")
     lab.command()(up)
     lab.command()(down)
     lab.command()(shell)
@@ -90,7 +90,9 @@ def shell(
 
 
 def demo(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
-    """Run the main job on real traffic in a lab, beside Linux alone, and print what happened.
+    """Run the main job in a lab, beside Linux alone.
+
+    It carries real traffic, says what happened, and leaves nothing behind.
 
     \b
     Example:

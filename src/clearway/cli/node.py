@@ -63,9 +63,10 @@ def run(
 
 
 def down(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
-    """Remove the data path: detach everything, remove every pin and the stored state, end the daemon.
+    """Remove the data path and end the daemon.
 
-    Linux carries the traffic alone afterwards; connections through services and NAT end.
+    Every interface is detached, every pin and the stored state removed. Linux carries the traffic alone
+    afterwards; connections through services and NAT end.
 
     \b
     Example:
@@ -86,10 +87,10 @@ def down(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
 
 
 def doctor(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
-    """Say what works here, what falls back to something else, what is to do, and what is missing.
+    """Say what works on this machine.
 
-    Looks at kernel, BTF, helpers and kfuncs, privileges, interfaces, and tools. Exit code 1: clearway cannot
-    work on this machine.
+    And what falls back to something else, what is to do, and what is missing. Looks at kernel, BTF, helpers
+    and kfuncs, privileges, interfaces, and tools. Exit code 1: clearway cannot work on this machine.
 
     \b
     Example:
