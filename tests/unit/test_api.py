@@ -159,6 +159,7 @@ def test_edit_that_is_refused_does_not_blame_the_file(client: Client, control: F
         ("get", ["endpoints"], {"service": "wbe"}, "there is no service wbe; services: web"),
         ("post", ["services"], {}, "the body has to be an object"),
         ("post", ["apply"], {"source": "x.yaml"}, "x.yaml: is empty"),
+        ("post", ["apply"], {"source": "standard input"}, "standard input: is empty"),
     ],
 )
 def test_every_refusal_has_the_same_form(

@@ -108,6 +108,10 @@ REFUSED = {
         "services:\n  - name: web\n    address: 203.0.113.10\n    protocol: tcp",
         "services[0].port (line 2): is missing; add it: port that clients connect to",
     ),
+    "missing key of few values": (
+        "services:\n  - name: web\n    address: 203.0.113.10\n    port: 80",
+        "services[0].protocol (line 2): is missing; add it: protocol of the service (tcp, udp)",
+    ),
     "number in quotes": (
         WEB.replace("80", '"80"'),
         'services[0].port (line 4): "80" is not a whole number; write it without quotes',

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from clearway.daemon import state
+from clearway.daemon import doctor, state
 from clearway.daemon.doctor import Verdict, verdict
 from clearway.daemon.filewatch import FileWatch, Signature, signature
 from clearway.daemon.lock import DataPathLock, LockedError, holder
@@ -22,6 +22,7 @@ from clearway.daemon.notify import Notifier
 from clearway.daemon.throttle import Throttle
 from clearway.datapath.features import Check
 from clearway.instance import Instance, InstanceError, find_instance
+from clearway.linux import rtnetlink
 
 
 @pytest.fixture
@@ -311,3 +312,10 @@ def test_verdict_says_who_has_to_do_something(
     ok: bool, needed: bool, fallback: str, expected: Verdict
 ) -> None:
     assert verdict(Check("a", ok, needed, "", fallback)) == expected
+
+
+def test_nothing_is_to_do_about_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Check("a", True, True, "there", "get it"), Check("b", False, False, "absent", "do without")]
+    monkeypatch.setattr(doctor, "checks", lambda: found)
+    monkeypatch.setattr(rtnetlink, "links", lambda _kernel: [])
+    assert [check.fallback for check in doctor.examine()] == ["", "do without"]

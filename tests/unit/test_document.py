@@ -181,7 +181,10 @@ services:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         load_config(tmp_path / "clearway.yaml")
-    assert str(refused.value) == f"{tmp_path}/clearway.yaml: there is no such file; check the path"
+    assert (
+        str(refused.value)
+        == f"{tmp_path}/clearway.yaml: there is no such file; check the path, or name another with -c"
+    )
 
 
 def test_directory(tmp_path: Path) -> None:

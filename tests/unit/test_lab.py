@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from clearway.lab.baseline import ruleset
+from clearway.lab.commands import Summary
 from clearway.lab.demo import quickstart
 from clearway.lab.failover import Failover
 from clearway.lab.measure import Http, Packets, parse_wrk
@@ -187,3 +188,9 @@ def test_report_is_a_table_for_people_and_an_object_for_programs() -> None:
             assert "2,000 (2.00x)" in text
             assert "500 (0.50x)" in text
             assert "server1 8, server2 9" in text
+
+
+@pytest.mark.parametrize(("name", "line"), [("lab", "lab shell node"), ("b", "lab shell --name b node")])
+def test_lab_that_is_up_says_the_shortest_way_in(name: str, line: str) -> None:
+    text = Summary(name, "cw-lab-node", "203.0.113.10", "2001:db8::10", ()).text()
+    assert text.splitlines()[-1] == f"try: clearway {line}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clearway.model import ConfigError
+from clearway.model import ConfigError, Problem
 
 PINS = "/sys/fs/bpf/"
 DATA_PATH_GONE = "the data path is gone; run `clearway down`, then `clearway run`"
@@ -14,10 +14,7 @@ REQUEST = "request"  # what a configuration is called that came without a name
 
 def described(error: ConfigError) -> list[dict[str, Any]]:
     """One entry a problem, each with a message that stands alone (views.ErrorView)."""
-    return [
-        {"message": _located(str(problem), problem.path, error.source), **problem.to_dict()}
-        for problem in error.problems
-    ]
+    return [{"message": _located(problem, error.source), **problem.to_dict()} for problem in error.problems]
 
 
 def os_error(error: OSError) -> str:
@@ -27,8 +24,10 @@ def os_error(error: OSError) -> str:
     return " ".join(str(error).split())
 
 
-def _located(message: str, path: str, source: str) -> str:
+def _located(problem: Problem, source: str) -> str:
     """A problem of a file begins with the file's name, as compilers do it; a request has none."""
+    message = str(problem)
     if source == REQUEST:
         return message.removeprefix(f"{REQUEST}: ")
-    return message if source == path else f"{source}: {message}"
+    of_all = problem.where == (source,)
+    return source + message.removeprefix(problem.path) if of_all else f"{source}: {message}"

@@ -108,7 +108,7 @@ def doctor(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
             "check": check.name,
             "verdict": verdict(check),
             "found": check.detail,
-            "what to do": "" if check.ok else check.fallback,
+            "what to do": check.fallback,
         }
         for check in checks
     ]

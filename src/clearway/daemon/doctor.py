@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from clearway.datapath.features import Check, checks
@@ -11,9 +12,6 @@ from clearway.linux import rtnetlink
 from clearway.linux.netlink import NETLINK_ROUTE, Conversation
 
 NO_XDP = "hook: auto takes TC; hook: xdp-generic works, slowly"
-NO_TRANSMIT = (
-    "frames that XDP sends out through it are handed to TC, unless it gets an XDP program of its own"
-)
 
 
 Verdict = Literal["ok", "missing", "to do", "falls back"]
@@ -29,10 +27,11 @@ def verdict(check: Check) -> Verdict:
 
 
 def examine() -> list[Check]:
-    """Every check. None of them changes anything."""
+    """Every check; what to do only where there is something to do. None of them changes anything."""
     with Conversation(NETLINK_ROUTE) as kernel:
         names = [link.name for link in rtnetlink.links(kernel) if link.kind != "vlan" and link.resolves]
-    return [*checks(), *(interface_check(interface_facts(name)) for name in names)]
+    found = [*checks(), *(interface_check(interface_facts(name)) for name in names)]
+    return [replace(check, fallback="") if check.ok else check for check in found]
 
 
 def interface_check(facts: InterfaceFacts) -> Check:
@@ -42,11 +41,15 @@ def interface_check(facts: InterfaceFacts) -> Check:
         detail = f"{driver}; this kernel does not tell what XDP it does (since 6.3)"
         return Check(f"interface {facts.ifname}", True, False, detail, "")
     native = "native XDP" if facts.xdp_native else "no native XDP"
-    transmit = "takes redirected frames" if facts.xdp_transmit else "takes no redirected frames now"
+    transmit = (
+        "takes redirected frames"
+        if facts.xdp_transmit
+        else "takes no redirected frames now: XDP hands them to TC"
+    )
     return Check(
         name=f"interface {facts.ifname}",
         ok=bool(facts.xdp_native),
         needed=False,
         detail=f"{driver}: {native}, {transmit}",
-        fallback=NO_XDP if not facts.xdp_native else "" if facts.xdp_transmit else NO_TRANSMIT,
+        fallback=NO_XDP,
     )

@@ -16,6 +16,8 @@ from clearway.lab.namespace import Namespace, existing
 from clearway.lab.run import ENVIRONMENT, Interrupted, LabError, interruptible
 from clearway.lab.topology import SERVER_PORT
 
+DEFAULT_NAME = "lab"
+
 
 @dataclass(frozen=True)
 class HostSummary:
@@ -50,11 +52,12 @@ class Summary:
         lines.append(
             f"service addresses {self.service_ipv4} and {self.service_ipv6}; servers listen on {SERVER_PORT}"
         )
-        lines.append(f"try: clearway lab shell --name {self.name} node")
+        which = "" if self.name == DEFAULT_NAME else f" --name {self.name}"
+        lines.append(f"try: clearway lab shell{which} node")
         return "\n".join(lines)
 
 
-def up(name: str = "lab") -> Summary:
+def up(name: str = DEFAULT_NAME) -> Summary:
     """Build a lab that stays until `down`.
 
     LabError when it cannot be built or is up already. A signal takes it down again: KeyboardInterrupt.
@@ -72,12 +75,12 @@ def up(name: str = "lab") -> Summary:
     return Summary(name, lab.node.name, lab.vip(4), lab.vip(6), tuple(hosts))
 
 
-def down(name: str = "lab") -> bool:
+def down(name: str = DEFAULT_NAME) -> bool:
     """Remove a lab, with everything that runs in it. False: there was none of that name."""
     return Lab(name).down()
 
 
-def shell(name: str = "lab", host: str = "node") -> NoReturn:
+def shell(name: str = DEFAULT_NAME, host: str = "node") -> NoReturn:
     """Become a shell inside `host`: the node or any host of the lab. LabError when it is not there."""
     lab = Lab(name)
     namespace = Namespace(f"{lab.prefix}{host}")

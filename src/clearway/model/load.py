@@ -22,7 +22,9 @@ def load_config(path: Path | str) -> Config:
         with Path(path).open("rb") as file:
             text = file.read(SIZE_MAX + 1)  # no more than it takes to see that it is too large
     except FileNotFoundError:
-        raise _unreadable(source, "there is no such file", "check the path") from None
+        raise _unreadable(
+            source, "there is no such file", "check the path, or name another with -c"
+        ) from None
     except IsADirectoryError:
         raise _unreadable(source, "is a directory", "give the file in it") from None
     except PermissionError:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Set
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -88,7 +88,8 @@ def _problems(details: ErrorDetails, model: type[BaseModel], missing: Set[Where]
 def _describe_missing(where: Where, model: type[BaseModel]) -> str:
     field = _fields(where[:-1], model).get(str(where[-1]))
     text = field.description if field and field.description else "it is needed"
-    return f"add it: {text.rstrip('.')[0].lower()}{text.rstrip('.')[1:]}"
+    known = ", ".join(get_args(field.annotation)) if field and get_origin(field.annotation) is Literal else ""
+    return f"add it: {text.rstrip('.')[0].lower()}{text.rstrip('.')[1:]}{known and f' ({known})'}"
 
 
 def _whole_number(value: object) -> str:
