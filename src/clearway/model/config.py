@@ -268,9 +268,9 @@ class Conntrack(Model):
     )
     midstream: Midstream = Field(
         default="pick-up",
-        description="TCP to a service without a flow and without SYN, as after a restart of the machine: "
-        "`pick-up` (Maglev leads it to the endpoint that has it), `drop`, or `reset` (answer "
-        "with RST).",
+        description="TCP to a service, or that a NAT rule claims, without a flow and without SYN, as after "
+        "a restart of the machine: `pick-up` (Maglev leads it to the endpoint that has it; source NAT "
+        "translates it anew), `drop`, or `reset` (answer with RST).",
     )
     when_full: WhenFull = Field(
         default="drop",
