@@ -153,6 +153,9 @@ def test_edit_that_is_refused_does_not_blame_the_file(client: Client, control: F
     ("method", "where", "query", "message"),
     [
         ("get", ["nothing"], {}, "there is no /v1/nothing"),
+        ("delete", ["services", ""], {}, "there is no /v1/services/"),
+        ("delete", ["services", "\udcff"], {}, "there is no service"),
+        ("get", ["endpoints"], {"service": "\udcff"}, "there is no service"),
         ("delete", ["status"], {}, "/v1/status does not know DELETE"),
         ("get", ["flows"], {"limit": "many"}, "limit: "),
         ("get", ["flows"], {"limit": "-1"}, "limit -1 is negative"),

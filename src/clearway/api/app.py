@@ -66,7 +66,9 @@ REFUSED: dict[int | str, dict[str, Any]] = {400: {"model": Errors}, 409: {"model
 
 def build_app(control: Control) -> FastAPI:
     """The application; `control` is what it drives."""
-    app = FastAPI(title="clearway", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="clearway", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.include_router(_state_routes(control), prefix="/v1")
     app.include_router(_traffic_routes(control), prefix="/v1")
     app.include_router(_whole_routes(control), prefix="/v1", responses=REFUSED)

@@ -114,15 +114,17 @@ class Client:
         content: bytes | None,
         kind: str,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        target = "/v1/" + "/".join(quote(part, safe="") for part in path)
+        # A command line may hold bytes that are no UTF-8 (PEP 383): that they name nothing, the daemon says.
+        target = "/v1/" + "/".join(quote(part, safe="", errors="surrogateescape") for part in path)
         given = {key: value for key, value in query.items() if value is not None}
+        asked = urlencode(given, errors="surrogateescape")
         connection = _UnixConnection(self._path, self._timeout)
         try:
             # A daemon that refuses a body does not wait for its end; its answer is there all the same.
             with contextlib.suppress(BrokenPipeError):
                 connection.request(
                     method,
-                    f"{target}?{urlencode(given)}" if given else target,
+                    f"{target}?{asked}" if asked else target,
                     body=content,
                     headers={"Content-Type": kind} if content is not None else {},
                 )
