@@ -158,12 +158,22 @@ PROGRAM(_again)
 	return stage(&p, said_in_icmp ? STAGE_ICMP : STAGE_KNOWN);
 }
 
-/* Over the MTU, and the sender allows fragments: translated by us, fragmented by Linux on its way out. */
-always_inline int leave_to_fragment(struct packet *p, const struct verdict *v)
+/* Over the MTU, and the sender allows fragments: translated by us, fragmented by Linux on its way out. Its source may be an
+ * address of the node itself, which Linux takes from the loopback device alone (datapath/loopback.py). */
+always_inline int leave_to_fragment(struct packet *p, struct scratch *s, bool stateless)
 {
-	if (!rewrite(p, v, 0))
+#ifdef HOOK_XDP
+	return hand_over(p, REASON_DROP_NO_EGRESS);
+#else
+	const __u8 nobody[ETH_ALEN] = {};
+
+	if (!stateless)
+		flow_refresh(&s->entry, p->length);
+	if (!rewrite(p, &s->entry.verdict, 0) || !packet_link(p, nobody, nobody, 0, 0))
 		return conclude(p, REASON_DROP_REWRITE_FAILED);
-	return conclude(p, REASON_PUNT_TO_FRAGMENT);
+	count(p, REASON_PUNT_TO_FRAGMENT);
+	return packet_loop_back();
+#endif
 }
 
 /* The other programs send here what they cannot forward; why, shows again. */
@@ -179,11 +189,11 @@ always_inline int enter_answer(struct packet *p, struct scratch *s)
 	s->entry.key = p->tuple;
 	if (!stateless && !flow_peek(&s->entry))
 		return answer_reset(p);
+	if (!p->dont_fragment)
+		return leave_to_fragment(p, s, stateless);
 	if (!stateless)
 		flow_refresh(&s->entry, p->length);
-	if (p->dont_fragment)
-		return answer_too_big(p, s->entry.verdict.mtu);
-	return leave_to_fragment(p, &s->entry.verdict);
+	return answer_too_big(p, s->entry.verdict.mtu);
 }
 
 /* A program behind the entry. Its packet stays in one place on the stack: taken apart into registers, they would need more

@@ -5,6 +5,7 @@
 
 #define HEADERS_MAX 192 /* what must lie in the skb's linear part: tags, two IPv6 headers, TCP */
 #define VLAN_VID_MASK 0xfff
+#define LOOPBACK_IFINDEX 1 /* in every network namespace (net/core/net_namespace.c, loopback_net_init) */
 #define CHECKSUM_UNNECESSARY 1
 #define CHECKSUM_PARTIAL 3
 
@@ -137,6 +138,12 @@ always_inline int packet_transmit(struct packet *p, __u32 ifindex)
 always_inline int packet_return(struct packet *p)
 {
 	return bpf_redirect(p->ctx->ifindex, 0);
+}
+
+/* To Linux, as if the node itself had sent it. */
+always_inline int packet_loop_back(void)
+{
+	return bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS);
 }
 
 /* There is nobody behind TC but Linux. */

@@ -49,6 +49,7 @@ enum {
 };
 
 enum {
+	BPF_F_INGRESS = 1,
 	BPF_F_PSEUDO_HDR = 16,
 	BPF_F_MARK_MANGLED_0 = 32,
 	BPF_F_IPV6 = 128,

@@ -454,7 +454,7 @@ class Kernel:
             yield next(table for table in tables if table.family == family)
 
     def away(self, family: int) -> tuple[list[int], list[int]]:
-        """What the first buckets of the current table say of entries in their second ones, and what there are."""
+        """Entries in their second buckets, for each first bucket: as it counts them, and as they are found."""
         with self.table(family) as table:
             found = table.entries()
             first, _, _ = table.choose(

@@ -26,6 +26,7 @@ def node_state(lab: Lab) -> dict[str, str]:
         ),
         "tcx": ", ".join(f"{name} {tcx_programs(lab, name)}" for name in lab.interfaces),
         "rules": lab.node.run("nft", "list", "ruleset").stdout,
+        "settings": lab.node.run("grep", "-rs", ".", "/proc/sys/net/ipv4/conf", check=False).stdout,
         "routes": lab.node.ip("route", "show") + lab.node.ip("-6", "route", "show"),
     }
 

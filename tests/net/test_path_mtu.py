@@ -98,6 +98,23 @@ def test_too_big_beyond_the_masquerade_names_the_link(lab: Lab, daemon: Daemon, 
     assert (error.kind, error.code, error.info) == (*TOO_BIG[family], NARROW)
 
 
+@pytest.mark.parametrize("family", [4], ids=["ipv4"])
+def test_answers_that_may_be_fragmented_are(lab: Lab, daemon: Daemon, stack: ExitStack, family: int) -> None:
+    """From a service's address, which is the node's own, through the narrow link next to the node."""
+    server = stack.enter_context(lab["server1"].ns.open_socket(socket.AF_INET, socket.SOCK_DGRAM, 0))
+    server.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER: DONT, so no DF
+    with lab["server1"].ns.entered():
+        server.bind((lab["server1"].address(family), RAW_PORT))
+    client = stack.enter_context(lab["client3"].ns.open_socket(socket.AF_INET, socket.SOCK_DGRAM, 0))
+    for endpoint in (server, client):
+        endpoint.settimeout(5)
+    client.sendto(b"request", (lab.vip(family), UDP_PORT))
+    _, peer = server.recvfrom(100)
+    answer = pattern(NARROW + 100)
+    server.sendto(answer, peer)
+    assert client.recvfrom(2000) == (answer, (lab.vip(family), UDP_PORT))
+
+
 @pytest.mark.parametrize("hop", [1, 2, 3])
 def test_traceroute_sees_every_hop_to_a_service(lab: Lab, daemon: Daemon, family: int, hop: int) -> None:
     """Hop 1 is the node, which answers itself; the routers behind it know only the translated packet."""

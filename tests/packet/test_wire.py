@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
@@ -11,6 +12,8 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet
 
+from clearway.datapath import loopback
+from clearway.datapath.pins import Pins
 from tests.packet.addresses import BACK, FRONT, NARROW, SPARE, Net, device_mac, neighbour_mac
 from tests.packet.conversation import Conversation, masquerade, service
 from tests.packet.frames import (
@@ -189,22 +192,75 @@ def test_unroutable_packet_is_dropped_and_does_not_reach_linux(node: Node, net: 
 
 # ---- fragmenting ----
 
+LARGE = bytes(n & 255 for n in range(1440))
+
+
+def fragments(wire: Wire) -> tuple[Packet, bytes]:
+    """The first of the two that leave through the narrow device, and layer 4 put together again."""
+    pieces = [wire.expect(NARROW, unicast).packet for _ in range(2)]
+    pieces.sort(key=lambda piece: int(piece[IP].frag))
+    assert {hop_limit(piece) for piece in pieces} == {63}
+    assert len({(network(piece).src, network(piece).dst) for piece in pieces}) == 1
+    return pieces[0], b"".join(bytes(piece[IP].payload) for piece in pieces)
+
+
+@pytest.fixture(params=[0, 1], ids=["", "rp_filter"])
+def reverse_path(request: pytest.FixtureRequest, world: World, hook: str) -> Iterator[None]:
+    """Without, and with, strict filtering of reverse paths."""
+    setting = Path("/proc/sys/net/ipv4/conf/all/rp_filter")
+    with world.node.entered():
+        setting.write_text(str(request.param))
+        loopback.let_in(Pins.of(world.datapath.instance))
+    yield
+    with world.node.entered():
+        setting.write_text("0")
+
 
 @IPV4
-def test_linux_fragments_what_is_too_big(node: Node, net: Net, wire: Wire) -> None:
-    node.apply([service(net, net.narrow_endpoint, protocol="udp")])
-    payload = bytes(n & 255 for n in range(1440))
-    wire.send(FRONT, Conversation(node, net, proto="udp").client_frame(payload=payload))
-    pieces = [wire.expect(NARROW, unicast).packet for _ in range(2)]
-    assert {(network(piece).src, network(piece).dst) for piece in pieces} == {
-        (net.client, net.narrow_endpoint)
-    }
-    above = b"".join(
-        bytes(piece[IP].payload) for piece in sorted(pieces, key=lambda piece: int(piece[IP].frag))
-    )
-    assert above[8 : 8 + len(payload)] == payload
-    assert (int.from_bytes(above[0:2], "big"), int.from_bytes(above[2:4], "big")) == (40000, 8080)
-    assert {hop_limit(piece) for piece in pieces} == {63}
+@pytest.mark.usefixtures("reverse_path")
+@pytest.mark.parametrize("mode", ["nat", "full-nat"])
+def test_linux_fragments_what_is_too_big(node: Node, net: Net, wire: Wire, mode: str) -> None:
+    node.apply([service(net, net.narrow_endpoint, protocol="udp", mode=mode)])
+    reasons = Reasons(node.world)
+    wire.send(FRONT, Conversation(node, net, proto="udp").client_frame(payload=LARGE))
+    first, above = fragments(wire)
+    assert network(first).src == (net.client if mode == "nat" else net.node(NARROW))
+    assert (network(first).dst, int.from_bytes(above[2:4], "big")) == (net.narrow_endpoint, 8080)
+    assert above[8:] == LARGE
+    assert reasons.counted() == {"punt_to_fragment": 1}
+    assert node.flows.connection().packets == 1
+
+
+@IPV4
+@pytest.mark.usefixtures("reverse_path")
+@pytest.mark.parametrize(
+    "source", [{"masquerade": True}, {"pool": "198.18.0.0/24"}], ids=["masquerade", "pool"]
+)
+def test_linux_fragments_what_has_another_source(
+    node: Node, net: Net, wire: Wire, source: dict[str, object]
+) -> None:
+    node.apply(nat=[{"source": net.prefix(BACK), "interface": NARROW, **source}])
+    wire.send(BACK, frame(BACK, net.inside, net.narrow_endpoint, udp(5000, 53, LARGE)))
+    first, above = fragments(wire)
+    if "masquerade" in source:
+        assert network(first).src == net.node(NARROW)
+    else:
+        assert network(first).src.startswith("198.18.0.")
+    assert above[8:] == LARGE
+
+
+@IPV4
+@pytest.mark.usefixtures("reverse_path")
+def test_linux_fragments_the_answers_of_a_service(node: Node, net: Net, wire: Wire) -> None:
+    """Its address is one of the node's own, as it most often is."""
+    node.apply([service(net, protocol="udp")])
+    with node.world.address(f"{net.vip}/32", "lo"):
+        wire.send(NARROW, frame(NARROW, net.narrow_endpoint, net.vip, udp(5000, 80, b"request")))
+        wire.expect(BACK, unicast)
+        wire.send(BACK, frame(BACK, net.endpoint, net.narrow_endpoint, udp(8080, 5000, LARGE)))
+        first, above = fragments(wire)
+    assert (network(first).src, network(first).dst) == (net.vip, net.narrow_endpoint)
+    assert (above[:2], above[8:]) == ((80).to_bytes(2, "big"), LARGE)
 
 
 # ---- tags ----

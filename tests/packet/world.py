@@ -136,6 +136,15 @@ class World:
         finally:
             self.node.ip("route", "del", *words)
 
+    @contextmanager
+    def address(self, address: str, device: str) -> Iterator[None]:
+        """An address that the node has for a while."""
+        self.node.ip("addr", "add", address, "dev", device)
+        try:
+            yield
+        finally:
+            self.node.ip("addr", "del", address, "dev", device)
+
     def local_ports(self, first: int, last: int) -> None:
         self.node.sysctl({"ipv4/ip_local_port_range": f"{first} {last}"})
 

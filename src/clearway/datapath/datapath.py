@@ -7,14 +7,14 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clearway.datapath import bpf, features, flows, flowstore, install, pins
+from clearway.datapath import bpf, features, flows, flowstore, install, loopback, pins
 from clearway.datapath.attach import Attacher, Attachment, facts_of
 from clearway.datapath.btf import Btf
 from clearway.datapath.calls import Clock, SweepResult, run_clock
@@ -256,6 +256,8 @@ class Datapath:
         present[ifname] = hook
         choice = choose_hooks(present, facts_of(present if hook == "auto" else []))[ifname]
         attachment = self._attacher.attach(ifname, choice)
+        with suppress(OSError):  # `clearway doctor` tells
+            loopback.let_in(self._pins)
         self._reasons[ifname] = attachment.reason
         return attachment
 
@@ -389,4 +391,5 @@ def remove(instance: str) -> None:
     attacher = Attacher(where, where.progs)
     for ifname in where.interfaces():
         attacher.detach(ifname)
+    loopback.put_back(where)
     pins.remove_tree(where.root)

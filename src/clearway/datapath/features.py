@@ -9,11 +9,14 @@ version.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import platform
 import re
 import shutil
+import socket
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +36,9 @@ CAP_BPF = 39
 BPF_F_PSEUDO_HDR = 1 << 4
 BPF_F_IPV6 = 1 << 7
 BPF_FUNC_L4_CSUM_REPLACE = 11
+# <linux/sockios.h>, <net/if.h>
+SIOCGIFFLAGS = 0x8913
+IFF_UP = 1
 # Opcodes (Documentation/bpf/standardization/instruction-set.rst)
 MOV64_IMM, CALL, EXIT = 0xB7, 0x85, 0x95
 TOOLS = {
@@ -314,6 +320,7 @@ def _settings() -> list[Check]:
             )
             for family, path in (("IPv4", "net/ipv4/ip_forward"), ("IPv6", "net/ipv6/conf/all/forwarding"))
         ),
+        _fragmenting(),
     ]
 
 
@@ -335,6 +342,29 @@ def jit_check(compiles: bool | None) -> Check:
     found = {True: "programs are compiled", False: "programs are interpreted", None: "unknown"}[compiles]
     slow = "several times slower: in the host's network namespace, sysctl -w net.core.bpf_jit_enable=1"
     return Check("JIT", compiles is not False, False, found, slow)
+
+
+def _fragmenting() -> Check:
+    """See loopback.py."""
+    lost = "what has to be fragmented after it was translated is lost"
+    setting = Path("/proc/sys/net/ipv4/conf/lo/accept_local")
+    if not _is_up("lo"):
+        return Check("fragmenting", False, False, "the loopback device is down", f"{lost}: ip link set lo up")
+    return Check(
+        "fragmenting",
+        _sysctl("net/ipv4/conf/lo/accept_local") == "1" or os.access(setting, os.W_OK),
+        False,
+        "Linux does it, by way of the loopback device",
+        f"{lost}: sysctl -w net.ipv4.conf.lo.accept_local=1, which may not be changed from here",
+    )
+
+
+def _is_up(ifname: str) -> bool:
+    """In the caller's network namespace, by its interface's flags (netdevice(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(OSError):
+        row = fcntl.ioctl(asking, SIOCGIFFLAGS, ifname.encode().ljust(40, b"\0"))
+        return bool(int.from_bytes(row[16:18], sys.byteorder) & IFF_UP)
+    return False
 
 
 def _sysctl(path: str) -> str:

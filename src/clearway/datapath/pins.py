@@ -4,10 +4,12 @@
     /sys/fs/bpf/INSTANCE/maps/NAME              tables, shared by all programs
     /sys/fs/bpf/INSTANCE/progs/N/NAME           programs of the Nth load, and xdp_stages, tc_stages
     /sys/fs/bpf/INSTANCE/progs/N/made:PRINT     empty directory: load N is whole; of what it was made
-    (install.py) /sys/fs/bpf/INSTANCE/links/IFNAME/HOOK      links: xdp or xdp-generic, and tc (TCX)
+                                                (install.py)
+    /sys/fs/bpf/INSTANCE/links/IFNAME/HOOK      links: xdp or xdp-generic, and tc (TCX)
     /sys/fs/bpf/INSTANCE/links/IFNAME/clsact    empty directory instead of tc, before kernel 6.6: a filter
-    of clsact /sys/fs/bpf/INSTANCE/links/IFNAME/qdisc     empty directory: that clsact qdisc is clearway's
-    own
+                                                of clsact
+    /sys/fs/bpf/INSTANCE/links/IFNAME/qdisc     empty directory: that clsact qdisc is clearway's own
+    /sys/fs/bpf/INSTANCE/settings/NAME:WAS:IS   empty directory: a setting that was changed (loopback.py)
 
 bpffs refuses names with a dot (kernel/bpf/inode.c, bpf_lookup): in IFNAME it is written as a colon, which no
 interface name can contain (net/core/dev.c, dev_valid_name).
@@ -66,6 +68,10 @@ class Pins:
     @property
     def links(self) -> Path:
         return self.root / "links"
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "settings"
 
     def make(self) -> None:
         for directory in (self.root, self.maps, self.progs, self.links):
