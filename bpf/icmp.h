@@ -10,6 +10,14 @@ struct quote {
 	struct tuple tuple; /* as it left here */
 };
 
+/* Does the quoted packet hold so much of layer 4? What follows in the frame may be padding. */
+always_inline bool quote_fits(const struct packet *p, __u32 size)
+{
+	__u32 header = p->tuple.family == FAMILY_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+
+	return parse_fits(p, sizeof(struct icmphdr) + header + size);
+}
+
 /* Only what is quoted far enough, and is of a kind that has flows, can be looked up. */
 always_inline bool quote_parse(const struct packet *p, struct quote *q)
 {
@@ -36,7 +44,7 @@ always_inline bool quote_parse(const struct packet *p, struct quote *q)
 		t->proto = ip->nexthdr;
 		q->l4 = (void *)(ip + 1);
 	}
-	if (q->l4 + 8 > p->end)
+	if (q->l4 + 8 > p->end || !quote_fits(p, 8))
 		return false;
 	if (t->proto == IPPROTO_TCP || t->proto == IPPROTO_UDP) {
 		t->sport = ((const struct udphdr *)q->l4)->source;
@@ -58,7 +66,7 @@ always_inline __u32 quote_checksum(const struct packet *p, struct quote *q, __u1
 						       offsetof(struct icmphdr, checksum);
 	__u16 *checksum = q->l4 + offset;
 
-	if ((void *)(checksum + 1) > p->end)
+	if ((void *)(checksum + 1) > p->end || !quote_fits(p, offset + sizeof(*checksum)))
 		return 0;
 	if (q->tuple.proto == IPPROTO_UDP && *checksum == 0)
 		return 0;

@@ -117,7 +117,7 @@ always_inline int opening_nat_only(struct packet *p, const struct opening *o)
 	if (p->ttl <= 1)
 		return REASON_PUNT_TTL;
 	if (is_icmp(&p->tuple) && p->icmp_type != icmp_request(p->tuple.family))
-		return REASON_PUNT_ICMP; /* an echo reply nobody asked for, a fragmented error */
+		return REASON_PUNT_ICMP; /* an echo reply nobody asked for */
 	if (inbound_answer(p, o->config))
 		return REASON_PUNT_NOT_OURS;
 	return opening_midstream(p, o);
@@ -198,11 +198,27 @@ always_inline int opening_send(struct packet *p, struct scratch *s, int reason, 
 	return stage(p, STAGE_ANSWER);
 }
 
+/* Nobody sends from there: Linux drops it, or says something in its log (net/ipv4/route.c, ip_route_input_slow;
+ * net/ipv6/ip6_input.c, ip6_rcv_core). */
+always_inline bool opening_from_nobody(const struct tuple *t)
+{
+	if (t->family == FAMILY_IPV4) {
+		__u32 source = bpf_ntohl(t->src.v4), top = source >> 24;
+		return top == 0 || top == 127 || (top >= 224 && top < 240) || source == 0xffffffff;
+	}
+	__u8 first = t->src.bytes[0], second = t->src.bytes[1];
+	if (first == 0xff || (first == 0xfe && (second & 0xc0) == 0x80))
+		return true;
+	return !(t->src.words[0] | t->src.words[1] | t->src.words[2]) && bpf_ntohl(t->src.words[3]) <= 1;
+}
+
 /* All stages that decide, none that acts; for the stack as well. CONTINUE: the flow may be opened. */
 never_inline int opening_decide(struct packet *p, struct opening *o, struct scratch *s)
 {
 	int reason;
 
+	if (opening_from_nobody(&p->tuple))
+		return REASON_PUNT_MULTICAST;
 	if ((reason = opening_service(p, o, s)) != CONTINUE)
 		return reason;
 	opening_answers(p, o, s);

@@ -326,6 +326,8 @@ always_inline int parse_icmp(struct packet *p)
 	p->l4_header = sizeof(*icmp);
 	p->icmp_type = icmp->type;
 	p->icmp_echo = icmp_ports(&p->tuple, icmp);
+	if (!p->icmp_echo && p->fragment)
+		return REASON_PUNT_ICMP; /* no flow of its own, and too little to tell of whose it speaks */
 	return CONTINUE;
 }
 

@@ -25,7 +25,7 @@ enum reason {
 	REASON_PUNT_OTHER_HOST,	  /* not addressed to this machine's link address */
 	REASON_PUNT_VLAN_UNKNOWN, /* no device of that VLAN */
 	REASON_PUNT_IP_OPTIONS,
-	REASON_PUNT_MULTICAST,	 /* or broadcast, or link-local: neighbour discovery, ... */
+	REASON_PUNT_MULTICAST,	 /* to or from there; or broadcast, loopback, link-local: neighbour discovery, ... */
 	REASON_PUNT_PROTOCOL,	 /* a layer 4 clearway does not speak */
 	REASON_PUNT_ICMP,	 /* ICMP that is neither echo nor an error about a known flow */
 	REASON_PUNT_FRAGMENT,	 /* of a flow clearway does not know */

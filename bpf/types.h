@@ -4,10 +4,8 @@
  *
  * Conventions: addresses and ports are in network order (__be16, __be32, union addr); everything else is
  * in host order. An IPv4 address stands in the first four bytes of a union addr, the rest is zero.
- * A change of any layout changes LAYOUT_VERSION and the version in the map's name (maps.h). */
+ * A change of any layout changes the version in the map's name (maps.h). */
 #pragma once
-
-#define LAYOUT_VERSION 2
 
 #define FAMILY_IPV4 4
 #define FAMILY_IPV6 6

@@ -454,7 +454,7 @@ class Kernel:
             yield next(table for table in tables if table.family == family)
 
     def away(self, family: int) -> tuple[list[int], list[int]]:
-        """Entries in their second buckets, for each first bucket: as it counts them, and as they are found."""
+        """Entries in their second buckets, for each first bucket: as it counts them, and as they are."""
         with self.table(family) as table:
             found = table.entries()
             first, _, _ = table.choose(

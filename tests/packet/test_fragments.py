@@ -5,7 +5,7 @@ their own.
 
 from __future__ import annotations
 
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 from scapy.packet import Packet, Raw
 
@@ -271,3 +271,13 @@ def test_fragments_over_the_mtu_are_translated_and_left_to_linux(node: Node, net
         outcomes[:2] = [behind.send(out.frame) for out in outcomes[:2]]
     assert {network(out.packet).dst for out in outcomes} == {net.narrow_endpoint}
     assert wrong_in_packet(reassembled([out.frame for out in outcomes])) == []
+
+
+@IPV4
+def test_first_fragment_of_icmp_that_is_no_echo_is_of_no_flow(node: Node, net: Net) -> None:
+    """It has no identifier of its own, and an echo may have that of nobody, 0."""
+    node.apply(nat=[masquerade(net)])
+    assert node.send(frame(BACK, net.inside, net.server, echo(4, 0)), BACK).reason == "forward_new"
+    timestamp = ICMP(type=13, id=0, seq=0) / Raw(bytes(12))
+    first = frame(BACK, net.inside, net.server, timestamp, flags="MF", id=77)
+    assert node.send(first, BACK).reason == "punt_icmp"

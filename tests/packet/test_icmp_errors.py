@@ -280,3 +280,25 @@ def test_error_about_a_stale_flow_takes_the_new_way(node: Node, net: Net) -> Non
         node.datapath.bump_mirror()
         out = node.send(about, BACK)
         assert (out.packet.src, out.packet.dst) == (device_mac(SPARE), neighbour_mac(SPARE, 254))
+
+
+@IPV4
+@pytest.mark.parametrize("padding", [1, 12, 18])
+def test_padding_behind_the_quoted_packet_is_not_taken_for_it(node: Node, net: Net, padding: int) -> None:
+    """Eight bytes of TCP are quoted (RFC 792); the frame goes on where the checksum would have stood."""
+    talk = talking(node, net, "tcp")
+    about = bytes(IP(src=talk.leaves.src, dst=talk.leaves.dst) / TCP(sport=40000, dport=8080))[:28]
+    filled = bytes(range(1, padding + 1))
+    error = frame(BACK, net.endpoint, talk.leaves.src, icmp_error("unreachable", about)) + filled
+    out = node.send(error, BACK)
+    assert out.reason == "forward_icmp_error"
+    assert out.frame.endswith(filled)
+
+
+@IPV4
+@pytest.mark.parametrize("layer4", [0, 7])
+def test_packet_quoted_into_the_padding_is_left_to_linux(node: Node, net: Net, layer4: int) -> None:
+    talk = talking(node, net, "tcp")
+    about = bytes(IP(src=talk.leaves.src, dst=talk.leaves.dst) / TCP(sport=40000, dport=8080))
+    error = frame(BACK, net.endpoint, talk.leaves.src, icmp_error("unreachable", about[: 20 + layer4]))
+    assert node.send(error + about[20 + layer4 :], BACK).reason == "punt_icmp"

@@ -10,7 +10,7 @@ import pytest
 from tests.packet.addresses import BACK, FRONT, Net, device_mac, neighbour_mac
 from tests.packet.conversation import Conversation, service
 from tests.packet.flowtable import packed
-from tests.packet.frames import echo, frame, hop_limit, network, ports, tcp
+from tests.packet.frames import echo, frame, hop_limit, network, ports, tcp, udp
 from tests.packet.marks import PROTOCOLS
 from tests.packet.node import Node
 
@@ -313,4 +313,20 @@ def test_unroutable_endpoint_drops(node: Node, net: Net) -> None:
     with node.world.route("add", "unreachable", unreachable):
         out = node.send(frame(FRONT, net.client, net.vip, tcp(4000, 80, "S")))
     assert out.reason == "drop_no_route"
+    assert node.flows.entries() == 0
+
+
+NOBODY = {
+    4: ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "239.1.2.3", "255.255.255.255"],
+    6: ["::", "::1", "ff02::1", "fe80::1"],
+}
+
+
+@pytest.mark.parametrize("ttl", [64, 1])
+@pytest.mark.parametrize("number", range(6))
+def test_packet_from_nobody_is_left_to_linux(node: Node, net: Net, number: int, ttl: int) -> None:
+    """Neither balanced nor, expired, answered (RFC 1122 3.2.2)."""
+    source = NOBODY[net.family][number % len(NOBODY[net.family])]
+    node.apply([service(net, protocol="udp")])
+    assert node.send(frame(FRONT, source, net.vip, udp(40000, 80), ttl=ttl)).reason == "punt_multicast"
     assert node.flows.entries() == 0
