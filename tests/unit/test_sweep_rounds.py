@@ -20,7 +20,7 @@ def sweep(rounds: SweepRounds, whole_takes: float, parts: int) -> list[float]:
         position += share
         shares.append(share)
         ended = position >= 1.0
-        rounds.take(SweepResult(round(1000 * share), 1, ended, share), 0.0, share * whole_takes)
+        rounds.take(SweepResult(round(1000 * share), 1, ended, share), share * whole_takes, 0.0)
         position = 0.0 if ended else position
     return shares
 
@@ -50,10 +50,10 @@ def test_slow_machine_still_ends_its_rounds() -> None:
 
 def test_a_round_tells_the_sum_of_its_parts() -> None:
     rounds = SweepRounds(BUDGET, LARGE)
-    assert rounds.take(SweepResult(100, 3, ended=False, share=0.6), 10.0, 10.01) is None
-    done = rounds.take(SweepResult(50, 4, ended=True, share=0.4), 11.0, 11.02)
+    assert rounds.take(SweepResult(100, 3, ended=False, share=0.6), 0.01, 10.0) is None
+    done = rounds.take(SweepResult(50, 4, ended=True, share=0.4), 0.02, 11.0)
     assert done is not None
-    assert (done.connections, done.expired, done.at) == (150, 7, 11.02)
+    assert (done.connections, done.expired, done.at) == (150, 7, 11.0)
     assert 0.029 < done.seconds < 0.031
-    again = rounds.take(SweepResult(1, 0, ended=True), 12.0, 12.01)
+    again = rounds.take(SweepResult(1, 0, ended=True), 0.01, 12.0)
     assert again is not None and again.connections == 1

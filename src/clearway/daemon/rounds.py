@@ -33,9 +33,11 @@ class SweepRounds:
         self._connections = self._expired = 0
         self._seconds = 0.0
 
-    def take(self, part: SweepResult, begin: float, end: float) -> LastSweep | None:
-        """A part was swept, in the time from begin to end; the whole round if it is complete now."""
-        took = max(end - begin, 1e-6)
+    def take(self, part: SweepResult, seconds: float, at: float) -> LastSweep | None:
+        """A part was swept, in so many seconds of CPU time, and ended then; the whole round if that is
+        complete now.
+        """
+        took = max(seconds, 1e-6)
         self._connections += part.visited
         self._expired += part.expired
         self._seconds += took
@@ -44,7 +46,7 @@ class SweepRounds:
         self.share = min(1.0, max(SMALLEST_SHARE, wanted))
         if not part.ended:
             return None
-        done = LastSweep(self._connections, self._expired, self._seconds, end)
+        done = LastSweep(self._connections, self._expired, self._seconds, at)
         self._connections = self._expired = 0
         self._seconds = 0.0
         return done

@@ -249,10 +249,9 @@ class Daemon:
         due = time.monotonic()
         complained = ""
         while self._sweeping:
-            begin = time.monotonic()
             try:
-                result = await loop.run_in_executor(self._sweeper, self._age, self._rounds.share)
-                self.last_sweep = self._rounds.take(result, begin, time.monotonic()) or self.last_sweep
+                result, seconds = await loop.run_in_executor(self._sweeper, self._age, self._rounds.share)
+                self.last_sweep = self._rounds.take(result, seconds, time.monotonic()) or self.last_sweep
                 complained = ""
             except DatapathError as error:
                 if str(error) != complained:
@@ -264,8 +263,11 @@ class Daemon:
             await asyncio.sleep(due - time.monotonic())
         await self.stopped.wait()
 
-    def _age(self, share: float) -> SweepResult:
-        """A part of a sweep; and connections of a table that was exchanged move on."""
+    def _age(self, share: float) -> tuple[SweepResult, float]:
+        """A part of a sweep, and the seconds of CPU time that it took; and connections of a table that was
+        exchanged move on.
+        """
+        begin = time.thread_time()
         moving = self.engine.datapath.move_flows()
         if moving is not None and moving.left:
             log.warning(
@@ -273,7 +275,7 @@ class Daemon:
             )
         elif moving is not None:
             log.info("all connections are in the new flow table", moved=moving.moved)
-        return self.engine.datapath.sweep(share)
+        return self.engine.datapath.sweep(share), time.thread_time() - begin
 
     async def _stop_sweeping(self) -> None:
         """The program must not be running when its descriptor is closed."""

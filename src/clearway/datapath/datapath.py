@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -29,6 +30,11 @@ from clearway.datapath.ring import Ring
 from clearway.datapath.tables import Array, Table
 
 REASON_COUNT = "REASON_COUNT"
+# A sweep ends no more connections while so much of the ring is not read yet; one call of its program fills
+# less than a tenth.
+RING_FULL = 0.5
+RING_PAUSE = 0.005
+PATIENCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class Datapath:
         self._programs: dict[str, int] = {}
         self._enums: dict[str, dict[str, int]] = {}
         self._reasons: dict[str, str] = {}
+        self._ring: Ring | None = None  # while somebody reads it
         self._open_lock = threading.Lock()
         # Both the epoch and the mirror's number live in one row; two threads must not undo each other's
         # change.
@@ -235,9 +242,19 @@ class Datapath:
 
     def sweep(self, share: float = 1.0, thorough: bool = False) -> SweepResult:
         """Removes the flows that have expired, from that share of the tables; the next call goes on there.
-        `thorough`: and halves of connections, which are otherwise found within 64 rounds.
+        `thorough`: and halves of connections, which are otherwise found within 64 rounds. Whoever reads
+        records() is waited for, for PATIENCE seconds in all: no end of a connection is lost to a reader that
+        keeps up.
         """
-        return self._store.sweep(self.program_fd("sweep"), share, thorough)
+        left = PATIENCE
+
+        def wait_for_reader() -> None:
+            nonlocal left
+            while left > 0 and (ring := self._ring) is not None and ring.used > RING_FULL:
+                time.sleep(RING_PAUSE)
+                left -= RING_PAUSE
+
+        return self._store.sweep(self.program_fd("sweep"), share, thorough, wait_for_reader)
 
     def clock(self) -> Clock:
         return run_clock(self.program_fd("clock"))
@@ -347,9 +364,11 @@ class Datapath:
         ring = Ring(table.fd, table.max_entries, self.struct("flow_record"))
         ring.skip()
         self._store.record(True)
+        self._ring = ring
         try:
             yield ring.read
         finally:
+            self._ring = None
             self._store.record(False)
 
     def lost_records(self) -> int:

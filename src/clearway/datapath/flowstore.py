@@ -183,11 +183,18 @@ class FlowStore:
 
     # ---- ageing ----
 
-    def sweep(self, program_fd: int, share: float = 1.0, thorough: bool = False) -> SweepResult:
+    def sweep(
+        self,
+        program_fd: int,
+        share: float = 1.0,
+        thorough: bool = False,
+        between: Callable[[], None] = lambda: None,
+    ) -> SweepResult:
         """Goes through that share of the tables, from where the last call ended up to the end of the round at
         most, and removes what has been idle for too long.
 
         Whether an entry's pair is still there is looked at every PAIRS_EVERY rounds, or now if `thorough`.
+        `between`: called before each call of the program.
         """
         begin, end = self._position, min(1.0, self._position + share)
         every = 1 if thorough else PAIRS_EVERY
@@ -196,6 +203,7 @@ class FlowStore:
             for table in range(TABLES):
                 first, last = (round(part * int(row[name][table])) for part in (begin, end))
                 for at in range(first, last, BUCKETS_A_CALL):
+                    between()
                     result = run_sweep(
                         program_fd,
                         family=family,

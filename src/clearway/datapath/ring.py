@@ -40,6 +40,11 @@ class Ring:
         self._mapped = mmap.mmap(fd, PAGE + 2 * size, prot=mmap.PROT_READ, offset=PAGE)
         self._producer = np.frombuffer(self._mapped, np.uint64, 1)
 
+    @property
+    def used(self) -> float:
+        """The part of it that is not read yet."""
+        return int(self._producer[0] - self._consumer[0]) / (self._mask + 1)
+
     def skip(self) -> None:
         """Forget what is in it."""
         self._consumer[0] = self._producer[0]
