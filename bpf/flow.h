@@ -653,12 +653,19 @@ __noinline int flow_release_both(struct birth *forward, struct birth *answer, __
 	return 1;
 }
 
+#define OPEN_TRIES 2
+
+/* Who opens the same connection on another CPU may end our reply's entry, and give way to the other one then: once more. */
 always_inline enum flow_result flow_open(struct birth *forward, struct birth *answer)
 {
-	enum flow_result result = flow_place_both(forward, answer);
+	int result = FLOW_TAKEN;
 
-	if (result == FLOW_CREATED)
+	for (int i = 0; i < OPEN_TRIES && result == FLOW_TAKEN; i++) {
+		result = flow_place_both(forward, answer);
+		if (result != FLOW_CREATED)
+			return result;
 		result = flow_commit_both(forward, answer);
+	}
 	if (result == FLOW_CREATED)
 		flow_release_both(forward, answer, true);
 	return result;

@@ -25,14 +25,14 @@ enum reason {
 	REASON_PUNT_OTHER_HOST,	  /* not addressed to this machine's link address */
 	REASON_PUNT_VLAN_UNKNOWN, /* no device of that VLAN */
 	REASON_PUNT_IP_OPTIONS,
-	REASON_PUNT_MULTICAST,	 /* to or from there; or broadcast, loopback, link-local: neighbour discovery, ... */
-	REASON_PUNT_PROTOCOL,	 /* a layer 4 clearway does not speak */
-	REASON_PUNT_ICMP,	 /* ICMP that is neither echo nor an error about a known flow */
-	REASON_PUNT_FRAGMENT,	 /* of a flow clearway does not know */
-	REASON_PUNT_NOT_OURS,	 /* no service and no NAT rule claims it */
-	REASON_PUNT_LOCAL,	 /* to the machine itself, or not forwardable by routing */
-	REASON_PUNT_TTL,	 /* untranslated, expired: Linux answers */
-	REASON_PUNT_TO_FRAGMENT, /* translated, over MTU, may be fragmented: Linux fragments */
+	REASON_PUNT_MULTICAST, /* to or from there; or broadcast, loopback, link-local: neighbour discovery, ... */
+	REASON_PUNT_PROTOCOL,  /* a layer 4 clearway does not speak */
+	REASON_PUNT_ICMP,      /* ICMP that is neither echo nor an error about a known flow */
+	REASON_PUNT_FRAGMENT,  /* of a flow clearway does not know */
+	REASON_PUNT_NOT_OURS,  /* no service and no NAT rule claims it */
+	REASON_PUNT_LOCAL,     /* to the machine itself, or not forwardable by routing */
+	REASON_PUNT_TTL,       /* untranslated, expired: Linux answers */
+	REASON_PUNT_TO_FRAGMENT, /* translated, over MTU, may be fragmented: Linux fragments; it gets the packet by `lo` */
 
 	/* dropped */
 	REASON_DROP_ETHERNET_SHORT = 128,

@@ -155,6 +155,14 @@ def test_two_openings_at_once_make_one_connection(bench: Bench, other: str) -> N
         assert len(bench.adds_up()) == 1, case
 
 
+def test_same_connection_opened_at_once_is_opened_wherever_it_stands(bench: Bench, family: int) -> None:
+    """Each CPU has one of its two entries in front of the other one's, perhaps: one of them still wins."""
+    for number in range(16):
+        link = connection(family, client=number, port=number)
+        for case in bench.everywhere(bench.clear, bench.opening(link), bench.opening(link)):
+            assert bench.created == 1, (number, case)
+
+
 @pytest.mark.parametrize("side", [0, 1], ids=["client", "reply"])
 @pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
 def test_end_while_opening_leaves_all_or_nothing(bench: Bench, family: int, side: int, proto: int) -> None:
