@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def follow(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     """Follow connections as they end, a line each.
 
-    For flow export, until interrupted. With -o json every line is an object. Lossless up to 100,000 ends a
+    For flow export, until interrupted. With -o json every line is an object. Lossless up to 50,000 ends a
     second; what is lost beyond is counted in `clearway status`.
 
     \b

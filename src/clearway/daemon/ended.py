@@ -22,7 +22,9 @@ from clearway.datapath.flows import NONE
 Array = npt.NDArray[Any]
 
 PAUSE = 0.05
-"""Seconds between two looks at the ring: it holds 27,594 records, so 500,000 connections may end a second."""
+"""Seconds between two looks at the ring, which holds 27,594 records."""
+MANY = 1000
+"""After so many records there is no pause: while they were told, others came."""
 SIGN_OF_LIFE = 1.0
 """Seconds without a record until an empty line goes out, which shows whether anybody still listens."""
 
@@ -39,7 +41,10 @@ class Followers:
         asked for again and again: what is configured changes meanwhile.
         """
         if self._followed:
-            raise FilterError("somebody follows the ends of connections already: there can be one at a time")
+            raise FilterError(
+                "somebody follows the ends of connections already: there can be one at a time;"
+                " end the other `clearway follow` first"
+            )
         why = {
             number: name.removeprefix("FLOW_END_").lower().replace("_", " ")
             for name, number in self._datapath.enum("flow_end").items()
@@ -60,7 +65,7 @@ class Followers:
                             lines, records, names(), why, bits, self._datapath.clock()
                         )
                         quiet = 0.0
-                    await asyncio.sleep(PAUSE)
+                    await asyncio.sleep(0 if len(records) >= MANY else PAUSE)
                     quiet += PAUSE
                     if quiet >= SIGN_OF_LIFE:
                         yield b"\n"
