@@ -73,7 +73,7 @@ def test_flow_tables_are_in_the_kernel_with_their_size(datapath: Datapath) -> No
 
 def inner_table(datapath: Datapath, family: int) -> dict[str, Any]:
     """The only flow table of a family, as bpftool tells it."""
-    outer = str(BPFFS / datapath.instance / "maps" / f"flow{family}_v2")
+    outer = str(BPFFS / datapath.instance / "maps" / f"flow{family}_v3")
     (entry,) = (
         one for one in bpftool("map", "dump", "pinned", outer) if "value" in one and "error" not in one
     )
@@ -98,7 +98,7 @@ def test_tables_take_the_memory_that_was_estimated(datapath: Datapath) -> None:
         assert taken == pytest.approx(estimated.get(name, 0), abs=2 * PAGE), name
     for family in (4, 6):
         listed = inner_table(datapath, family)
-        assert listed["bytes_memlock"] == pytest.approx(estimated[f"flow{family}_v2"], abs=2 * PAGE)
+        assert listed["bytes_memlock"] == pytest.approx(estimated[f"flow{family}_v3"], abs=2 * PAGE)
 
 
 def accounted(fd: int) -> int:
