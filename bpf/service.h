@@ -50,7 +50,8 @@ always_inline bool service_keeps(__u32 epoch, const struct ending *e)
 
 	if (!(opening->state & FLOW_HAS_SERVICE))
 		return true;
-	const struct endpoint *endpoint = bpf_map_lookup_elem(&endpoint_v1, &opening->rare);
+	__u32 id = opening->rare; /* on the stack: as a key, kernel 6.1 takes no memory that a function was given */
+	const struct endpoint *endpoint = bpf_map_lookup_elem(&endpoint_v1, &id);
 	const struct service *service = service_lookup(epoch, &opening->key);
 
 	return endpoint && service && endpoint->state != ENDPOINT_FREE && endpoint->service == service->id &&

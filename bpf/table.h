@@ -32,15 +32,15 @@ enum flow_result {
 	FLOW_FULL,
 };
 
-/* Where an entry stands. */
+/* Where an entry stands. Small: it lies on the stack of functions that call each other. */
 struct spot {
 	struct flow *flow;
 	struct flow_marks *marks;
-	__u32 slot;
+	__u16 slot;
+	__u16 table;
 	__u32 mark; /* as it was found */
 	__u32 bucket;
 	__u32 first; /* of the two buckets of its key */
-	__u32 table;
 };
 
 /* Where a key may stand. */
