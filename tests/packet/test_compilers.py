@@ -12,6 +12,7 @@ import pytest
 
 from clearway.datapath import features
 from clearway.datapath.loader import load_object
+from tests.packet.stack import STACK_BYTES, deepest
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = ("xdp", "tc", "sweep")
@@ -61,3 +62,10 @@ def test_object_passes_the_verifier(compiled: Path, name: str, newer: bool, tmp_
         assert loaded.program_fd(entry) > 0
     finally:
         loaded.close()
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_stack_is_enough_for_kernels_that_round_more(compiled: Path, name: str) -> None:
+    depths = deepest(compiled / f"{name}.bpf.o")
+    assert {name: depth for name, depth in depths.items() if depth > STACK_BYTES} == {}
+    assert max(depths.values()) > STACK_BYTES / 2  # they were found
