@@ -12,6 +12,7 @@ import pytest
 
 from clearway.datapath import features
 from clearway.datapath.loader import load_object
+from clearway.lab.run import patience
 from tests.packet.stack import STACK_BYTES, deepest
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         pytest.skip(f"{compiler} is not installed")
     directory = tmp_path_factory.mktemp(compiler)
     build = [sys.executable, "tools/build_bpf.py", "--clang", compiler, "--output", str(directory)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=100)
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=100 * patience())
     return directory
 
 
