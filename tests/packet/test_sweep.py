@@ -180,17 +180,24 @@ def test_endpoint_that_was_given_the_id_of_a_removed_one_has_none_of_its_connect
     aged: Node, net: Net, other: str
 ) -> None:
     established(aged, net)
-    tcp, _udp = aged.tables.endpoints
-    use_endpoint_for(aged, tcp, **{other: net.endpoints[1] if other == "address" else 8081})
+    use_endpoint_for(
+        aged, endpoint_of(aged, "tcp"), **{other: net.endpoints[1] if other == "address" else 8081}
+    )
     assert (aged.datapath.sweep().expired, aged.flows.entries()) == (1, 0)
 
 
 def test_endpoint_that_serves_another_service_has_none_of_its_connections(aged: Node, net: Net) -> None:
     """What is told only where the pair is asked for as well."""
     established(aged, net)
-    tcp, udp = aged.tables.endpoints
-    use_endpoint_for(aged, tcp, service=udp.service)
+    use_endpoint_for(aged, endpoint_of(aged, "tcp"), service=endpoint_of(aged, "udp").service)
     assert (aged.datapath.sweep(thorough=True).expired, aged.flows.entries()) == (1, 0)
+
+
+def endpoint_of(node: Node, protocol: str) -> EndpointRow:
+    """The only one of that protocol's service. Rows stand in the order of ids, which go round."""
+    (service,) = (row.id for row in node.tables.services if row.protocol == protocol)
+    (endpoint,) = (row for row in node.tables.endpoints if row.service == service)
+    return endpoint
 
 
 def use_endpoint_for(node: Node, row: EndpointRow, **changed: Any) -> None:
