@@ -292,7 +292,7 @@ always_inline long move_bucket(__u32 index, struct move *move, const int family)
 		if (!flow_find_both(e))
 			continue;
 		if (move_has_moved(move, e))
-			table_free(marks, slot, mark, NULL); /* nobody comes to that table any more */
+			table_free(marks, slot, mark, NULL); /* `away` may stay: nothing new comes here */
 		else if (!e->paired)
 			move->left++; /* just being born */
 		else

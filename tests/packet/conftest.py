@@ -70,3 +70,12 @@ def wire(open_wire: Wire, node: Node) -> Wire:
     assert node.flows.entries() == 0
     open_wire.clear()
     return open_wire
+
+
+@pytest.fixture
+def one_cpu() -> Iterator[None]:
+    """What counts for each CPU, or stays there from one packet to the next, shows."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)

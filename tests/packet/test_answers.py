@@ -5,9 +5,7 @@ packet too big. And what is left to Linux: fragmenting.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -119,15 +117,6 @@ def test_answer_without_an_address_to_send_from_drops(node: Node, net: Net) -> N
     node.apply([service(net)])
     node.device(FRONT, address4=0, address6=[0] * 16)
     assert Conversation(node, net).first(ttl=1).reason == "drop_answer_failed"
-
-
-@pytest.fixture
-def one_cpu() -> Iterator[None]:
-    """The limit counts for each CPU."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    yield
-    os.sched_setaffinity(0, allowed)
 
 
 @pytest.mark.usefixtures("one_cpu")

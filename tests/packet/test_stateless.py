@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
 import pytest
 
 from tests.packet.addresses import BACK, FRONT, NARROW, NARROW_MTU, Net
@@ -22,15 +19,6 @@ def stateless(node: Node, net: Net) -> Node:
     node.apply(services(net), when_full="stateless")
     node.flows.fill(net.family)
     return node
-
-
-@pytest.fixture
-def one_cpu() -> Iterator[None]:
-    """What one packet leaves behind on a CPU, the next one finds."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    yield
-    os.sched_setaffinity(0, allowed)
 
 
 def services(net: Net) -> list[dict[str, object]]:
