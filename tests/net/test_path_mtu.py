@@ -100,7 +100,12 @@ def test_too_big_beyond_the_masquerade_names_the_link(lab: Lab, daemon: Daemon, 
 
 @pytest.mark.parametrize("family", [4], ids=["ipv4"])
 def test_answers_that_may_be_fragmented_are(lab: Lab, daemon: Daemon, stack: ExitStack, family: int) -> None:
-    """From a service's address, which is the node's own, through the narrow link next to the node."""
+    """From a service's address, which is the node's own. What a router before it has made of them is still
+    too big for the link behind it.
+    """
+    link = ("link", "set", lab["client3"].plan.interface, "mtu")
+    lab.node.ip(*link, str(NARROW - 200))
+    stack.callback(lab.node.ip, *link, str(NARROW))
     server = stack.enter_context(lab["server1"].ns.open_socket(socket.AF_INET, socket.SOCK_DGRAM, 0))
     server.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER: DONT, so no DF
     with lab["server1"].ns.entered():
