@@ -576,6 +576,25 @@ def test_entry_that_changes_while_it_is_read_is_left_out(types: Types, family: i
     table.close()
 
 
+class Growing(FlowTable):
+    """A table that is empty when its entries are counted, and filled after that."""
+
+    def count(self, tag_first: int = 3) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_connections_that_come_while_the_table_is_read_are_told(types: Types, family: int) -> None:
+    table = new_table(types, family, kind=Growing, buckets=3 * flows.PART)
+    node = Node(types, table)
+    clients = range(1, 41)
+    for number in clients:
+        client = Tuple(CLIENT, number, VIP, 80)
+        put(table, TCP, client, client)
+    assert sorted(node.connections()["client_port"].tolist()) == list(clients)
+    table.close()
+
+
 @pytest.mark.parametrize("tag", [FREE, CLAIMED, BORN])
 def test_entry_that_is_not_in_force_is_not_told(node: Node, tag: int) -> None:
     add_balanced(node)

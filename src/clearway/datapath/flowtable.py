@@ -32,6 +32,7 @@ __all__ = [
     "as_bytes",
     "bucket_bytes",
     "buckets_for",
+    "same_addresses",
 ]
 
 Array = npt.NDArray[Any]
@@ -39,6 +40,7 @@ Array = npt.NDArray[Any]
 FAMILY_IPV4 = 4
 FAMILY_IPV6 = 6
 TAG_SHIFT = np.uint32(16)
+ALL = slice(None)
 # table_mix() and table_mix_again() of bpf/table.h
 MIX = (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9))
 MIX_AGAIN = (np.uint64(27), np.uint64(0x94D049BB133111EB))
@@ -126,10 +128,12 @@ class FlowTable:
         assert field.subdtype is not None
         return field.subdtype[0]
 
-    def entries(self, tag_first: int = 3) -> Entries:
+    def entries(self, buckets: slice = ALL, tag_first: int = 3) -> Entries:
         """All entries in force (tag_first: FLOW_TAG_FIRST) that did not change while they were read."""
-        marks = np.ascontiguousarray(self._marks["mark"]).reshape(-1)
-        return self._copy(np.flatnonzero(marks >> TAG_SHIFT >= tag_first), marks)
+        begin, _end, _step = buckets.indices(self.buckets)
+        marks = np.ascontiguousarray(self._marks["mark"][buckets]).reshape(-1)
+        found = np.flatnonzero(marks >> TAG_SHIFT >= tag_first)
+        return self._copy(begin * SLOTS + found, marks[found])
 
     def count(self, tag_first: int = 3) -> int:
         """How many entries are in force."""
@@ -145,7 +149,7 @@ class FlowTable:
     def _copy(self, places: Array, marks: Array) -> Entries:
         found = self.entries_at(places)
         after = self._marks["mark"][places // SLOTS, places % SLOTS]
-        same = (marks[places] == found.mark) & (found.mark == after)
+        same = (marks == found.mark) & (found.mark == after)
         return found if same.all() else found.take(np.flatnonzero(same))
 
     def _slots(self, places: Array) -> Array:
@@ -188,12 +192,12 @@ class FlowTable:
             return found
         first, second, tag = self.choose(keys)
         for bucket in (first, second):
-            match = self._marks["mark"][bucket] >> TAG_SHIFT == tag[:, np.newaxis]
-            for slot in range(SLOTS):
-                asked = np.flatnonzero(match[:, slot] & (found < 0))
-                places = bucket[asked] * SLOTS + slot
-                equal = self._is(self._slots(places), keys, asked)
-                found[asked[equal]] = places[equal]
+            left = np.flatnonzero(found < 0)
+            match = self._marks["mark"][bucket[left]] >> TAG_SHIFT == tag[left, np.newaxis]
+            rows, slots = np.nonzero(match)
+            places = bucket[left[rows]] * SLOTS + slots
+            equal = self._is(self._slots(places), keys, left[rows])
+            found[left[rows[equal]]] = places[equal]
         return found
 
     @staticmethod
@@ -203,8 +207,8 @@ class FlowTable:
             (flow["key_sport"] == keys.sport[rows])
             & (flow["key_dport"] == keys.dport[rows])
             & (flow["state"] & 0xFF == keys.proto[rows])
-            & (as_bytes(slot["key_src"]) == keys.src[rows]).all(axis=1)
-            & (as_bytes(slot["key_dst"]) == keys.dst[rows]).all(axis=1)
+            & same_addresses(as_bytes(slot["key_src"]), keys.src[rows])
+            & same_addresses(as_bytes(slot["key_dst"]), keys.dst[rows])
         )
         return equal
 
@@ -212,6 +216,18 @@ class FlowTable:
 def as_bytes(addresses: Array) -> Array:
     """Addresses of entries as rows of bytes: 16, or 4 where they stand as numbers."""
     return addresses if addresses.ndim == 2 else addresses.astype(">u4").view(np.uint8).reshape(-1, 4)
+
+
+def same_addresses(some: Array, others: Array) -> Array:
+    """Row by row: are they equal? Both as numbers, or both as rows of 4 or 16 bytes."""
+    if some.ndim == 1:
+        numbers: Array = some == others
+        return numbers
+    words, wanted = (np.ascontiguousarray(rows).view(np.uint32) for rows in (some, others))
+    equal: Array = words[:, 0] == wanted[:, 0]
+    for column in range(1, words.shape[1]):
+        equal &= words[:, column] == wanted[:, column]
+    return equal
 
 
 def _mix(hashed: Array, by: tuple[np.uint64, np.uint64]) -> Array:
