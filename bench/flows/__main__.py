@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from bench import machine, scheduling
 from bench.command import OUTPUT, report_of, require
-from bench.flows import ageing, flood, hits, opening, reading, ten_million
+from bench.flows import ageing, ends, flood, hits, opening, reading, ten_million
 from bench.flows.node import open_node, remove_leftovers
 from bench.progress import Progress
 from bench.results import Report
@@ -51,6 +51,7 @@ def measure(progress: Progress, flood_seconds: float, ten_million_too: bool) -> 
         reading.measure(node, report, progress)
         ageing.measure(node, report, progress, cpu)
         flood.measure(node, report, progress, cpu, flood_seconds)
+    ends.measure(report, progress)
     if ten_million_too:
         ten_million.measure(report, progress)
     return report

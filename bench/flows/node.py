@@ -6,12 +6,14 @@ clients, 198.18.0.0/15 and 2001:2::/48 -- router -- front [node] back -- endpoin
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from clearway.daemon.apply import apply_tables
 from clearway.datapath import Datapath, Sizes
 from clearway.datapath.datapath import remove
 from clearway.datapath.flowtable import TAG_SHIFT
-from clearway.lab import Namespace
+from clearway.lab import Daemon, Namespace
 from clearway.lab.namespace import existing
 from clearway.model import config_from_data
 
@@ -103,6 +105,36 @@ def open_node(max_flows: int) -> Iterator[Node]:
     """A node whose flow tables are made for so many connections of each family, for the time of the `with`
     block.
     """
+    with ExitStack() as undo:
+        name, inside = undo.enter_context(_network())
+        datapath = Datapath.load(name, sizes_for(max_flows))
+        undo.callback(datapath.remove)
+        with inside.entered():
+            for device in DEVICES:  # test runs of XDP want the receive queues of a device with a program
+                datapath.attach(device, "xdp")
+        node = Node(name, max_flows, inside, datapath, _ifindexes(inside))
+        _mirror(node)
+        _configure(node)
+        yield node
+
+
+@contextmanager
+def serve_node(max_flows: int) -> Iterator[tuple[Node, Daemon]]:
+    """The same, loaded and looked after by `clearway run`, on TC."""
+    with ExitStack() as undo:
+        name, inside = undo.enter_context(_network())
+        directory = Path(undo.enter_context(TemporaryDirectory(prefix=name)))
+        interfaces = [{"name": device, "hook": "tc"} for device in DEVICES]
+        data = {"interfaces": interfaces, **_data(sizes_for(max_flows))}
+        daemon = Daemon(inside, name, directory, json.dumps(data))
+        undo.callback(daemon.down)
+        daemon.start()
+        yield Node(name, max_flows, inside, Datapath.open(name), _ifindexes(inside)), daemon
+
+
+@contextmanager
+def _network() -> Iterator[tuple[str, Namespace]]:
+    """The node's namespace, wired, and a name for what is in it."""
     name = f"{PREFIX}{os.getpid()}"
     with ExitStack() as undo:
         far, inside = Namespace(f"{name}-far"), Namespace(f"{name}-node")
@@ -110,16 +142,12 @@ def open_node(max_flows: int) -> Iterator[Node]:
             namespace.create()
             undo.callback(namespace.delete)
         _wire(inside, far)
-        datapath = Datapath.load(name, sizes_for(max_flows))
-        undo.callback(datapath.remove)
-        node = Node(name, max_flows, inside, datapath)
-        with inside.entered():
-            for device in DEVICES:  # test runs of XDP want the receive queues of a device with a program
-                datapath.attach(device, "xdp")
-            node.ifindex = {found: number for number, found in socket.if_nameindex()}
-        _mirror(node)
-        _configure(node)
-        yield node
+        yield name, inside
+
+
+def _ifindexes(inside: Namespace) -> dict[str, int]:
+    with inside.entered():
+        return {found: number for number, found in socket.if_nameindex()}
 
 
 def remove_leftovers() -> None:
@@ -188,7 +216,14 @@ def _mirror(node: Node) -> None:
 
 def _configure(node: Node) -> None:
     sizes = node.datapath.sizes()
-    data = {
+    facts = HostFacts(*LOCAL_PORTS, node.ifindex, sizes)
+    desired = compile_tables(config_from_data(_data(sizes)), facts, Tables())
+    apply_tables(node.datapath, Tables(), desired, wait=lambda: None)
+
+
+def _data(sizes: Sizes) -> dict[str, Any]:
+    """The configuration."""
+    return {
         "services": list(_services()),
         "conntrack": {"max_flows": sizes.max_flows, "midstream": "drop"},
         "limits": {
@@ -198,9 +233,6 @@ def _configure(node: Node) -> None:
             "wheel_slots": sizes.wheel_slots,
         },
     }
-    facts = HostFacts(*LOCAL_PORTS, node.ifindex, sizes)
-    desired = compile_tables(config_from_data(data), facts, Tables())
-    apply_tables(node.datapath, Tables(), desired, wait=lambda: None)
 
 
 def _services() -> Iterator[dict[str, Any]]:

@@ -87,6 +87,11 @@ def opening(family: int, port: int = BALANCED) -> Shape:
     return _request(family, "tcp", _segment(0, port, "S", CLIENT_ISN, 0))
 
 
+def refusal(family: int) -> Shape:
+    """A server's answer to a SYN, where nobody listens."""
+    return _reply(family, "tcp", _segment(ENDPOINT_PORT, 0, "RA", 0, CLIENT_ISN + 1))
+
+
 def _segment(sport: int, dport: int, flags: str, seq: int, ack: int) -> Packet:
     return TCP(sport=sport, dport=dport, flags=flags, seq=seq, ack=ack, window=8192)
 
