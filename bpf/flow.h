@@ -450,7 +450,7 @@ always_inline int flow_end(struct ending *e, const struct tuple *t, enum flow_en
 /* ---- a full table ---- */
 
 #define EVICT_NOBODY (~0ull)
-#define IDLE_MS 1000 /* what is not TCP may be evicted when it has been idle for so long */
+#define IDLE_MS 1000 /* what is not TCP and was answered may be evicted when it has been idle for so long */
 
 /* May a newcomer have this connection's place? FLOW_END_COUNT: no. The order is that in which they go. A function that is
  * verified once, and not for each slot. */
@@ -462,6 +462,8 @@ __noinline int flow_evictable(__u32 state, __u32 idle)
 		return FLOW_END_COUNT;
 	if (idle > flow_patience(config, state))
 		return FLOW_END_EVICTED_EXPIRED;
+	if ((__u8)state != IPPROTO_TCP && !state_answerer(state))
+		return FLOW_END_EVICTED_HALF_OPEN;
 	if ((__u8)state != IPPROTO_TCP)
 		return idle > ticks(IDLE_MS) ? FLOW_END_EVICTED_IDLE : FLOW_END_COUNT;
 	if (tcp_is_over(state))

@@ -155,9 +155,9 @@ enum flow_end {
 	FLOW_END_ENDPOINT_GONE,	  /* its endpoint was removed */
 	FLOW_END_EVICTED_EXPIRED, /* a newcomer found the table full: this one had expired, the sweep had not come by */
 	FLOW_END_EVICTED_CLOSED,  /* TIME_WAIT, or reset */
-	FLOW_END_EVICTED_HALF_OPEN,
-	FLOW_END_EVICTED_IDLE, /* not TCP */
-	FLOW_END_ORPHAN,       /* half a connection */
+	FLOW_END_EVICTED_HALF_OPEN, /* or unanswered */
+	FLOW_END_EVICTED_IDLE,	    /* not TCP */
+	FLOW_END_ORPHAN,	    /* half a connection */
 	FLOW_END_COUNT,
 };
 

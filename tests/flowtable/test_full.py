@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from clearway.datapath import DatapathError
 from clearway.datapath.flowtable import SLOTS, FlowTable, Keys, as_bytes
 from tests.flowtable.kernel import (
     ACK,
@@ -51,8 +52,13 @@ KINDS = {
         Kind(TCP, (SYN | ACK | FIN, SYN | ACK | FIN), 100),
         Kind(TCP, (SYN | ACK | RST, SYN | ACK), 200),
     ],
-    "half_open": [Kind(TCP, SYNS, 10), Kind(TCP, (SYN, SYN | ACK), 60)],
-    "idle": [Kind(UDP, (ACK, ACK), 5), Kind(UDP, (ACK, 0), 50), Kind(ICMP, (ACK, ACK), 100)],
+    "half_open": [
+        Kind(TCP, SYNS, 10),
+        Kind(TCP, (SYN, SYN | ACK), 60),
+        Kind(UDP, (ACK, 0), 0),
+        Kind(ICMP, (ACK, 0), 50),
+    ],
+    "idle": [Kind(UDP, (ACK, ACK), 5), Kind(UDP, (ACK, ACK), 50), Kind(ICMP, (ACK, ACK), 100)],
     "established": [
         Kind(TCP, OPEN, 10),
         Kind(TCP, (SYN | ACK, SYN | ACK | FIN), 20),
@@ -211,6 +217,45 @@ def test_table_holds_what_it_was_made_for(kernel: Kernel, family: int) -> None:
     for link in there:
         entries = [kernel.look(key) for key in link.ways]
         assert all(entry and entry.paired and entry.hit for entry in entries)
+
+
+def test_table_that_turns_out_too_small_can_be_enlarged(kernel: Kernel, family: int) -> None:
+    """Newcomers take the places before the connections that are to move have come over."""
+    kernel.reset(4 * FLOWS)
+    datapath, there = kernel.datapath, []
+
+    def open_some(begin: int, end: int) -> int:
+        links = [
+            Link(
+                Way(TCP, address(family, 10, number), 1024, address(family, 20, 1), 80),
+                Way(TCP, address(family, 30, 1), 1024 + number, address(family, 40, 1), 80),
+                sent=OPEN[0],
+                answered=OPEN[1],
+            )
+            for number in range(begin, end)
+        ]
+        opened = [link for link in links if kernel.open(link, make_room=True) == "created"]
+        there.extend(opened)
+        return len(opened)
+
+    assert open_some(0, FLOWS) == FLOWS
+    with pytest.raises(DatapathError, match="1,024 connections are in the flow table"):
+        datapath.resize(FLOWS - 1)
+    datapath.resize(FLOWS)
+    assert open_some(FLOWS, 3 * FLOWS) > FLOWS / 2
+    moving = datapath.move_flows()
+    assert moving is not None and moving.left > FLOWS / 4
+    assert len(datapath.flows()) == len(there)
+
+    datapath.resize(3 * FLOWS)
+    moving = datapath.move_flows()
+    assert moving is not None and moving.left == 0
+    assert (kernel.max_flows, datapath.move_flows()) == (3 * FLOWS, None)
+    assert len(datapath.flows()) == len(there)
+    for link in there:
+        entries = [kernel.look(key) for key in link.ways]
+        assert all(entry and entry.paired and entry.hit for entry in entries)
+    assert kernel.ended() == {}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,10 @@ def half_open(talk: Conversation) -> None:
     talk.server("SA")
 
 
+def unanswered(talk: Conversation) -> None:
+    talk.first()
+
+
 def closed(talk: Conversation) -> None:
     talk.open()
     talk.client("R")
@@ -57,6 +61,7 @@ MAKE_WAY: dict[str, tuple[Way, str, str]] = {
     "closed": (closed, "tcp", "EVICTED_CLOSED"),
     "time_wait": (time_wait, "tcp", "EVICTED_CLOSED"),
     "half_open": (half_open, "tcp", "EVICTED_HALF_OPEN"),
+    "unanswered_udp": (unanswered, "udp", "EVICTED_HALF_OPEN"),
     "idle_udp": (idle, "udp", "EVICTED_IDLE"),
 }
 STAY: dict[str, tuple[Way, str]] = {

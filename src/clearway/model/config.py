@@ -259,8 +259,10 @@ class Conntrack(Model):
         default=65_536,
         ge=1024,
         le=67_108_864,
-        description="Connections the flow table has room for, for each of IPv4 and IPv6. Memory for them is"
-        " taken at once. It can be changed while connections are open: they move to a table of the new size.",
+        description="Connections the flow table is made for, of each of IPv4 and IPv6; one in some thousands"
+        " may find its places taken before, and others find some beyond. Memory for them is taken at once."
+        " It can be changed while connections are open: they move to a table of the new size, which has to"
+        " have room for them.",
     )
     timeouts: Timeouts = Field(
         default=Timeouts(),
@@ -275,9 +277,9 @@ class Conntrack(Model):
     when_full: WhenFull = Field(
         default="drop",
         description="What becomes of a new connection when the table is full and nothing in it may make way"
-        " (expired, closed, half-open, or idle and not TCP): `drop`, or `stateless`: services of mode `nat`"
-        " with `maglev` whose endpoints serve no other service go on balancing without an entry. Needs"
-        " `midstream: pick-up`.",
+        " (expired, closed, half-open or unanswered, or not TCP and idle for a second): `drop`, or"
+        " `stateless`: services of mode `nat` with `maglev` whose endpoints serve no other service go on"
+        " balancing without an entry. Needs `midstream: pick-up`.",
     )
 
     @model_validator(mode="after")
