@@ -92,12 +92,12 @@ class FlowTable:
             table, place = self._find(tables, key)
             if place < 0:
                 return None
-            entries = table.entries_at(np.array([place]))
+            entries, _ = table.entries_at(np.array([place]))
             flow = entries.flow[0]
             other, pair = self._find(tables, _leaves(entries.slot[0], key).reversed())
             nats = [int(entries.nat[0]), 0]
             if pair >= 0:
-                nats[1] = int(other.entries_at(np.array([pair])).nat[0])
+                nats[1] = int(other.entries_at(np.array([pair]))[0].nat[0])
         state = int(flow["state"])
         scale = (state & self._bits["FLOW_SCALE"]) >> 16
         fields = {name: flow[name] for name in flow.dtype.names}

@@ -281,6 +281,16 @@ def test_host_that_leaves_no_ports_is_refused() -> None:
     )
 
 
+def test_flow_table_that_would_not_hold_the_connections_is_refused() -> None:
+    smaller = config(conntrack={"max_flows": 1024})
+    facts = replace(FACTS, sizes=Sizes(), flows=1024)
+    compile_tables(smaller, facts)
+    assert refused(smaller, replace(facts, flows=1025)) == (
+        "conntrack.max_flows: a flow table for 1,024 would not hold the 1,025 connections that there are; "
+        "use more, or apply it again when there are fewer"
+    )
+
+
 def test_data_path_that_was_loaded_smaller_is_told_with_the_needed_figure() -> None:
     facts = replace(FACTS, sizes=Sizes(services=1, endpoints=1, nats=1, wheel_slots=2018))
     wanted = config(

@@ -250,6 +250,9 @@ class Loaded:
     def tables(self) -> list[str]:
         return []
 
+    def most_flows(self) -> int:
+        return 0
+
     def attachments(self) -> list[Attachment]:
         return []
 

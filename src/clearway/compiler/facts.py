@@ -45,6 +45,8 @@ class HostFacts:
     """Possible CPUs; per-CPU tables take memory for each."""
     memory_bytes: int | None = None
     """Memory that is available; None: unknown."""
+    flows: int = 0
+    """Connections of the family that has more of them; 0 will do where the flow table does not shrink."""
 
     @property
     def local_ports(self) -> PortRange:
@@ -65,6 +67,7 @@ def fact_problems(config: Config, facts: HostFacts) -> list[Problem]:
         *_interface_problems(config, facts),
         *_port_problems(config, facts),
         *_size_problems(config, facts),
+        *_flow_problems(config, facts),
     ]
 
 
@@ -116,3 +119,11 @@ def _size_problems(config: Config, facts: HostFacts) -> Iterable[Problem]:
             what = f"the data path was loaded with {size}, this configuration needs {needed}"
             fix = f"run `clearway down`, then `clearway run` with {needed} or more"
             yield Problem(("limits", key), what, fix)
+
+
+def _flow_problems(config: Config, facts: HostFacts) -> Iterable[Problem]:
+    """Connections move to the tables of another size."""
+    asked = config.conntrack.max_flows
+    if facts.flows > asked:
+        what = f"a flow table for {asked:,} would not hold the {facts.flows:,} connections that there are"
+        yield Problem(("conntrack", "max_flows"), what, "use more, or apply it again when there are fewer")

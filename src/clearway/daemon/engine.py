@@ -95,21 +95,24 @@ class Engine:
 
     # ---- configuration ----
 
-    def facts(self, machine: Machine) -> HostFacts:
+    def facts(self, machine: Machine, desired: Config) -> HostFacts:
         """What the compiler has to know of this machine."""
         first, last = local_port_range()
+        sizes = self.datapath.sizes()
+        shrinks = desired.conntrack.max_flows < sizes.max_flows
         return HostFacts(
             local_port_min=first,
             local_port_max=last,
             interfaces=machine.ifindexes(),
-            sizes=self.datapath.sizes(),
+            sizes=sizes,
             cpus=possible_cpus(),
             memory_bytes=available_bytes(),
+            flows=self.datapath.most_flows() if shrinks else 0,
         )
 
     def plan(self, running: Config, desired: Config, machine: Machine) -> Plan:
         """What apply() would change. ConfigError when it would refuse."""
-        facts = self.facts(machine)
+        facts = self.facts(machine, desired)
         compile_tables(desired, facts, self.tables)
         return plan_configs(running, desired, facts)
 
@@ -118,7 +121,7 @@ class Engine:
 
         Returns what was different in the tables before. Raises with the old configuration in force.
         """
-        facts = self.facts(machine)
+        facts = self.facts(machine, config)
         desired = compile_tables(config, facts, self.tables)
         plan = plan_tables(self.tables, desired, config, facts)
         with self._resized(config) as exchange:
@@ -130,7 +133,7 @@ class Engine:
 
         What is to be detached is left to the caller: it can wait, and can be tried again.
         """
-        facts = self.facts(machine)
+        facts = self.facts(machine, desired)
         tables = compile_tables(desired, facts, self.tables)  # refuses before anything is touched
         plan = plan_configs(running, desired, facts)
         with ExitStack() as undo:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 from clearway import datapath
 from clearway.compiler import HostFacts, Plan, compile_tables, plan_configs, plan_tables, require_memory
@@ -29,7 +30,7 @@ def plan(instance: Instance, desired: Config) -> Plan:
             compile_tables(desired, facts)
             return plan_configs(None, desired, facts)
         with Datapath.open(instance.name) as there:
-            facts = _facts(there.sizes())
+            facts = replace(_facts(there.sizes()), flows=there.most_flows())
             require_memory(desired, facts.memory_bytes, loaded=facts.sizes, cpus=facts.cpus)
             running = read_tables(there)
             return plan_tables(running, compile_tables(desired, facts, running), desired, facts)

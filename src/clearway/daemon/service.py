@@ -91,6 +91,7 @@ class Daemon:
         self._worker = ThreadPoolExecutor(1, "change")
         self._sweeper = ThreadPoolExecutor(1, "sweep")
         self._sweeping = True
+        self._left_behind = 0  # connections that found no place in tables of another size
         self._reloads: set[asyncio.Task[None]] = set()
         self._announcements = Announcements(
             mirror,
@@ -269,12 +270,12 @@ class Daemon:
         """
         begin = time.thread_time()
         moving = self.engine.datapath.move_flows()
-        if moving is not None and moving.left:
-            log.warning(
-                "connections wait to move to the new flow table", moved=moving.moved, left=moving.left
-            )
-        elif moving is not None:
-            log.info("all connections are in the new flow table", moved=moving.moved)
+        left = moving.left if moving is not None else 0
+        if left and left != self._left_behind:
+            log.warning("connections wait for a place in the new flow table", left=left)
+        elif moving is not None and not left:
+            log.info("all connections are in the new flow table")
+        self._left_behind = left
         return self.engine.datapath.sweep(share), time.thread_time() - begin
 
     async def _stop_sweeping(self) -> None:

@@ -32,6 +32,7 @@ from clearway.datapath.tables import Array, Table
 REASON_COUNT = "REASON_COUNT"
 # A sweep ends no more connections while so much of the ring is not read yet; one call of its program fills
 # less than a tenth.
+READ_TRIES = 3
 RING_FULL = 0.5
 RING_PAUSE = 0.005
 PATIENCE = 0.5
@@ -119,6 +120,7 @@ class Datapath:
             raise
         made = cls(where, installed.load, adopted=installed.adopted, load_ms=installed.load_ms)
         made._attacher.replace_programs()
+        made._store.record(False)  # who had followed an earlier daemon that was killed follows no more
         install.retire(where, installed.load)
         return made
 
@@ -334,6 +336,14 @@ class Datapath:
 
     def flows(self) -> Array:
         """Every connection: an array of flows.CONNECTION. Traffic goes on meanwhile."""
+        for _ in range(READ_TRIES):
+            before = self._store.current
+            found = self._flows()
+            if self._store.current == before:  # otherwise some have gone to tables that were not there before
+                break
+        return found
+
+    def _flows(self) -> Array:
         _, endpoints = self.table("endpoint_v1").items()
         _, egress = self.table("egress_v1").items()
         with self._store.opened() as tables:
@@ -342,12 +352,23 @@ class Datapath:
                 jiffies=clock.jiffies,
                 hz=clock.hz,
                 enums={name: self.enum(name) for name in ("flow_state", "timeout")},
-                carried=self.table("carried_v1").items(),
+                carried=self._carried,
                 endpoints=endpoints,
                 services=self.table("service_v1").items(),
                 ifindexes=egress["ifindex"],
             )
             return flows.connections(tables, meaning)
+
+    def _carried(self, family: Array, table: Array, slot: Array) -> tuple[Array, Array]:
+        """Rows of carried_v1, and which there are."""
+        sums = self.table("carried_v1")
+        keys, _ = sums.rows(len(slot))
+        keys["family"], keys["table"], keys["slot"] = family, table, slot
+        return sums.lookup(keys)
+
+    def most_flows(self) -> int:
+        """Connections of the family that has more of them."""
+        return self._store.most()
 
     @contextmanager
     def flow_tables(self) -> Iterator[list[FlowTable]]:
@@ -369,7 +390,8 @@ class Datapath:
             yield ring.read
         finally:
             self._ring = None
-            self._store.record(False)
+            with suppress(DatapathError):  # the instance may be removed by now
+                self._store.record(False)
 
     def lost_records(self) -> int:
         """Ends of connections that nobody will know of, because the ring was full."""

@@ -10,7 +10,7 @@ entry's leaving tuple, reversed. TCP's state is not stored anywhere: it follows 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clearway.datapath.flowtable import FAMILY_IPV4, Entries, FlowTable, Keys, as_bytes, same_addresses
+from clearway.datapath.flowtable import (
+    FAMILY_IPV4,
+    SLOTS,
+    Entries,
+    FlowTable,
+    Keys,
+    as_bytes,
+    same_addresses,
+)
 
 Array = npt.NDArray[Any]
 
@@ -68,25 +76,18 @@ CONNECTION = np.dtype(
 @dataclass(frozen=True)
 class Meaning:
     """What is needed to understand entries. `jiffies`, `hz`: the kernel's clock. `enums`: the data path's
-    `flow_state` and `timeout`. `carried`: keys and values of carried_v1. `endpoints`: rows of endpoint_v1 by
-    id. `services`: keys and values of service_v1. `ifindexes`: devices by row of egress_v1.
+    `flow_state` and `timeout`. `carried`: looks up rows of carried_v1, by family, table and slot, and tells
+    which there are. `endpoints`: rows of endpoint_v1 by id. `services`: keys and values of service_v1.
+    `ifindexes`: devices by row of egress_v1.
     """
 
     jiffies: int
     hz: int
     enums: Mapping[str, Mapping[str, int]]
-    carried: tuple[Array, Array]
+    carried: Callable[[Array, Array, Array], tuple[Array, Array]]
     endpoints: Array
     services: tuple[Array, Array]
     ifindexes: Array
-
-    @cached_property
-    def sums(self) -> tuple[Array, Array]:
-        """Keys of carried_v1 as numbers, ascending, and its values in the same order."""
-        keys, values = self.carried
-        numbers = _carried_key(keys["family"], keys["table"], keys["slot"])
-        order = np.argsort(numbers)
-        return numbers[order], values[order]
 
     @cached_property
     def service_by_id(self) -> Array:
@@ -105,32 +106,198 @@ is at hand, which makes it three times as fast as a whole table at once."""
 
 
 def connections(tables: Sequence[FlowTable], meaning: Meaning) -> Array:
-    """All connections of these tables as an array of CONNECTION.
-
-    A reply whose opening direction is not there is left out: it was removed, or made, while this was read.
-    A connection that is just moving from a table to another may show without its reply, or twice.
+    """All connections of these tables as an array of CONNECTION: those that were there all the time, each
+    once, and of those that came or went meanwhile some. tables: the current ones first.
     """
-    out = np.empty(sum(table.count() for table in tables) // 2, CONNECTION)
-    end = 0
-    for table in tables:
-        for first in range(0, table.buckets, PART):
-            part = _join(table, slice(first, first + PART), meaning)
-            begin, end = end, end + len(part)
-            if end > len(out):  # they have become more meanwhile
-                out.resize(2 * end, refcheck=False)
-            out[begin:end] = part
-    return out[:end]
+    out = _Rows(sum(table.count() for table in tables) // 2)
+    for family in sorted({table.family for table in tables}):
+        # What moves between two looks is found where it has come to, if that is looked at last.
+        reading = _Reading([table for table in reversed(tables) if table.family == family], meaning)
+        begin = out.end
+        for part in reading.parts():
+            out.add(part)
+        for part in reading.missed():
+            out.add(part)
+        if reading.doubtful:
+            out.end = begin + _drop_repeated(out.rows[begin : out.end])
+    return out.rows[: out.end]
 
 
-def _join(table: FlowTable, buckets: slice, meaning: Meaning) -> Array:
-    """The connections whose opening direction stands in these buckets."""
-    state = meaning.enums["flow_state"]
-    entries = table.entries(buckets)
-    opening = np.flatnonzero(entries.flow["state"] & state["FLOW_REPLY"] == 0)
-    mine = entries.take(opening)
-    reply, paired = _answers(mine, table)
+class _Rows:
+    """An array that rows are added to."""
 
-    out = np.zeros(len(opening), CONNECTION)
+    def __init__(self, size: int) -> None:
+        self.rows: Array = np.empty(size, CONNECTION)
+        self.end = 0
+
+    def add(self, part: Array) -> None:
+        begin, self.end = self.end, self.end + len(part)
+        if self.end > len(self.rows):  # they have become more meanwhile
+            self.rows.resize(2 * self.end, refcheck=False)
+        self.rows[begin : self.end] = part
+
+
+@dataclass
+class _Read:
+    """What was seen of a table, by place."""
+
+    opening: Array
+    """Entries that opened a connection, and are told."""
+    answering: Array
+    """Entries that answer."""
+    claimed: Array
+    """Entries that answer one that is told."""
+
+    @classmethod
+    def of(cls, table: FlowTable) -> _Read:
+        return cls(*(np.zeros(table.buckets * SLOTS, np.bool_) for _ in range(3)))
+
+
+class _Reading:
+    """One family's tables while they are read, those first that are being left.
+
+    One part is read after the other, and entries move between their two buckets and the tables meanwhile. So
+    one may be seen twice, or never. Who is seen twice has the same answering entry as somebody else; of who
+    is never seen there is an answering entry that belongs to nobody. `doubtful`: there may be such.
+    """
+
+    def __init__(self, tables: Sequence[FlowTable], meaning: Meaning) -> None:
+        self._tables = tables
+        self._meaning = meaning
+        self._read = [_Read.of(table) for table in tables]
+        self.doubtful = len(tables) > 1
+
+    def parts(self) -> Iterator[Array]:
+        reply = self._meaning.enums["flow_state"]["FLOW_REPLY"]
+        for number, table in enumerate(self._tables):
+            for first in range(0, table.buckets, PART):
+                entries = table.entries(slice(first, first + PART))
+                answers = entries.flow["state"] & reply != 0
+                self._read[number].answering[entries.place[answers]] = True
+                yield self._told(number, entries.take(np.flatnonzero(~answers)))
+
+    def missed(self) -> Iterator[Array]:
+        """Connections of which only the answering entry was seen."""
+        for table, read in zip(self._tables, self._read, strict=True):
+            alone = np.flatnonzero(read.answering & ~read.claimed)
+            if not len(alone):
+                continue
+            self.doubtful = True
+            answers, same = table.entries_at(alone)
+            keys = _leads_to(answers.take(np.flatnonzero(same)))
+            for number, (other, seen) in enumerate(zip(self._tables, self._read, strict=True)):
+                places = other.find(keys)
+                found = places >= 0
+                places, keys = places[found], keys.take(~found)
+                openings, same = other.entries_at(places[~seen.opening[places]])
+                yield self._told(number, openings.take(np.flatnonzero(same)), all_of_them=True)
+
+    def _told(self, number: int, mine: Entries, all_of_them: bool = False) -> Array:
+        """The connections that these entries have opened; number: of their table.
+
+        One that has moved since it was copied, so that its sum stands elsewhere by now, is left to missed().
+        """
+        answers = _Answers.of(mine, self._tables, number)
+        rows, there = _rows(mine, answers, self._tables, number, self._meaning)
+        there |= all_of_them
+        self._read[number].opening[mine.place[there]] = True
+        for other, read in enumerate(self._read):
+            places = answers.place[answers.paired & there & (answers.table == other)]
+            self.doubtful |= bool(read.claimed[places].any())
+            read.claimed[places] = True
+        return rows if there.all() else rows[there]
+
+
+@dataclass
+class _Answers:
+    """The answering direction's entry of each of some opening ones, by row: as Entries, and of which table.
+    `paired`: there is one that leads back; where there is none the rest stands for nothing.
+    """
+
+    paired: Array
+    table: Array
+    place: Array
+    flow: Array
+    rare: Array
+    nat: Array
+
+    @classmethod
+    def of(cls, mine: Entries, tables: Sequence[FlowTable], number: int) -> _Answers:
+        """Looked for in all tables, twice, as packets do; first in the one that `mine` are of."""
+        count = len(mine)
+        out = cls(
+            paired=np.zeros(count, np.bool_),
+            table=np.zeros(count, np.int64),
+            place=np.zeros(count, np.int64),
+            flow=np.zeros(count, mine.flow.dtype),
+            rare=np.zeros(count, mine.rare.dtype),
+            nat=np.zeros(count, mine.nat.dtype),
+        )
+        others = [other for other in range(len(tables)) if other != number]
+        for other in (number, *others) * 2:
+            missing = np.flatnonzero(~out.paired)
+            if not len(missing):
+                break
+            out._look(mine, missing, tables[other], other)
+        return out
+
+    def _look(self, mine: Entries, rows: Array, table: FlowTable, number: int) -> None:
+        opening = mine if len(rows) == len(mine) else mine.take(rows)
+        place = table.find(_leads_to(opening))
+        there = np.flatnonzero(place >= 0)
+        opening = opening if len(there) == len(rows) else opening.take(there)
+        answers, same = table.entries_at(place[there])
+        good = np.flatnonzero(same & _lead_back(answers, opening))
+        if len(good) == len(self.paired):  # as nearly always: there is no need to copy
+            self.paired[:], self.table[:], self.place = True, number, answers.place
+            self.flow, self.rare, self.nat = answers.flow, answers.rare, answers.nat
+            return
+        rows = rows[there[good]]
+        self.paired[rows], self.table[rows], self.place[rows] = True, number, answers.place[good]
+        self.flow[rows], self.rare[rows], self.nat[rows] = (
+            answers.flow[good],
+            answers.rare[good],
+            answers.nat[good],
+        )
+
+
+def _leads_to(entries: Entries) -> Keys:
+    """Keys of the other direction's entries."""
+    return Keys(
+        src=as_bytes(entries.slot["dst"]),
+        dst=as_bytes(entries.slot["src"]),
+        sport=entries.flow["dport"],
+        dport=entries.flow["sport"],
+        proto=entries.flow["state"] & 0xFF,
+    )
+
+
+def _drop_repeated(rows: Array) -> int:
+    """Moves the first row of each connection to the front, and tells how many that are."""
+    keys = np.zeros((len(rows), 6), np.uint64)
+    octets = keys.view(np.uint8)
+    octets[:, :16], octets[:, 16:32] = rows["client"], rows["destination"]
+    keys[:, 4] = rows["client_port"].astype(np.uint64) << HALF | rows["destination_port"]
+    keys[:, 5] = rows["proto"]
+    hashed = (keys * np.random.default_rng().integers(1, 1 << 63, 6, np.uint64)).sum(axis=1)
+    order = np.argsort(hashed, kind="stable")
+    again = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
+    kept = np.ones(len(rows), np.bool_)
+    kept[order[1:][again]] = False
+    count = int(np.count_nonzero(kept))
+    rows[:count] = rows[kept]
+    return count
+
+
+def _rows(
+    mine: Entries, answers: _Answers, tables: Sequence[FlowTable], number: int, meaning: Meaning
+) -> tuple[Array, Array]:
+    """Connections by their opening entries, of table `number`, and those that answer; and whether all of
+    them stand still where they did.
+    """
+    state, table, paired = meaning.enums["flow_state"], tables[number], answers.paired
+    which = np.array([table.which for table in tables])[answers.table]
+    out = np.zeros(len(mine), CONNECTION)
     out["family"], out["proto"] = table.family, mine.flow["state"] & state["FLOW_PROTO"]
     out["flags"], out["paired"] = mine.flow["state"], paired
     for name, column in (
@@ -148,22 +315,22 @@ def _join(table: FlowTable, buckets: slice, meaning: Meaning) -> Array:
         ("destination_out_port", "dport"),
     ):
         out[name] = mine.flow[column]
-    out["packets"], out["bytes"] = carried(mine.flow, mine.place, table, meaning)
-    answered = carried(reply.flow, reply.place, table, meaning)
-    out["reply_packets"], out["reply_bytes"] = (np.where(paired, column, 0) for column in answered)
+    out["packets"], out["bytes"], there = _sums(mine.flow, (table.family, table.which), mine.place, meaning)
+    packets, octets, also = _sums(answers.flow, (table.family, which), answers.place, meaning)
+    out["reply_packets"], out["reply_bytes"] = packets, octets
     out["ifindex"] = _ifindexes(mine.flow, meaning)
-    out["reply_ifindex"] = np.where(paired, _ifindexes(reply.flow, meaning), 0)
-    out["age_s"] = np.where(paired, _seconds_since(reply.rare, meaning), 0)
+    out["reply_ifindex"] = np.where(paired, _ifindexes(answers.flow, meaning), 0)
+    out["age_s"] = np.where(paired, _seconds_since(answers.rare, meaning), 0)
     idle = _seconds_since(mine.flow["seen"], meaning)
-    out["idle_s"] = np.where(paired, np.minimum(idle, _seconds_since(reply.flow["seen"], meaning)), idle)
+    out["idle_s"] = np.where(paired, np.minimum(idle, _seconds_since(answers.flow["seen"], meaning)), idle)
     served = mine.flow["state"] & state["FLOW_HAS_SERVICE"] != 0
     service, endpoint = _owners(out, mine.rare, meaning)
     out["service"], out["endpoint"] = np.where(served, service, NONE), np.where(served, endpoint, NONE)
     translated = mine.flow["state"] & state["FLOW_HAS_NAT"] != 0
-    nat = mine.nat.astype(np.uint32) | reply.nat.astype(np.uint32) << np.uint32(8)
+    nat = mine.nat.astype(np.uint32) | answers.nat.astype(np.uint32) << np.uint32(8)
     out["nat"] = np.where(translated & paired, nat, NONE)
     out["state"] = states(mine.flow["state"], meaning.enums)
-    return out
+    return out, there & also
 
 
 def _owners(flows: Array, numbers: Array, meaning: Meaning) -> tuple[Array, Array]:
@@ -191,28 +358,21 @@ def _ifindexes(flow: Array, meaning: Meaning) -> Array:
     return found
 
 
-def carried(flow: Array, place: Array, table: FlowTable, meaning: Meaning) -> tuple[Array, Array]:
-    """Packets and bytes of entries: their own word, and what carried_v1 has counted before (bpf/flow.h)."""
+def _sums(flow: Array, which: tuple[Any, Any], place: Array, meaning: Meaning) -> tuple[Array, Array, Array]:
+    """Packets and bytes of entries: their own word, and what carried_v1 has counted before (bpf/flow.h); and
+    whether they stand at this place still. which: family and table.
+    """
     packets, octets = np.zeros(len(flow), np.uint64), np.zeros(len(flow), np.uint64)
+    there = np.ones(len(flow), np.bool_)
     folded = np.flatnonzero(flow["state"] & meaning.enums["flow_state"]["FLOW_FOLDED"] != 0)
-    if len(folded) and len(meaning.sums[0]):
-        keys, rows = meaning.sums
-        wanted = _carried_key(table.family, table.which, place[folded])
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        there = keys[at] == wanted
-        packets[folded[there]] = rows["packets"][at[there]]
-        octets[folded[there]] = rows["bytes"][at[there]]
+    if len(folded):
+        family, table = (np.broadcast_to(column, len(flow))[folded] for column in which)
+        rows, there[folded] = meaning.carried(family, table, place[folded])
+        packets[folded], octets[folded] = rows["packets"], rows["bytes"]
     word = flow["carried"]
     octets += ((word & LOW) - (octets & LOW)) & LOW
     packets += ((word >> HALF) - (octets >> HALF) - (packets & LOW)) & LOW
-    return packets, octets
-
-
-def _carried_key(family: Array | int, table: Array | int, slot: Array) -> Array:
-    """Keys of carried_v1 as numbers."""
-    which = np.asarray(family, np.uint64) << np.uint64(8) | np.asarray(table, np.uint64)
-    key: Array = which << HALF | slot.astype(np.uint64)
-    return key
+    return packets, octets, there
 
 
 def states(state: Array, enums: Mapping[str, Mapping[str, int]]) -> Array:
@@ -245,24 +405,6 @@ def states(state: Array, enums: Mapping[str, Mapping[str, int]]) -> Array:
     )
     chosen: Array = np.select([proto == IPPROTO_TCP, is_icmp], [tcp, timeout["TIMEOUT_ICMP"]], udp)
     return chosen
-
-
-def _answers(mine: Entries, table: FlowTable) -> tuple[Entries, Array]:
-    """The answering direction's entry of each opening one, and whether there is one that leads back to it.
-    Where there is none the row stands for nothing.
-    """
-    keys = Keys(
-        src=as_bytes(mine.slot["dst"]),
-        dst=as_bytes(mine.slot["src"]),
-        sport=mine.flow["dport"],
-        dport=mine.flow["sport"],
-        proto=mine.flow["state"] & 0xFF,
-    )
-    place = table.find(keys)
-    paired = place >= 0
-    answers = table.entries_at(np.where(paired, place, 0))
-    paired &= _lead_back(answers, mine)
-    return answers, paired
 
 
 def _lead_back(answers: Entries, mine: Entries) -> Array:

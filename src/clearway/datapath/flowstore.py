@@ -28,12 +28,12 @@ from clearway.datapath.errors import DatapathError
 from clearway.datapath.flowtable import (
     FAMILY_IPV4,
     FAMILY_IPV6,
-    SLOTS,
     FlowTable,
     bucket_bytes,
     buckets_for,
 )
 from clearway.datapath.tables import BPF_MAP_TYPE_ARRAY, Table
+from clearway.model.sizes import flows_in
 
 Array = npt.NDArray[Any]
 
@@ -52,8 +52,6 @@ PAIRS_EVERY = 64
 # How often, seconds apart, a move is tried again before another exchange: a connection may be just changing.
 MOVE_ATTEMPTS = 30
 MOVE_PAUSE = 0.1
-# How full a table may become by what moves to it.
-FULLEST_PERCENT = 90
 
 
 def make_tables(tables: Mapping[str, Table], max_flows: int) -> None:
@@ -145,6 +143,12 @@ class FlowStore:
         """Connections of each family that the current tables were made for."""
         return int(self._row()["max_flows"])
 
+    @property
+    def current(self) -> tuple[int, int]:
+        """Differs when the tables have been exchanged."""
+        row = self._row()
+        return int(row["current"]), int(row["max_flows"])
+
     @contextmanager
     def opened(self) -> Iterator[list[FlowTable]]:
         """Every table that there is, the current ones first, for the length of a with block."""
@@ -229,11 +233,7 @@ class FlowStore:
         What an earlier exchange has left is moved first. DatapathError when that does not come to an end,
         when there is no memory, or when there are more connections than the new tables would hold.
         """
-        for _ in range(MOVE_ATTEMPTS):
-            if not self.moving or not self.move(move_fd).left:
-                break
-            time.sleep(MOVE_PAUSE)
-        else:
+        if not self._moved(move_fd) and not (self._turned_back() and self._moved(move_fd)):
             raise DatapathError("connections are still moving to a table of another size: try again later")
         self._check_room(max_flows)
         other = 1 - int(self._row()["current"])
@@ -260,17 +260,40 @@ class FlowStore:
 
             yield exchange
 
+    def _moved(self, move_fd: int) -> bool:
+        """Moves what is left of an earlier exchange; whether all of it has come over."""
+        for _ in range(MOVE_ATTEMPTS):
+            if not self.moving or not self.move(move_fd).left:
+                return True
+            time.sleep(MOVE_PAUSE)
+        return False
+
+    def _turned_back(self) -> bool:
+        """The tables that were too small for all are left for the larger ones that they came from. Whether
+        those are larger.
+        """
+        with self._move_lock:
+            row = self._row().copy()
+            left = 1 - int(row["current"])
+            if row["buckets4"][left] <= row["buckets4"][1 - left]:
+                return False
+            row["current"], row["max_flows"] = left, flows_in(int(row["buckets4"][left]))
+            self._write(row)
+            bpf.wait_for_packets_in_flight()
+            return True
+
+    def most(self) -> int:
+        """Connections in the fullest of the tables."""
+        with self.opened() as tables:
+            return max(table.count() // 2 for table in tables)
+
     def _check_room(self, max_flows: int) -> None:
         """DatapathError when the connections that there are would not find their places in smaller tables."""
-        room = buckets_for(max_flows) * SLOTS * FULLEST_PERCENT // 100
-        with self.opened() as tables:
-            for table in tables:
-                if (entries := table.count()) > room:
-                    connections = entries // 2
-                    raise DatapathError(
-                        f"{connections:,} connections of IPv{table.family} are in the flow table, and one for"
-                        f" {max_flows:,} would not hold them: use a larger conntrack.max_flows, or wait"
-                    )
+        if (connections := self.most()) > max_flows:
+            raise DatapathError(
+                f"{connections:,} connections are in the flow table, and one for {max_flows:,} would not hold"
+                " them: use a larger conntrack.max_flows, or try again when there are fewer"
+            )
 
     @property
     def moving(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,7 +41,9 @@ Array = npt.NDArray[Any]
 FAMILY_IPV4 = 4
 FAMILY_IPV6 = 6
 TAG_SHIFT = np.uint32(16)
+TAG_FIRST = 3  # FLOW_TAG_FIRST
 ALL = slice(None)
+TRIES = 4
 # table_mix() and table_mix_again() of bpf/table.h
 MIX = (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9))
 MIX_AGAIN = (np.uint64(27), np.uint64(0x94D049BB133111EB))
@@ -67,6 +70,11 @@ class Entries:
     def take(self, rows: Array) -> Entries:
         return Entries(*(column.take(rows) for column in self._columns()))
 
+    @staticmethod
+    def joined(parts: Sequence[Entries]) -> Entries:
+        columns = zip(*(part._columns() for part in parts), strict=True)
+        return Entries(*(np.concatenate(column) for column in columns))
+
     def _columns(self) -> tuple[Array, ...]:
         return self.slot, self.place, self.mark, self.rare, self.nat
 
@@ -83,6 +91,9 @@ class Keys:
     sport: Array
     dport: Array
     proto: Array
+
+    def take(self, rows: Array) -> Keys:
+        return Keys(*(column[rows] for column in (self.src, self.dst, self.sport, self.dport, self.proto)))
 
 
 class FlowTable:
@@ -101,7 +112,11 @@ class FlowTable:
         self._dtype = dtype
         self._fd = fd
         size = buckets * bucket_bytes(family)
-        self._mapping = mmap.mmap(fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+        try:
+            self._mapping = mmap.mmap(fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -128,29 +143,33 @@ class FlowTable:
         assert field.subdtype is not None
         return field.subdtype[0]
 
-    def entries(self, buckets: slice = ALL, tag_first: int = 3) -> Entries:
-        """All entries in force (tag_first: FLOW_TAG_FIRST) that did not change while they were read."""
+    def entries(self, buckets: slice = ALL) -> Entries:
+        """All entries in force. What changes while it is read is read again, up to TRIES times."""
         begin, _end, _step = buckets.indices(self.buckets)
         marks = np.ascontiguousarray(self._marks["mark"][buckets]).reshape(-1)
-        found = np.flatnonzero(marks >> TAG_SHIFT >= tag_first)
-        return self._copy(begin * SLOTS + found, marks[found])
+        places = begin * SLOTS + np.flatnonzero(marks >> TAG_SHIFT >= TAG_FIRST)
+        parts = []
+        for _ in range(TRIES):
+            entries, same = self.entries_at(places)
+            if same.all():
+                parts.append(entries)
+                break
+            parts.append(entries.take(np.flatnonzero(same)))
+            places = places[~same]
+        return parts[0] if len(parts) == 1 else Entries.joined(parts)
 
-    def count(self, tag_first: int = 3) -> int:
+    def count(self) -> int:
         """How many entries are in force."""
-        return int(np.count_nonzero(self._marks["mark"] >> TAG_SHIFT >= tag_first))
+        return int(np.count_nonzero(self._marks["mark"] >> TAG_SHIFT >= TAG_FIRST))
 
-    def entries_at(self, places: Array) -> Entries:
-        """Entries by place, as they are now."""
-        marks = self._marks["mark"][places // SLOTS, places % SLOTS]
-        slot = self._slots(places)
-        rare, nat = (self._marks[name][places // SLOTS, places % SLOTS] for name in ("rare", "nat"))
-        return Entries(slot, places, marks, rare, nat)
-
-    def _copy(self, places: Array, marks: Array) -> Entries:
-        found = self.entries_at(places)
-        after = self._marks["mark"][places // SLOTS, places % SLOTS]
-        same = (marks == found.mark) & (found.mark == after)
-        return found if same.all() else found.take(np.flatnonzero(same))
+    def entries_at(self, places: Array) -> tuple[Entries, Array]:
+        """Entries by place, and which of them are in force and did not change while they were read."""
+        bucket, slot = places // SLOTS, places % SLOTS
+        before = self._marks["mark"][bucket, slot]
+        rare, nat = (self._marks[name][bucket, slot] for name in ("rare", "nat"))
+        entries = Entries(self._slots(places), places, before, rare, nat)
+        after = self._marks["mark"][bucket, slot]
+        return entries, (before == after) & (before >> TAG_SHIFT >= TAG_FIRST)
 
     def _slots(self, places: Array) -> Array:
         """Copies of entries, rows of struct flow4 or flow6."""
@@ -172,7 +191,7 @@ class FlowTable:
         )
         second = np.where(second == first, (second + np.uint64(1)) % buckets, second)
         tag = (hashed >> np.uint64(16)).astype(np.uint16)
-        tag = np.where(tag < 3, tag + np.uint16(3), tag)
+        tag = np.where(tag < TAG_FIRST, tag + np.uint16(TAG_FIRST), tag)
         return first.astype(np.int64), second.astype(np.int64), tag.astype(np.uint32)
 
     def _hash(self, keys: Keys) -> Array:
