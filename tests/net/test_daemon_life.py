@@ -18,10 +18,11 @@ from clearway.api.refusals import DATA_PATH_GONE
 from clearway.datapath import Datapath
 from clearway.lab import Daemon, Lab, LabError, wait_until
 from clearway.lab.daemon import traces
-from clearway.lab.run import run, spawn
+from clearway.lab.run import patience, run, spawn
 from clearway.linux.neighbours import OUR_PROTOCOL
 from tests.net.configuration import data, standard
 from tests.net.devices import ifindex_of
+from tests.net.test_follow import following
 
 
 @pytest.fixture(scope="module", params=["tc"])
@@ -55,7 +56,34 @@ def cli_outside(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[
     return run(argv, env=daemon.environment, check=False)
 
 
-# ---- a terminal that goes away ----
+# ---- a terminal, or a follower ----
+
+
+@pytest.mark.parametrize("end", ["sigterm", "sigkill", "down"])
+def test_follower_is_told_that_the_daemon_has_gone(stopped: Daemon, tmp_path: Path, end: str) -> None:
+    stopped.start()
+    with following(stopped, tmp_path / "ended") as follower:
+        assert follower.poll() is None
+        _end(stopped, end)
+        assert follower.wait(5 * patience()) == 3
+    assert "the daemon has stopped" in (tmp_path / "ended").read_text()
+    assert "Traceback" not in stopped.log_path.read_text()
+    if end == "down":
+        return
+    stopped.start()
+    with Datapath.open(stopped.instance) as datapath:
+        values, _ = datapath.table("flows_v1").lookup([0])
+    assert values[0]["records"] == 0, "nobody follows, and ends are recorded"
+
+
+def _end(daemon: Daemon, how: str) -> None:
+    match how:
+        case "sigterm":
+            assert daemon.stop() == 0
+        case "sigkill":
+            daemon.kill()
+        case "down":
+            daemon.cli("down")
 
 
 def test_down_needs_no_terminal(lab: Lab, stopped: Daemon) -> None:

@@ -201,6 +201,9 @@ class FakeControl:
 
     async def ended(self) -> AsyncIterator[bytes]:
         self._work()
+        return self._ended()
+
+    async def _ended(self) -> AsyncIterator[bytes]:
         for piece in self.ended_pieces:
             yield piece
 

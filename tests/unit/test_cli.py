@@ -133,7 +133,8 @@ def test_follow_shows_each_connection_on_a_line(clearway: Clearway, control: Fak
     untranslated = {**ENDED, "destination_out": "203.0.113.10", "destination_out_port": 80}
     control.ended_pieces = [f"{json.dumps(ENDED)}\n".encode(), b"\n", json.dumps(untranslated).encode()]
     ran = clearway("follow")
-    assert ran.code == ExitCode.OK
+    assert ran.code == ExitCode.UNREACHABLE
+    assert ran.err == "clearway: the daemon has stopped; follow again when it runs\n"
     first, second = ran.out.splitlines()
     carried = "1,234/4 packets, 1000 B/1.0 MiB, 1 min, expired"
     assert first[9:] == f"tcp 192.0.2.1:4000 -> 203.0.113.10:80 as 192.0.2.1:4000 -> 10.0.0.2:8080  {carried}"

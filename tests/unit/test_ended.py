@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from clearway.daemon.ended import lines
+from clearway.api.control import FilterError
+from clearway.daemon.ended import Followers, lines
 from clearway.daemon.past import PastNames
+from clearway.datapath import Datapath
 from clearway.datapath.calls import Clock
 
 HZ = 250
@@ -109,3 +114,57 @@ def test_counters_are_whole() -> None:
     (flow,) = told(record(packets=1 << 40, bytes=(1 << 63) + 1, reply_packets=2, reply_bytes=3))
     assert (flow["packets"], flow["bytes"]) == (1 << 40, (1 << 63) + 1)
     assert (flow["reply_packets"], flow["reply_bytes"]) == (2, 3)
+
+
+# ---- who follows ----
+
+
+class Recording:
+    """What Followers needs of a data path in which nothing ends."""
+
+    def __init__(self) -> None:
+        self.recorded = False
+
+    def enum(self, name: str) -> dict[str, int]:
+        return {"FLOW_END_EXPIRED": 0} if name == "flow_end" else BITS
+
+    @contextmanager
+    def records(self) -> Iterator[Callable[[], Any]]:
+        self.recorded = True
+        try:
+            yield lambda: np.zeros(0, RECORD)
+        finally:
+            self.recorded = False
+
+
+def test_one_of_those_that_follow_at_the_same_moment_is_accepted() -> None:
+    async def both() -> None:
+        datapath = Recording()
+        followers = Followers(cast(Datapath, datapath))
+        first = await followers.follow(lambda: NAMES)
+        with pytest.raises(FilterError, match="somebody follows"):
+            await followers.follow(lambda: NAMES)
+        assert datapath.recorded
+        await first.aclose()
+        assert not datapath.recorded
+        await (await followers.follow(lambda: NAMES)).aclose()
+
+    asyncio.run(both())
+
+
+def test_following_ends_with_the_daemon() -> None:
+    async def end() -> list[bytes]:
+        datapath = Recording()
+        followers = Followers(cast(Datapath, datapath))
+        found = await followers.follow(lambda: NAMES)
+
+        async def read() -> list[bytes]:
+            return [line async for line in found]
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        await followers.end()
+        assert not datapath.recorded
+        return await reading
+
+    assert asyncio.run(end()) == []

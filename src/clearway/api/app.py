@@ -141,7 +141,7 @@ def _traffic_routes(control: Control) -> APIRouter:
     @router.get("/flows/ended")
     async def ended() -> Response:
         """Connections as they end, a line of JSON each, until the client goes; an empty line a second."""
-        return StreamingResponse(control.ended(), media_type="application/jsonl")
+        return StreamingResponse(await control.ended(), media_type="application/jsonl")
 
     return router
 

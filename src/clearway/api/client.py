@@ -75,12 +75,21 @@ class Client:
             connection.close()
 
     def lines(self, *path: str, **query: str | int | None) -> Iterator[bytes]:
-        """The lines of an answer that has no end, each when it is there; empty ones are left out."""
-        connection, response = self._send("GET", path, query, None, "")
+        """The lines of an answer that has no end, each when it is there; empty ones are left out. What is
+        refused is so at once.
+
+        UnreachableError when the answer has an end: then the daemon has.
+        """
+        return self._lines(*self._send("GET", path, query, None, ""))
+
+    def _lines(
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+    ) -> Iterator[bytes]:
         try:
             while line := self._line(response):
                 if line.strip():
                     yield line
+            raise UnreachableError("the daemon has stopped; follow again when it runs")
         finally:
             connection.close()
 

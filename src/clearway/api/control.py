@@ -41,7 +41,7 @@ class Control(Protocol):
 
     def flows(self, wanted: FlowFilter) -> Iterator[bytes]: ...
 
-    def ended(self) -> AsyncIterator[bytes]:
+    async def ended(self) -> AsyncIterator[bytes]:
         """Connections as they end, a line of JSON each, for as long as somebody reads."""
         ...
 

@@ -28,7 +28,9 @@ def follow(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     Example:
       clearway follow -o json
     """
-    lines = options_of(context, output).client().lines("flows", "ended")
+    options = options_of(context, output)
+    lines = options.client().lines("flows", "ended")
+    options.output = Output.TABLE  # from now on standard output has nothing but connections
     try:
         if output is Output.JSON:
             for line in lines:

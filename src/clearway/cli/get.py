@@ -67,7 +67,7 @@ FLOW_COLUMNS = (
     Column("destination", "to"),
     Column("sent as", "from_out"),
     Column("sent to", "to_out"),
-    Column("service", "owner"),
+    Column("service or NAT", "owner"),
     Column("packets", "packets_both", True),
     Column("bytes", "size", True),
     Column("idle", "idle_for", True),
@@ -194,8 +194,9 @@ def flows(
         write_out(client.stream("flows", **wanted, limit=limit))
         return
     found = client.get("flows", **wanted, limit=50 if limit is None else limit)
-    print_table(FLOW_COLUMNS, [_flow_row(item) for item in found["flows"]], "no flow matches")
     shown = len(found["flows"])
+    if shown or not found["matched"]:
+        print_table(FLOW_COLUMNS, [_flow_row(item) for item in found["flows"]], "no flow matches")
     if shown < found["matched"]:
         say(f"\n{count(shown)} of {count(found['matched'])} flows; --limit shows more")
 
@@ -268,8 +269,8 @@ def _status_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(
             (
                 "flow table",
-                f"{count(sweep['connections'])} connections, room for {count(found['max_flows'])} a family;"
-                f" aged {duration(sweep['ago'])} ago in {sweep['seconds'] * 1000:.1f} ms",
+                f"{count(sweep['connections'])} connections, made for {count(found['max_flows'])} of each"
+                f" family; aged {duration(sweep['ago'])} ago in {sweep['seconds'] * 1000:.1f} ms",
             )
         )
     if ended := [f"{count(n)} {why.replace('_', ' ')}" for why, n in found["ended"].items() if n]:

@@ -128,8 +128,12 @@ class DaemonControl:
         chosen, matched = flowlist.choose(flows, wanted, names)
         return flowlist.pieces(chosen, names, matched=matched, total=len(flows))
 
-    def ended(self) -> AsyncIterator[bytes]:
-        return self._followers.follow(lambda: self._daemon.engine.past)
+    async def ended(self) -> AsyncIterator[bytes]:
+        return await self._followers.follow(lambda: self._daemon.engine.past)
+
+    async def end_following(self) -> None:
+        """Before the daemon lets go of the data path."""
+        await self._followers.end()
 
     # ---- what changes ----
 
@@ -143,6 +147,7 @@ class DaemonControl:
         return await self._daemon.reload()
 
     async def remove(self) -> None:
+        await self.end_following()
         await self._daemon.remove()
 
     def stop(self) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ PAUSE = 0.05
 """Seconds between two looks at the ring, which holds 27,594 records."""
 MANY = 1000
 """After so many records there is no pause: while they were told, others came."""
+END_PATIENCE = 1.0
+"""Seconds for the last records to be taken when the daemon stops."""
 SIGN_OF_LIFE = 1.0
 """Seconds without a record until an empty line goes out, which shows whether anybody still listens."""
 
@@ -35,8 +37,16 @@ class Followers:
     def __init__(self, datapath: Datapath) -> None:
         self._datapath = datapath
         self._followed = False
+        self._ending = asyncio.Event()
 
-    def follow(self, names: Callable[[], PastNames]) -> AsyncIterator[bytes]:
+    async def end(self) -> None:
+        """Nothing more is told: the daemon stops. Who does not take what he is told is not waited for."""
+        self._ending.set()
+        deadline = time.monotonic() + END_PATIENCE
+        while self._followed and time.monotonic() < deadline:
+            await asyncio.sleep(PAUSE)
+
+    async def follow(self, names: Callable[[], PastNames]) -> AsyncGenerator[bytes, None]:
         """Lines, as long as somebody takes them. FilterError when somebody else does already. The names are
         asked for again and again: what is configured changes meanwhile.
         """
@@ -49,16 +59,20 @@ class Followers:
             number: name.removeprefix("FLOW_END_").lower().replace("_", " ")
             for name, number in self._datapath.enum("flow_end").items()
         }
-        return self._lines(names, why, self._datapath.enum("flow_state"))
+        found = self._lines(names, why, self._datapath.enum("flow_state"))
+        await anext(found)  # from here on nobody else may
+        return found
 
     async def _lines(
         self, names: Callable[[], PastNames], why: Mapping[int, str], bits: Mapping[str, int]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
+        """The first line is empty."""
         self._followed = True
         try:
             with self._datapath.records() as read:
+                yield b"\n"
                 quiet = 0.0
-                while True:
+                while not self._ending.is_set():
                     records = read()
                     if len(records):
                         yield await asyncio.to_thread(

@@ -92,7 +92,8 @@ async def live(daemon: Daemon, started: Callable[[], None], hangups: Sequence[in
     try:
         await daemon.start()
         started()
-        server = ApiServer(build_app(DaemonControl(daemon)), daemon.instance.socket)
+        control = DaemonControl(daemon)
+        server = ApiServer(build_app(control), daemon.instance.socket)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, daemon.stop)
         loop.add_signal_handler(signal.SIGHUP, daemon.request_reload)
@@ -105,6 +106,7 @@ async def live(daemon: Daemon, started: Callable[[], None], hangups: Sequence[in
             await daemon.run()
         finally:
             daemon.notifier.stopping()
+            await control.end_following()
             await server.stop()
     finally:
         daemon.close()
