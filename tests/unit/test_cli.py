@@ -113,6 +113,7 @@ ENDED = {
     "ended": 1_800_000_000.0,
     "began": 1_799_999_940.0,
     "why": "expired",
+    "state": "tcp_time_wait",
     "protocol": "tcp",
     "client": "192.0.2.1",
     "client_port": 4000,
@@ -136,7 +137,7 @@ def test_follow_shows_each_connection_on_a_line(clearway: Clearway, control: Fak
     assert ran.code == ExitCode.UNREACHABLE
     assert ran.err == "clearway: the daemon has stopped; follow again when it runs\n"
     first, second = ran.out.splitlines()
-    carried = "1,234/4 packets, 1000 B/1.0 MiB, 1 min, expired"
+    carried = "1,234/4 packets, 1000 B/1.0 MiB, 1 min, time wait, expired"
     assert first[9:] == f"tcp 192.0.2.1:4000 -> 203.0.113.10:80 as 192.0.2.1:4000 -> 10.0.0.2:8080  {carried}"
     assert second[9:] == f"tcp 192.0.2.1:4000 -> 203.0.113.10:80  {carried}"
 
@@ -221,6 +222,7 @@ def test_flow_filters_reach_the_daemon(clearway: Clearway, control: FakeControl)
     options = {
         "--service": "web",
         "--endpoint": "10.0.0.2",
+        "--nat": "out",
         "--address": "10.0.0.0/8",
         "--protocol": "tcp",
         "--state": "established",
@@ -577,6 +579,7 @@ def test_reader_that_goes_away_is_no_error(control: FakeControl, directories: Pa
     [
         ("clearway service remove w", ["web"]),
         ("clearway get endpoints --service ", ["web"]),
+        ("clearway get flows --nat ", ["out"]),
         ("clearway endpoint drain web 10.0.0.3", ["10.0.0.3:8080"]),
         ("clearway get f", ["flows"]),
         ("clearway status -o j", ["json"]),

@@ -69,6 +69,7 @@ def clients(wanted: FlowFilter) -> list[str]:
         (FlowFilter(service="web", endpoint="10.0.0.2"), ["198.51.100.1"]),
         (FlowFilter(endpoint="[2001:db8::2]:53"), ["2001:db8::9"]),
         (FlowFilter(endpoint="2001:db8::2"), ["2001:db8::9"]),
+        (FlowFilter(nat="out"), ["10.1.2.3"]),
         (FlowFilter(protocol="UDP"), ["2001:db8::9", "10.1.2.3"]),
         (FlowFilter(protocol="icmp"), []),
         (FlowFilter(state="established"), ["198.51.100.2", "198.51.100.1"]),
@@ -89,6 +90,7 @@ def test_filters(wanted: FlowFilter, found: list[str]) -> None:
     [
         (FlowFilter(service="wbe"), "there is no service wbe; services: dns, web"),
         (FlowFilter(endpoint="10.9.9.9"), "there is no endpoint 10.9.9.9; endpoints: "),
+        (FlowFilter(nat="web"), "there is no NAT rule web; rules: out"),
         (FlowFilter(protocol="gre"), "there are no flows of protocol gre; protocols: icmp, icmpv6, tcp, udp"),
         (
             FlowFilter(state="open"),

@@ -22,8 +22,23 @@ from clearway.datapath.calls import Clock
 
 HZ = 250
 NOW = (1 << 32) + 100 * HZ
-BITS = {"FLOW_HAS_SERVICE": 1 << 25, "FLOW_HAS_NAT": 1 << 26}
-WHY = {0: "expired", 2: "endpoint gone"}
+BITS = {
+    "FLOW_PROTO": 0xFF,
+    **{f"FLOW_SENT_{flag}": 1 << 8 + n for n, flag in enumerate(("SYN", "ACK", "FIN", "RST"))},
+    **{f"FLOW_HEARD_{flag}": 1 << 12 + n for n, flag in enumerate(("SYN", "ACK", "FIN", "RST"))},
+    "FLOW_HAS_SERVICE": 1 << 25,
+    "FLOW_HAS_NAT": 1 << 26,
+    "FLOW_PICKED_UP": 1 << 27,
+}
+TIMEOUTS = ("TCP_SYN_SENT", "TCP_SYN_RECEIVED", "TCP_ESTABLISHED", "TCP_HALF_CLOSED", "TCP_TIME_WAIT")
+ENUMS = {
+    "flow_end": {"FLOW_END_EXPIRED": 0, "FLOW_END_ENDPOINT_GONE": 2},
+    "flow_state": BITS,
+    "timeout": {
+        f"TIMEOUT_{name}": number
+        for number, name in enumerate((*TIMEOUTS, "TCP_CLOSED", "UDP", "UDP_STREAM", "ICMP", "COUNT"))
+    },
+}
 TUPLE = np.dtype(
     [
         ("src", "u1", (16,)),
@@ -44,6 +59,8 @@ RECORD = np.dtype(
         ("reply_bytes", "<u8"),
         ("ended", "<u8"),
         ("created", "<u4"),
+        ("seen", "<u4"),
+        ("reply_seen", "<u4"),
         ("state", "<u4"),
         ("endpoint", "<u4"),
         ("nat", "<u2"),
@@ -63,13 +80,14 @@ def record(**fields: Any) -> Any:
     row["client"]["dst"][0, :4], row["leaves"]["dst"][0, :4] = list(WEB.packed), [10, 0, 0, 9]
     row["client"]["sport"], row["client"]["dport"], row["leaves"]["dport"] = 4000, 80, 8080
     row["ended"], row["created"] = NOW - 10 * HZ, NOW - 70 * HZ & 0xFFFFFFFF
+    row["seen"] = row["reply_seen"] = NOW - 30 * HZ & 0xFFFFFFFF
     for name, value in fields.items():
         row[name] = value
     return row
 
 
 def told(*rows: Any) -> list[dict[str, Any]]:
-    text = lines(np.concatenate(rows), NAMES, WHY, BITS, Clock(NOW, 0, HZ)).decode()
+    text = lines(np.concatenate(rows), NAMES, ENUMS, Clock(NOW, 0, HZ)).decode()
     assert text.endswith("\n")
     return [json.loads(line) for line in text.splitlines()]
 
@@ -83,6 +101,26 @@ def test_times_are_seconds_since_the_epoch() -> None:
 def test_birth_before_the_clock_wrapped_counts() -> None:
     (flow,) = told(record(ended=1 << 32, created=(1 << 32) - 50 * HZ))
     assert flow["ended"] - flow["began"] == pytest.approx(50, abs=0.01)
+
+
+@pytest.mark.parametrize(("seen", "reply_seen", "idle"), [(30, 25, 15), (25, 30, 15), (5, 30, 0)])
+def test_last_packet_is_that_of_either_direction(seen: int, reply_seen: int, idle: int) -> None:
+    """One that came when the connection was just ending is no later than its end."""
+    (flow,) = told(record(seen=NOW - seen * HZ & 0xFFFFFFFF, reply_seen=NOW - reply_seen * HZ & 0xFFFFFFFF))
+    assert flow["ended"] - flow["last"] == pytest.approx(idle, abs=0.01)
+
+
+def test_state_tells_a_clean_close_from_a_timeout() -> None:
+    fins = BITS["FLOW_SENT_FIN"] | BITS["FLOW_HEARD_FIN"]
+    talking = 6 | BITS["FLOW_SENT_ACK"] | BITS["FLOW_HEARD_ACK"]
+    closed, idle, stream = told(
+        record(state=talking | fins), record(state=talking), record(state=17 | BITS["FLOW_HEARD_ACK"])
+    )
+    assert [flow["state"] for flow in (closed, idle, stream)] == [
+        "tcp_time_wait",
+        "tcp_established",
+        "udp_stream",
+    ]
 
 
 def test_names_of_what_it_belonged_to() -> None:
@@ -126,7 +164,7 @@ class Recording:
         self.recorded = False
 
     def enum(self, name: str) -> dict[str, int]:
-        return {"FLOW_END_EXPIRED": 0} if name == "flow_end" else BITS
+        return ENUMS[name]
 
     @contextmanager
     def records(self) -> Iterator[Callable[[], Any]]:

@@ -125,6 +125,7 @@ def _traffic_routes(control: Control) -> APIRouter:
     def flows(
         service: str | None = None,
         endpoint: str | None = None,
+        nat: str | None = None,
         address: str | None = None,
         protocol: str | None = None,
         state: str | None = None,
@@ -134,7 +135,13 @@ def _traffic_routes(control: Control) -> APIRouter:
         if limit is not None and limit < 0:
             raise FilterError(f"limit {limit} is negative; leave it out for all flows")
         wanted = FlowFilter(
-            service=service, endpoint=endpoint, address=address, protocol=protocol, state=state, limit=limit
+            service=service,
+            endpoint=endpoint,
+            nat=nat,
+            address=address,
+            protocol=protocol,
+            state=state,
+            limit=limit,
         )
         return StreamingResponse(control.flows(wanted), media_type="application/json")
 

@@ -186,6 +186,7 @@ class FlowFilter:
 
     service: str | None = None
     endpoint: str | None = None  # address, or address:port
+    nat: str | None = None
     address: str | None = None  # an address or a prefix, on either side
     protocol: str | None = None
     state: str | None = None

@@ -20,6 +20,10 @@ def endpoints(context: typer.Context, incomplete: str) -> list[str]:
     return _offer(context, ("endpoints",), "endpoints", "endpoint", incomplete, service=service)
 
 
+def nats(context: typer.Context, incomplete: str) -> list[str]:
+    return _offer(context, ("nat",), "nat", "name", incomplete)
+
+
 def interfaces(context: typer.Context, incomplete: str) -> list[str]:
     return _offer(context, ("interfaces",), "interfaces", "name", incomplete)
 

@@ -58,4 +58,5 @@ def text(flow: dict[str, Any]) -> str:
         f" {size(flow['bytes'])}/{size(flow['reply_bytes'])}"
     )
     lasted = duration(flow["ended"] - flow["began"])
-    return f"{when} {flow['protocol']} {way}  {carried}, {lasted}, {flow['why']}"
+    state = flow["state"].removeprefix("tcp_").replace("_", " ")
+    return f"{when} {flow['protocol']} {way}  {carried}, {lasted}, {state}, {flow['why']}"

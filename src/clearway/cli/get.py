@@ -159,6 +159,12 @@ def flows(
             callback=something,
         ),
     ] = None,
+    nat: Annotated[
+        str | None,
+        typer.Option(
+            help="Only of this NAT rule.", metavar="NAME", autocompletion=complete.nats, callback=something
+        ),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -186,6 +192,7 @@ def flows(
     wanted: dict[str, str | int | None] = {
         "service": service,
         "endpoint": endpoint,
+        "nat": nat,
         "address": address,
         "protocol": protocol,
         "state": state,

@@ -17,10 +17,11 @@ from clearway.daemon.flowlist import PROTOCOLS, addresses, words
 from clearway.daemon.past import PastNames, ServiceKey
 from clearway.datapath import Datapath
 from clearway.datapath.calls import Clock
-from clearway.datapath.flows import NONE
+from clearway.datapath.flows import NONE, state_names, states
 
 Array = npt.NDArray[Any]
 
+ENUMS = ("flow_end", "flow_state", "timeout")
 PAUSE = 0.05
 """Seconds between two looks at the ring, which holds 27,594 records."""
 MANY = 1000
@@ -55,16 +56,13 @@ class Followers:
                 "somebody follows the ends of connections already: there can be one at a time;"
                 " end the other `clearway follow` first"
             )
-        why = {
-            number: name.removeprefix("FLOW_END_").lower().replace("_", " ")
-            for name, number in self._datapath.enum("flow_end").items()
-        }
-        found = self._lines(names, why, self._datapath.enum("flow_state"))
+        enums = {name: self._datapath.enum(name) for name in ENUMS}
+        found = self._lines(names, enums)
         await anext(found)  # from here on nobody else may
         return found
 
     async def _lines(
-        self, names: Callable[[], PastNames], why: Mapping[int, str], bits: Mapping[str, int]
+        self, names: Callable[[], PastNames], enums: Mapping[str, Mapping[str, int]]
     ) -> AsyncGenerator[bytes, None]:
         """The first line is empty."""
         self._followed = True
@@ -75,9 +73,7 @@ class Followers:
                 while not self._ending.is_set():
                     records = read()
                     if len(records):
-                        yield await asyncio.to_thread(
-                            lines, records, names(), why, bits, self._datapath.clock()
-                        )
+                        yield await asyncio.to_thread(lines, records, names(), enums, self._datapath.clock())
                         quiet = 0.0
                     await asyncio.sleep(0 if len(records) >= MANY else PAUSE)
                     quiet += PAUSE
@@ -88,23 +84,27 @@ class Followers:
             self._followed = False
 
 
-def lines(
-    records: Array, names: PastNames, why: Mapping[int, str], bits: Mapping[str, int], clock: Clock
-) -> bytes:
-    """Records (struct flow_record) as lines of JSON. Times are seconds since the epoch.
+def lines(records: Array, names: PastNames, enums: Mapping[str, Mapping[str, int]], clock: Clock) -> bytes:
+    """Records (struct flow_record) as lines of JSON. Times are seconds since the epoch. enums: all of ENUMS.
 
     A connection's service and endpoint are told by its addresses: ids may be others' by now.
     """
+    bits = enums["flow_state"]
     client, leaves = records["client"], records["leaves"]
     families = client["family"].tolist()
     ended = time.time() - (clock.jiffies - records["ended"].astype(np.int64)) / clock.hz
     lasted = (records["ended"].astype(np.uint32) - records["created"]) / clock.hz
+    idle = (
+        np.minimum(*(_passed(records["ended"], records[name]) for name in ("seen", "reply_seen"))) / clock.hz
+    )
     served = (records["state"] & bits["FLOW_HAS_SERVICE"] != 0).tolist()
     nat = np.where(records["state"] & bits["FLOW_HAS_NAT"] != 0, records["nat"].astype(np.uint32), NONE)
     columns: dict[str, list[Any]] = {
         "ended": ended.round(3).tolist(),
         "began": (ended - lasted).round(3).tolist(),
-        "why": words(records["why"], why, "{}"),
+        "last": (ended - idle).round(3).tolist(),
+        "why": words(records["why"], _why(enums["flow_end"]), "{}"),
+        "state": words(states(records["state"], enums), state_names(enums["timeout"]), "{}"),
         "family": families,
         "protocol": words(client["proto"], PROTOCOLS, "{}"),
         "client": addresses(client["src"], families),
@@ -124,6 +124,16 @@ def lines(
         columns[name] = records[name].tolist()
     form = "{" + ", ".join(f'"{name}": %s' for name in columns) + "}\n"
     return "".join(form % row for row in zip(*columns.values(), strict=True)).encode()
+
+
+def _passed(ended: Array, stamps: Array) -> Array:
+    """Jiffies from stamps, of which there are the low 32 bits, to the end; 0 for what came just after it."""
+    passed: Array = (ended.astype(np.uint32) - stamps).view(np.int32)
+    return np.maximum(passed, 0)
+
+
+def _why(enum: Mapping[str, int]) -> dict[int, str]:
+    return {number: name.removeprefix("FLOW_END_").lower().replace("_", " ") for name, number in enum.items()}
 
 
 def _service_keys(client: Array) -> Iterator[ServiceKey]:

@@ -75,6 +75,8 @@ def choose(flows: Array, wanted: FlowFilter, names: Names) -> tuple[Array, int]:
         matching &= flows["service"] == _service_id(wanted.service, names)
     if wanted.endpoint is not None:
         matching &= np.isin(flows["endpoint"], _endpoint_ids(wanted, names))
+    if wanted.nat is not None:
+        matching &= np.isin(flows["nat"], _nat_ids(wanted.nat, names))
     if wanted.protocol is not None:
         matching &= np.isin(flows["proto"], _protocol_numbers(wanted.protocol))
     if wanted.state is not None:
@@ -104,6 +106,13 @@ def _endpoint_ids(wanted: FlowFilter, names: Names) -> list[int]:
     ]
     if not found:
         raise FilterError(f"there is no endpoint {text}; endpoints: {_listed(names.endpoints.values())}")
+    return found
+
+
+def _nat_ids(name: str, names: Names) -> list[int]:
+    found = [number for number, known in names.nats.items() if known == name]
+    if not found:
+        raise FilterError(f"there is no NAT rule {name}; rules: {_listed(names.nats.values())}")
     return found
 
 
