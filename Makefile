@@ -31,8 +31,8 @@ help: ## this list (default)
 build: setup-build objects ## compiler, Python environment and BPF objects; then .venv/bin/clearway runs
 
 .PHONY: test
-test: setup-test objects bench-objects test-objects ## unit, packet, flowtable, net (as root)
-	@$(PYTHON) -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS) tests/unit tests/packet $(NONE_CHOSEN)
+test: setup-test objects bench-objects test-objects ## unit, packet, classifier, flowtable, net (as root)
+	@$(PYTHON) -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS) tests/unit tests/packet tests/classifier $(NONE_CHOSEN)
 	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/flowtable tests/net $(NONE_CHOSEN)
 
 .PHONY: lint
@@ -62,6 +62,10 @@ bench: setup-bench objects bench-objects ## Linux and clearway side by side; tab
 .PHONY: bench-flows
 bench-flows: setup-bench objects bench-objects ## the flow table at a million connections; tables and JSON in build/bench/ (as root)
 	@$(PYTHON) -m bench.flows $(BENCH_ARGS)
+
+.PHONY: bench-classifier
+bench-classifier: setup-bench objects bench-objects ## the first of up to 100,000 rules; tables and JSON in build/bench/ (as root)
+	@$(PYTHON) -m bench.classifier
 
 .PHONY: vm-test
 vm-test: setup-vm-test objects ## the packet tests and one run of the lab on Debian's kernels 6.1 and 6.12

@@ -12,21 +12,24 @@ from bench.programs import COMPILERS, compiler_version
 from clearway.datapath import Datapath
 
 
-def describe(instance: str) -> dict[str, object]:
+def describe(instance: str | None = None) -> dict[str, object]:
     """The machine, its kernel and what compiled for it. `instance`: a data path that runs, to ask for HZ."""
-    with Datapath.open(instance) as datapath:
-        hz = datapath.clock().hz
     return {
         "cpu": _field("/proc/cpuinfo", "model name"),
         "cores": os.cpu_count() or 1,
         "memory_mib": int(_field("/proc/meminfo", "MemTotal").split()[0]) // 1024,
         "virtual": "hypervisor" in _field("/proc/cpuinfo", "flags").split(),
         "kernel": platform.release(),
-        "hz": hz,
+        **({} if instance is None else {"hz": _hz(instance)}),
         "spectre_v2": _first_line("/sys/devices/system/cpu/vulnerabilities/spectre_v2"),
         "clang": [version for compiler in COMPILERS if (version := compiler_version(compiler))],
         "load": os.getloadavg()[0],
     }
+
+
+def _hz(instance: str) -> int:
+    with Datapath.open(instance) as datapath:
+        return datapath.clock().hz
 
 
 def _field(path: str, name: str) -> str:

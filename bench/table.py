@@ -12,7 +12,8 @@ from bench.results import Report, Result
 def show(report: Report, console: Console) -> None:
     """Print it."""
     machine = report.machine
-    system = f"{machine['cores']} cores, kernel {machine['kernel']}, HZ {machine['hz']}"
+    ticks = f", HZ {machine['hz']}" if "hz" in machine else ""
+    system = f"{machine['cores']} cores, kernel {machine['kernel']}{ticks}"
     console.print(f"[bold]{machine['cpu']}[/bold], {system}", highlight=False)
     metrics = dict.fromkeys((result.metric, result.unit) for result in report.results)
     for metric, unit in metrics:

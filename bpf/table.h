@@ -68,17 +68,6 @@ always_inline __u32 table_scale(__u64 hash, __u32 buckets)
 	return (hash >> 32) * buckets >> 32;
 }
 
-/* Halves of the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014). */
-always_inline __u64 table_mix(__u64 hash)
-{
-	return (hash ^ hash >> 30) * 0xbf58476d1ce4e5b9ull;
-}
-
-always_inline __u64 table_mix_again(__u64 hash)
-{
-	return (hash ^ hash >> 27) * 0x94d049bb133111ebull;
-}
-
 /* Multilinear hashing: the upper half of a sum of products with secret numbers is strongly universal (Lemire and
  * Kaser, "Strongly universal string hashing is fast", 2014), so nobody outside can choose keys that meet. It is mixed
  * because the sums of keys that follow each other, as a client's ports do, follow each other too: with one secret in
@@ -90,10 +79,10 @@ always_inline __u64 table_hash(const struct flow_tables *tables, const struct tu
 
 	hash += key[3] * t->src.words[0] + key[4] * t->dst.words[0];
 	if (family == FAMILY_IPV4)
-		return table_mix(hash);
+		return mix64(hash);
 	hash += key[5] * t->src.words[1] + key[6] * t->dst.words[1];
 	hash += key[7] * t->src.words[2] + key[8] * t->dst.words[2];
-	return table_mix(hash + key[9] * t->src.words[3] + key[10] * t->dst.words[3]);
+	return mix64(hash + key[9] * t->src.words[3] + key[10] * t->dst.words[3]);
 }
 
 always_inline __u32 table_tag(__u64 hash)
@@ -105,7 +94,7 @@ always_inline __u32 table_tag(__u64 hash)
 
 always_inline __u32 table_second(__u64 hash, __u32 first, __u32 buckets)
 {
-	__u32 second = table_scale(table_mix_again(hash), buckets);
+	__u32 second = table_scale(mix64_again(hash), buckets);
 
 	if (second != first)
 		return second;

@@ -453,3 +453,89 @@ struct clock_args {
 	__u64 boot_ns; /* out: nanoseconds since boot, CLOCK_MONOTONIC */
 };
 _Static_assert(sizeof(struct clock_args) == 16, "struct clock_args");
+
+/* ---- classifiers (classify.h): the lines of an array, each of 64 bytes ---- */
+
+#define CLASSIFIER_GROUPS 256
+#define FIELD_WORDS 7
+
+/* What rules can ask of a packet:
+ *
+ *   0, 1  source address: IPv6 upper and lower half, IPv4 and 0; as numbers
+ *   2, 3  destination address
+ *   4     source port << 48 | destination port (ICMP: type) << 32 | protocol << 24 | DSCP << 16 | TCP flags << 8 |
+ *         to the machine itself: 1
+ *   5     ifindex in << 38 | ifindex out << 12 | VID; indexes in 26 bits, those that are larger: all ones
+ *   6     labels, 16 bits of each enum classified */
+struct fields {
+	__u64 words[FIELD_WORDS];
+};
+_Static_assert(sizeof(struct fields) == 56, "struct fields");
+
+/* What is looked up by itself. */
+enum classified {
+	CLASSIFIED_SOURCE,
+	CLASSIFIED_DESTINATION,
+	CLASSIFIED_SPORT,
+	CLASSIFIED_DPORT,
+	CLASSIFIED_COUNT,
+};
+
+/* Line 0. */
+struct classifier_head {
+	__u32 tree[CLASSIFIED_COUNT]; /* line; 0: no rule asks for this field */
+	__u32 groups;		      /* line of the first, and so the next two */
+	__u32 buckets;
+	__u32 entries;
+	__u32 bucket_count;
+	__u64 seed; /* of the hash */
+	__u32 group_count;
+	__u32 pad[5];
+};
+_Static_assert(sizeof(struct classifier_head) == 64, "struct classifier_head");
+
+/* Intervals of a word, by a tree: nodes are lines of eight boundaries, each the last word of its interval; behind each of
+ * the lowest level's there is a line of nine values. */
+struct classifier_tree {
+	__u32 levels;
+	__u32 base[15]; /* line of the first node of each level */
+};
+_Static_assert(sizeof(struct classifier_tree) == 64, "struct classifier_tree");
+/* A value is the line of a class, or with CLASSIFIER_DEEPER of a node of the lowest level, over the next word; or with
+ * CLASSIFIER_IS_TREE as well of a tree. */
+#define CLASSIFIER_DEEPER 0x80000000
+#define CLASSIFIER_IS_TREE 0x40000000
+
+/* What all packets with this address, or port, have in common. */
+#define CLASS_LABELS 12
+struct classifier_class {
+	__u64 groups[CLASSIFIER_GROUPS / 64]; /* bits: have a rule for them, as far as this field goes */
+	__u32 labels;			      /* how many */
+	__u32 list;			      /* line of the first, if they are more than CLASS_LABELS; 32 a line */
+	__u16 label[CLASS_LABELS];
+};
+_Static_assert(sizeof(struct classifier_class) == 64, "struct classifier_class");
+
+/* Rules that ask for the same fields. */
+struct classifier_group {
+	struct fields mask;
+	__u32 best; /* rule */
+	__u32 asks; /* bits of enum classified: for a label; CLASSIFIER_CHAINED */
+};
+#define CLASSIFIER_CHAINED 0x80000000 /* its entries lead to chains: the mask is looser than what some rows ask for */
+_Static_assert(sizeof(struct classifier_group) == 64, "struct classifier_group");
+
+struct classifier_entry {
+	struct fields key;
+	__u32 found; /* rule, or line of the first row of a chain */
+	__u32 group;
+};
+_Static_assert(sizeof(struct classifier_entry) == 64, "struct classifier_entry");
+
+/* One of the rows that share a key, those of better rules first. The line after it is its mask. */
+struct classifier_link {
+	struct fields key;
+	__u32 rule;
+	__u32 last; /* there is none after it */
+};
+_Static_assert(sizeof(struct classifier_link) == 64, "struct classifier_link");

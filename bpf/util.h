@@ -94,6 +94,17 @@ always_inline __u32 mix(__u32 hash, __u32 word)
 	return hash ^ hash >> 16;
 }
 
+/* Halves of the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014). */
+always_inline __u64 mix64(__u64 hash)
+{
+	return (hash ^ hash >> 30) * 0xbf58476d1ce4e5b9ull;
+}
+
+always_inline __u64 mix64_again(__u64 hash)
+{
+	return (hash ^ hash >> 27) * 0x94d049bb133111ebull;
+}
+
 /* The same on every node and after every restart, so that the same packet finds the same endpoint. */
 always_inline __u32 tuple_hash(const struct tuple *t)
 {

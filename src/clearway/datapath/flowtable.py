@@ -44,7 +44,7 @@ TAG_SHIFT = np.uint32(16)
 TAG_FIRST = 3  # FLOW_TAG_FIRST
 ALL = slice(None)
 TRIES = 4
-# table_mix() and table_mix_again() of bpf/table.h
+# mix64() and mix64_again() of bpf/util.h
 MIX = (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9))
 MIX_AGAIN = (np.uint64(27), np.uint64(0x94D049BB133111EB))
 

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From rows to the lines that bpf/classify.h reads: groups, trees that tell which of them to try, entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .conditions import FIELD_WORDS, Classified, Condition, Rows, Sets, rows_of
+from .entries import place_entries
+from .fields import field_of, spans_of
+from .lines import Lines
+from .relax import labels_of, loosened
+
+U64 = NDArray[np.uint64]
+SEED = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Rules of one family, ready to be looked up: `lines` (n, 8) words of 64 bits.
+
+    `shadowed`: rules that no packet can meet first, because an earlier one asks for the same. `steps`: the
+    most look-ups that one packet may take.
+    """
+
+    lines: U64
+    groups: int
+    rows: int
+    shadowed: tuple[int, ...]
+    steps: int
+
+    @property
+    def bytes(self) -> int:
+        return int(self.lines.nbytes)
+
+
+def compile_classifier(conditions: Sequence[Condition], sets: Sets, family: int) -> Classifier:
+    """The classifier of `conditions`, first match first, for packets of IPv4 (4) or IPv6 (6).
+
+    KeyError for the name of a set that is not there; TooBigError.
+    """
+    rows = rows_of(conditions, family)
+    rows = _without_repeated(rows)
+    spans = {field: spans_of(field, rows, sets, family) for field in Classified}
+    depths = [spans[field].depth for field in Classified]
+    groups = _groups(rows, loosened(rows, depths, family))
+    lines = Lines()
+    lines.add(np.zeros((1, 8), np.uint64))
+    trees = [
+        lines.add_field(field_of(field, spans[field], rows, groups.of_row, len(groups.masks), family))
+        for field in Classified
+    ]
+    entries, longest = _entries(rows, groups, lines)
+    placed = place_entries(entries.keys, entries.groups, SEED)
+    head = np.zeros(8, np.uint64)
+    numbers = head.view(np.uint32)
+    numbers[:4] = trees
+    numbers[4] = lines.add(groups.lines())
+    numbers[5] = lines.add(placed.buckets)
+    numbers[6] = lines.add(entries.lines())
+    numbers[7] = placed.bucket_count
+    head[4] = placed.seed
+    numbers[10] = len(groups.masks)
+    lines.put(0, head)
+    shadowed = tuple(sorted(set(range(len(conditions))) - set(rows.rules.tolist())))
+    return Classifier(
+        lines.joined(), len(groups.masks), len(rows.rules), shadowed, _most_steps(groups, depths, longest)
+    )
+
+
+def _without_repeated(rows: Rows) -> Rows:
+    """Of rows that ask for the same only the first."""
+    _, first = np.unique(np.column_stack([rows.keys, rows.masks]), axis=0, return_index=True)
+    first = np.sort(first)
+    return replace(rows, keys=rows.keys[first], masks=rows.masks[first], rules=rows.rules[first])
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows that stand in the table under one mask, those with the best rule first."""
+
+    masks: U64
+    best: NDArray[np.uint32]
+    asks: NDArray[np.uint32]
+    """Bit n: for a label of Classified(n)."""
+    chained: NDArray[np.bool_]
+    """There are rows that ask for more than the mask says."""
+    of_row: NDArray[np.int64]
+
+    def lines(self) -> U64:
+        out = np.zeros((len(self.masks), 8), np.uint64)
+        out[:, :FIELD_WORDS] = self.masks
+        asks = self.asks | self.chained.astype(np.uint32) << np.uint32(31)
+        out[:, 7] = self.best.astype(np.uint64) | asks.astype(np.uint64) << np.uint64(32)
+        return out
+
+
+def _groups(rows: Rows, home: U64) -> Groups:
+    chained = (home != rows.masks).any(axis=1)
+    masks, first, of_row = np.unique(home, axis=0, return_index=True, return_inverse=True)
+    # rows come in the order of their rules
+    order = np.argsort(first, kind="stable")
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    of_row = rank[of_row.reshape(-1)]
+    masks = masks[order]
+    asks = np.zeros(len(masks), np.uint32)
+    for field in Classified:
+        asks |= labels_of(masks, field).astype(np.uint32) << np.uint32(field)
+    in_chain = np.zeros(len(masks), np.bool_)
+    in_chain[of_row[chained]] = True
+    return Groups(masks, rows.rules[first[order]], asks, in_chain, of_row)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Keys by group, and what is found there: a rule, or the line of the first row of a chain."""
+
+    keys: U64
+    groups: NDArray[np.int64]
+    found: NDArray[np.uint32]
+
+    def lines(self) -> U64:
+        out = np.zeros((len(self.keys) + 1, 8), np.uint64)  # number 0 is none
+        out[1:, :FIELD_WORDS] = self.keys
+        out[1:, 7] = self.found.astype(np.uint64) | self.groups.astype(np.uint64) << np.uint64(32)
+        return out
+
+
+def _entries(rows: Rows, groups: Groups, lines: Lines) -> tuple[Entries, int]:
+    """An entry for each key; and the length of the longest chain."""
+    keys = rows.keys & groups.masks[groups.of_row]
+    chained = groups.chained[groups.of_row]
+    plain, linked = np.flatnonzero(~chained), np.flatnonzero(chained)
+    whole = np.column_stack([keys[linked], groups.of_row[linked].astype(np.uint64)])
+    _, first, of_row, counts = np.unique(
+        whole, axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    order = np.lexsort((rows.rules[linked], of_row.reshape(-1)))
+    begin = lines.add(_chains(rows, linked[order], counts))
+    starts = begin + 2 * (np.cumsum(counts) - counts)
+    chosen = np.concatenate([plain, linked[first]])
+    found = np.concatenate([rows.rules[plain], starts.astype(np.uint32)])
+    return Entries(keys[chosen], groups.of_row[chosen], found), int(counts.max(initial=0))
+
+
+def _chains(rows: Rows, order: NDArray[np.int64], counts: NDArray[np.int64]) -> U64:
+    """Two lines a row: its key with the rule, its mask with the labels that it asks for."""
+    out = np.zeros((len(order), 2, 8), np.uint64)
+    out[:, 0, :FIELD_WORDS], out[:, 1, :FIELD_WORDS] = rows.keys[order], rows.masks[order]
+    last = np.zeros(len(order), np.uint64)
+    last[np.cumsum(counts) - 1] = 1
+    out[:, 0, 7] = rows.rules[order].astype(np.uint64) | last << np.uint64(32)
+    return out.reshape(-1, 8)
+
+
+def _most_steps(groups: Groups, depths: Sequence[int], longest: int) -> int:
+    """Look-ups for one packet, if it has the most labels of each field at once."""
+    probes = (
+        prod(depths[field] for field in Classified if asks >> field & 1) for asks in groups.asks.tolist()
+    )
+    return sum(probes) + int(np.count_nonzero(groups.chained)) * longest
