@@ -87,13 +87,19 @@ always_inline __u32 classify_child(const __u64 *keys, __u64 word)
 	return child;
 }
 
-/* The value that a word has in a node of the lowest level. */
-__u32 __attribute__((noinline)) classify_leaf(__u32 instance, __u32 line, __u64 word)
+/* The same of a number in two words. Few boundaries have its upper one. */
+always_inline __u32 classify_wide_child(const __u64 *upper, const __u64 *lower, __u64 high, __u64 low)
 {
-	const __u64 *keys = classifier_line(instance, line);
-	const __u32 *values = classifier_line(instance, line + 1);
+	__u32 child = classify_child(upper, high);
 
-	return keys && values ? values[classify_child(keys, word) & 15] : 0;
+	if (child == TREE_KEYS || upper[child & (TREE_KEYS - 1)] != high)
+		return child;
+#pragma clang loop unroll(full)
+	for (int i = 0; i < TREE_KEYS; i++) {
+		__u64 other = upper[i] ^ high;
+		child += (~other & (other - 1)) >> 63 & classify_less(lower[i], low);
+	}
+	return child;
 }
 
 /* The value of the interval that a word falls into. */
@@ -101,26 +107,54 @@ __u32 __attribute__((noinline)) classify_search(__u32 instance, __u32 at, __u64 
 {
 	const struct classifier_tree *tree = classifier_line(instance, at);
 	__u32 node = 0, level = 0;
+	const __u64 *keys;
 
 	if (!tree)
 		return 0;
 	for (; level < TREE_LEVELS && level + 1 < tree->levels; level++) {
-		const __u64 *keys = classifier_line(instance, tree->base[level] + node);
+		keys = classifier_line(instance, tree->base[level] + node);
 		if (!keys)
 			return 0;
 		node = node * (TREE_KEYS + 1) + classify_child(keys, word);
 	}
-	return classify_leaf(instance, tree->base[level & 7] + 2 * node, word);
+	__u32 line = tree->base[level & (TREE_LEVELS - 1)] + 2 * node;
+	keys = classifier_line(instance, line);
+	const __u32 *values = classifier_line(instance, line + 1);
+
+	return keys && values ? values[classify_child(keys, word) & 15] : 0;
 }
 
-always_inline __u32 classify_class(__u32 instance, __u32 tree, __u64 upper, __u64 lower)
+/* The same, in a wide tree. */
+__u32 __attribute__((noinline)) classify_wide_search(__u32 instance, __u32 at, __u64 high, __u64 low)
+{
+	const struct classifier_tree *tree = classifier_line(instance, at);
+	__u32 node = 0, level = 0, line;
+	const __u64 *upper, *lower;
+
+	if (!tree)
+		return 0;
+	for (; level < TREE_LEVELS && level + 1 < tree->levels; level++) {
+		line = tree->base[level] + 2 * node;
+		upper = classifier_line(instance, line);
+		lower = classifier_line(instance, line + 1);
+		if (!upper || !lower)
+			return 0;
+		node = node * (TREE_KEYS + 1) + classify_wide_child(upper, lower, high, low);
+	}
+	line = tree->base[level & (TREE_LEVELS - 1)] + 3 * node;
+	upper = classifier_line(instance, line);
+	lower = classifier_line(instance, line + 1);
+	const __u32 *values = classifier_line(instance, line + 2);
+
+	return upper && lower && values ? values[classify_wide_child(upper, lower, high, low) & 15] : 0;
+}
+
+always_inline __u32 classify_class(__u32 instance, __u32 tree, __u64 high, __u64 low)
 {
 	if (!tree)
 		return 0;
-	__u32 row = classify_search(instance, tree, upper), line = row & ~(CLASSIFIER_DEEPER | CLASSIFIER_IS_TREE);
-	if (!(row & CLASSIFIER_DEEPER))
-		return row;
-	return row & CLASSIFIER_IS_TREE ? classify_search(instance, line, lower) : classify_leaf(instance, line, lower);
+	return tree & CLASSIFIER_WIDE ? classify_wide_search(instance, tree & ~CLASSIFIER_WIDE, high, low) :
+					classify_search(instance, tree, high);
 }
 
 always_inline void classify_keep(struct classify *c, const enum classified field, __u32 row)

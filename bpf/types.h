@@ -494,17 +494,15 @@ struct classifier_head {
 };
 _Static_assert(sizeof(struct classifier_head) == 64, "struct classifier_head");
 
-/* Intervals of a word, by a tree: nodes are lines of eight boundaries, each the last word of its interval; behind each of
- * the lowest level's there is a line of nine values. */
+/* Intervals of numbers, by a tree: nodes are lines of eight boundaries, each the last number of its interval; behind each
+ * of the lowest level's there is a line of nine values, lines of classes. In a wide tree a number has two words, and a node
+ * a line of upper and then one of lower words. */
 struct classifier_tree {
 	__u32 levels;
 	__u32 base[15]; /* line of the first node of each level */
 };
 _Static_assert(sizeof(struct classifier_tree) == 64, "struct classifier_tree");
-/* A value is the line of a class, or with CLASSIFIER_DEEPER of a node of the lowest level, over the next word; or with
- * CLASSIFIER_IS_TREE as well of a tree. */
-#define CLASSIFIER_DEEPER 0x80000000
-#define CLASSIFIER_IS_TREE 0x40000000
+#define CLASSIFIER_WIDE 0x80000000 /* beside the line of a tree */
 
 /* What all packets with this address, or port, have in common. */
 #define CLASS_LABELS 12

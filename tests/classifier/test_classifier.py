@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -25,10 +24,10 @@ from clearway.compiler.classifier.conditions import IFINDEX_MAX
 from clearway.compiler.classifier.relax import GROUPS
 from clearway.datapath import bpf
 from clearway.datapath.loader import load_object
-from clearway.lab.run import patience
 from clearway.model import IPNetwork, PortRange
 from tests.classifier.reference import Packet, first_rule
 from tests.classifier.strategies import CONDITIONS, SETS, WIDTH, packets
+from tools.build_bpf import Unit, command_of
 
 ROOT = Path(__file__).parents[2]
 NO_SETS = Sets()
@@ -60,7 +59,7 @@ def network(family: int, number: int, length: int) -> IPNetwork:
     return IPv4Network((number, length)) if family == 4 else IPv6Network((number, length))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
 def test_first_rule_is_found(lookups: Lookups, family: int, data: st.DataObject) -> None:
     sets = data.draw(SETS)
@@ -287,7 +286,8 @@ def test_every_field_of_a_condition_is_asked_for_somewhere() -> None:
 def test_program_passes_the_verifier(tmp_path: Path, compiler: str) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
-    build = [sys.executable, "tools/build_bpf.py", "bench", "--clang", compiler, "--output", str(tmp_path)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=100 * patience())
-    with load_object(tmp_path / "classify.bpf.o", log_dir=tmp_path) as loaded:
+    output = tmp_path / "classify.bpf.o"
+    command = command_of(Unit(Path("bench/classify.bpf.c"), "classify"), compiler)
+    subprocess.run([*command, "-o", str(output)], cwd=ROOT, check=True, capture_output=True)
+    with load_object(output, log_dir=tmp_path) as loaded:
         assert bpf.program_info(loaded.program_fd("ask_all")).verified_insns < 100_000

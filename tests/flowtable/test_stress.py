@@ -228,7 +228,7 @@ def resized(loaded: Kernel, family: int) -> Iterator[tuple[Outcome, list[int]]]:
     loaded.reset(SMALL, udp_stream=0.1, tcp_closed=0.1)
     crowd = Crowd(loaded, family, keys=64, residents=RESIDENTS, operations=512)
     crowd.settle()
-    sizes, moved = [LARGE, SMALL, ROOMY], [0]
+    sizes, moved = [LARGE, ROOMY], [0]
 
     def exchange() -> None:
         moving = loaded.datapath.move_flows()

@@ -22,7 +22,7 @@ from clearway.lab.run import patience, run, spawn
 from clearway.linux.neighbours import OUR_PROTOCOL
 from tests.net.configuration import data, standard
 from tests.net.devices import ifindex_of
-from tests.net.test_follow import following
+from tests.net.test_follow import following, is_followed
 
 
 @pytest.fixture(scope="module", params=["tc"])
@@ -71,9 +71,7 @@ def test_follower_is_told_that_the_daemon_has_gone(stopped: Daemon, tmp_path: Pa
     if end == "down":
         return
     stopped.start()
-    with Datapath.open(stopped.instance) as datapath:
-        values, _ = datapath.table("flows_v1").lookup([0])
-    assert values[0]["records"] == 0, "nobody follows, and ends are recorded"
+    assert not is_followed(stopped)
 
 
 def _end(daemon: Daemon, how: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from clearway.lab import Daemon, Lab
+from clearway.datapath import Datapath
+from clearway.lab import Daemon, Lab, wait_until
 from clearway.lab.run import patience, spawn, stop
 from tests.net.configuration import data, standard
 
@@ -35,11 +36,18 @@ def impatient(lab: Lab, hook: str, daemon: Daemon) -> Iterator[Daemon]:
 @contextmanager
 def following(daemon: Daemon, output: Path) -> Iterator[subprocess.Popen[str]]:
     process = spawn(daemon.argv("follow", "-o", "json"), output=output, env=daemon.environment)
-    time.sleep(1.5 * patience())
     try:
+        wait_until("it is told", lambda: process.poll() is not None or is_followed(daemon))
         yield process
     finally:
         stop(process)
+
+
+def is_followed(daemon: Daemon) -> bool:
+    """Whether ends of connections are recorded."""
+    with Datapath.open(daemon.instance) as datapath:
+        values, _ = datapath.table("flows_v1").lookup([0])
+    return bool(values[0]["records"])
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
@@ -84,9 +92,6 @@ def test_there_may_be_another_follower_afterwards(
 ) -> None:
     with following(impatient, tmp_path / "first"):
         pass
-    deadline = time.monotonic() + 10 * patience()
-    while True:
-        process = stack.enter_context(following(impatient, tmp_path / "second"))
-        if process.poll() is None:
-            return
-        assert time.monotonic() < deadline, (tmp_path / "second").read_text()
+    wait_until("the first one is missed", lambda: not is_followed(impatient))
+    second = stack.enter_context(following(impatient, tmp_path / "second"))
+    assert second.poll() is None, (tmp_path / "second").read_text()

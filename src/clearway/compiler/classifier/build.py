@@ -52,7 +52,7 @@ def compile_classifier(conditions: Sequence[Condition], sets: Sets, family: int)
     lines = Lines()
     lines.add(np.zeros((1, 8), np.uint64))
     trees = [
-        lines.add_field(field_of(field, spans[field], rows, groups.of_row, len(groups.masks), family))
+        lines.add_field(field_of(field, spans[field], rows, groups.of_row, len(groups.masks)))
         for field in Classified
     ]
     entries, longest = _entries(rows, groups, lines)

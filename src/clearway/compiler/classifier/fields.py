@@ -21,6 +21,9 @@ from .relax import labels_of, prefix_mask
 U64 = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 
+WIDE = 128
+"""Bits of a value that takes two words."""
+FULL_WORD = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 ROW_GROUPS = 4
 """Words of bits, a bit a group (struct classifier_class)."""
 ROW_LABELS = 12
@@ -69,8 +72,14 @@ class Spans:
 
 def spans_of(field: Classified, rows: Rows, sets: Sets, family: int) -> Spans:
     """KeyError for the name of a set that is not there."""
-    asked, begin, after = _masked(rows, field, family)
-    tags, label_begin, label_after = _labelled(rows.labels[field], field, sets, family)
+    width = _width(field, family)
+    tags, high, low, last_high, last_low = _labelled(rows.labels[field], field, sets, family)
+    if width == WIDE and not low.any() and (last_low == FULL_WORD).all():
+        # The trees only tell what to try, and what is tried is compared: for rows that ask under a mask the
+        # upper words will do, and those are found in half as many lines.
+        width, low, last_low = 64, high, last_high
+    asked, begin, after = _masked(rows, field, width)
+    label_begin, label_after = _numbers(high, low, width), _after(last_high, last_low, width)
     bounds = np.sort(np.concatenate([begin, after, label_begin, label_after]))
     new = np.ones(len(bounds), np.bool_)
     new[1:] = bounds[1:] != bounds[:-1]
@@ -80,9 +89,7 @@ def spans_of(field: Classified, rows: Rows, sets: Sets, family: int) -> Spans:
     return Spans(cuts, asked, *places, *of_labels, len(rows.labels[field].number))
 
 
-def field_of(
-    field: Classified, spans: Spans, rows: Rows, of_row: Ints, groups: int, family: int
-) -> Field | None:
+def field_of(field: Classified, spans: Spans, rows: Rows, of_row: Ints, groups: int) -> Field | None:
     """None when no rule asks for this field. of_row: each row's group; groups: how many there are."""
     if not len(spans.asked) and not spans.labels:
         return None
@@ -93,7 +100,7 @@ def field_of(
     return Field(
         bits[first],
         _label_lists(spans, first),
-        _words_of(spans.cuts[changes], field, family),
+        _words_of(spans.cuts[changes]),
         of_interval[np.concatenate([[0], changes + 1])],
     )
 
@@ -103,16 +110,15 @@ def field_of(
 
 def _width(field: Classified, family: int) -> int:
     """Bits of a value."""
-    return 16 if field >= Classified.SPORT else 32 if family == FAMILY_IPV4 else 128
+    return 16 if field >= Classified.SPORT else 32 if family == FAMILY_IPV4 else WIDE
 
 
-def _masked(rows: Rows, field: Classified, family: int) -> tuple[Ints, NDArray[Any], NDArray[Any]]:
+def _masked(rows: Rows, field: Classified, width: int) -> tuple[Ints, NDArray[Any], NDArray[Any]]:
     """Rows that ask for this field by a mask; the first values of what they ask for, and those after it."""
     high, low, mask_high, mask_low = _words(rows, field)
     asked = np.flatnonzero(mask_high | mask_low)
     high, low, mask_high, mask_low = (word[asked] for word in (high, low, mask_high, mask_low))
-    width = _width(field, family)
-    if width == 128:
+    if width == WIDE:
         return asked, _numbers(high, low, width), _after(high | ~mask_high, low | ~mask_low, width)
     full = np.uint64((1 << width) - 1)
     return asked, _numbers(low, high, width), _after(low, high | (~mask_high & full), width)
@@ -130,7 +136,7 @@ def _words(rows: Rows, field: Classified) -> tuple[U64, U64, U64, U64]:
 
 def _numbers(high: U64, low: U64, width: int) -> NDArray[Any]:
     """Numbers, of two words; those of 128 bits as bytes that compare as the numbers do."""
-    if width < 128:
+    if width < WIDE:
         return low
     return np.frombuffer(np.column_stack([high, low]).astype(">u8").tobytes(), "S16")
 
@@ -138,9 +144,9 @@ def _numbers(high: U64, low: U64, width: int) -> NDArray[Any]:
 def _after(high: U64, low: U64, width: int) -> NDArray[Any]:
     """The numbers after these; 0 after the last one that there is."""
     low = low + np.uint64(1)
-    if width == 128:
+    if width == WIDE:
         return _numbers(high + (low == 0), low, width)
-    return np.where(low >> np.uint64(width) != 0, 0, low).astype(np.uint64)
+    return low & np.uint64((1 << width) - 1)
 
 
 def _places(cuts: NDArray[Any], bounds: NDArray[Any], end: bool = False) -> Ints:
@@ -162,11 +168,8 @@ def _disjoint(tags: Ints, begin: Ints, after: Ints) -> tuple[Ints, Ints, Ints]:
     return tags[new], begin[new], after[new]
 
 
-def _labelled(
-    labels: Labels, field: Classified, sets: Sets, family: int
-) -> tuple[Ints, NDArray[Any], NDArray[Any]]:
-    """Of all members of all labels whose they are, their first values, and those after the last."""
-    width = _width(field, family)
+def _labelled(labels: Labels, field: Classified, sets: Sets, family: int) -> tuple[Ints, U64, U64, U64, U64]:
+    """Of all members of all labels whose they are, their first and their last values, in two words each."""
     parts: list[tuple[U64, U64, U64, U64]] = []
     for members in labels.number:
         if field >= Classified.SPORT:
@@ -183,8 +186,7 @@ def _labelled(
     high, low, last_high, last_low = (
         np.concatenate([none, *(part[number] for part in parts)]) for number in range(4)
     )
-    tags = np.repeat(np.arange(1, len(counts) + 1), counts)
-    return tags, _numbers(high, low, width), _after(last_high, last_low, width)
+    return np.repeat(np.arange(1, len(counts) + 1), counts), high, low, last_high, last_low
 
 
 def _ends_of(networks: Sequence[IPNetwork], family: int) -> tuple[U64, U64, U64, U64]:
@@ -281,8 +283,8 @@ def _label_lists(spans: Spans, first: Ints) -> list[NDArray[np.uint16]]:
     return out
 
 
-def _words_of(cuts: NDArray[Any], field: Classified, family: int) -> tuple[U64, ...]:
-    if _width(field, family) < 128:
+def _words_of(cuts: NDArray[Any]) -> tuple[U64, ...]:
+    if cuts.dtype == np.uint64:
         return (cuts,)
     words = np.frombuffer(cuts.tobytes(), ">u8").reshape(-1, 2).astype(np.uint64)
     return words[:, 0], words[:, 1]

@@ -11,10 +11,8 @@ from .fields import ROW_GROUPS, ROW_LABELS, Field
 U64 = NDArray[np.uint64]
 KEYS = 8
 """Boundaries of a node."""
-DEEPER = 0x8000_0000
-"""A value is a line, of a leaf over the next word,"""
-IS_TREE = 0x4000_0000
-"""or with this one too of a tree."""
+WIDE = 0x8000_0000
+"""Beside the line of a tree over numbers in two words."""
 LEVELS = 8
 FULL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
@@ -43,60 +41,7 @@ class Lines:
         if field is None:
             return 0
         classes = (self._add_classes(field) + field.classes).astype(np.uint32)
-        if len(field.cuts) == 1:
-            return self.add_tree(field.cuts[0] - np.uint64(1), classes)
-        high, low = field.cuts
-        begins, values = self._add_lower(high, low, classes)
-        return self.add_tree(begins - np.uint64(1), values)
-
-    def _add_lower(self, high: U64, low: U64, classes: NDArray[np.uint32]) -> tuple[U64, NDArray[np.uint32]]:
-        """Leaves and trees over the lower word, where cuts differ in it alone. Where intervals of the upper
-        word begin, and their values: a class, or such a leaf or tree.
-        """
-        words, first, counts = np.unique(high, return_index=True, return_counts=True)
-        whole = (counts == 1) & (low[first] == 0)
-        values = classes[first + 1].copy()  # of the class that begins there
-        for number in np.flatnonzero(~whole & (counts > KEYS)).tolist():
-            cuts = slice(first[number], first[number] + counts[number])
-            values[number] = DEEPER | IS_TREE | self._add_few(low[cuts], classes[cuts.start : cuts.stop + 1])
-        few = np.flatnonzero(~whole & (counts <= KEYS))
-        values[few] = self._add_leaves(low, classes, first[few], counts[few]) + DEEPER
-        # Behind a word with a leaf goes on what its last cut began.
-        behind = words[~whole] + np.uint64(1)
-        behind_values = classes[(first + counts)[~whole]]
-        new = (behind != 0) & ~np.isin(behind, words)
-        begins = np.concatenate([words, behind[new]])
-        values = np.concatenate([values, behind_values[new]])
-        order = np.argsort(begins)
-        begins, values = begins[order], values[order]
-        if len(begins) and begins[0] == 0:
-            return begins[1:], values
-        return begins, np.concatenate([classes[:1], values])
-
-    def _add_few(self, low: U64, classes: NDArray[np.uint32]) -> int:
-        """A tree over the lower word. The first cut may lie at 0: what was before it does not count then."""
-        if low[0] == 0:
-            return self.add_tree(low[1:] - np.uint64(1), classes[1:])
-        return self.add_tree(low - np.uint64(1), classes)
-
-    def _add_leaves(
-        self, low: U64, classes: NDArray[np.uint32], first: NDArray[np.int64], counts: NDArray[np.int64]
-    ) -> NDArray[np.uint32]:
-        """A leaf for each run of cuts; their lines."""
-        leaves = np.zeros((len(first), 2, KEYS), np.uint64)
-        leaves[:, 0] = FULL
-        values = leaves[:, 1].view(np.uint32)
-        values[:, 0] = classes[first]
-        for place in range(KEYS):
-            there = np.flatnonzero(counts > place)
-            cut = first[there] + place
-            at_zero = low[cut] == 0  # only a first one may: its end is that of nothing
-            leaves[there, 0, place] = low[cut] - np.uint64(1)
-            values[there, place + 1] = classes[cut + 1]
-            zero = there[at_zero]
-            leaves[zero, 0, place], values[zero, 0] = 0, classes[cut[at_zero] + 1]
-        begin = self.add(leaves.reshape(-1, 8))
-        return (begin + 2 * np.arange(len(first))).astype(np.uint32)
+        return self._add_tree(field.cuts, classes) | (WIDE if len(field.cuts) > 1 else 0)
 
     def _add_classes(self, field: Field) -> int:
         count = len(field.groups)
@@ -113,20 +58,20 @@ class Lines:
             numbers[number, 9] = self.add(room.view(np.uint64).reshape(-1, 8))
         return self.add(out)
 
-    def add_tree(self, ends: U64, values: NDArray[np.uint32]) -> int:
-        """ends: the last word of each interval but the last one, ascending; values: one more."""
+    def _add_tree(self, cuts: tuple[U64, ...], values: NDArray[np.uint32]) -> int:
+        """cuts: where each interval but the first begins, ascending, in one word or two; values: one more."""
         levels = 1
         while (KEYS + 1) ** levels < len(values):
             levels += 1
         assert levels <= LEVELS
-        bases = [self.add(_nodes(ends, level, levels)) for level in range(levels - 1)]
+        ends = _before(cuts)
+        bases = [self.add(_nodes(ends, level, levels).reshape(-1, KEYS)) for level in range(levels - 1)]
         nodes = _nodes(ends, levels - 1, levels)
-        leaves = np.zeros((len(nodes), 2, KEYS), np.uint64)
-        leaves[:, 0] = nodes
         room = np.zeros(len(nodes) * (KEYS + 1), np.uint32)
         room[: len(values)] = values
-        leaves[:, 1].view(np.uint32)[:, : KEYS + 1] = room.reshape(-1, KEYS + 1)
-        bases.append(self.add(leaves.reshape(-1, 8)))
+        behind = np.zeros((len(nodes), 1, KEYS), np.uint64)
+        behind[:, 0].view(np.uint32)[:, : KEYS + 1] = room.reshape(-1, KEYS + 1)
+        bases.append(self.add(np.concatenate([nodes, behind], axis=1).reshape(-1, KEYS)))
         head = np.zeros((1, 8), np.uint64)
         numbers = head.view(np.uint32)[0]
         numbers[0] = levels
@@ -134,12 +79,23 @@ class Lines:
         return self.add(head)
 
 
-def _nodes(ends: U64, level: int, levels: int) -> U64:
-    """The nodes of one level. What is behind a node's last boundary is all ones: nothing is greater."""
+def _before(cuts: tuple[U64, ...]) -> tuple[U64, ...]:
+    """The numbers before these."""
+    one = np.uint64(1)
+    if len(cuts) == 1:
+        return (cuts[0] - one,)
+    high, low = cuts
+    return high - (low == 0), low - one
+
+
+def _nodes(ends: tuple[U64, ...], level: int, levels: int) -> U64:
+    """The nodes of one level, (nodes, words of a number, KEYS). What is behind a node's last boundary is all
+    ones: nothing is greater.
+    """
     below = (KEYS + 1) ** (levels - 1 - level)  # intervals below each child
-    count = -(-(len(ends) + 1) // (below * (KEYS + 1)))
+    number = len(ends[0])
+    count = -(-(number + 1) // (below * (KEYS + 1)))
     node, key = np.divmod(np.arange(count * KEYS), KEYS)
-    index = (node * (KEYS + 1) + key + 1) * below - 1
-    padded = np.append(ends, FULL)
-    nodes: U64 = padded[np.minimum(index, len(ends))].reshape(-1, KEYS)
-    return nodes
+    index = np.minimum((node * (KEYS + 1) + key + 1) * below - 1, number)
+    words = [np.append(one, FULL)[index].reshape(-1, KEYS) for one in ends]
+    return np.stack(words, axis=1)
