@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def cli_outside(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[
 def test_follower_is_told_that_the_daemon_has_gone(stopped: Daemon, tmp_path: Path, end: str) -> None:
     stopped.start()
     with following(stopped, tmp_path / "ended") as follower:
+        time.sleep(0.5 * patience())  # for the beginning of the answer to arrive
         assert follower.poll() is None
         _end(stopped, end)
         assert follower.wait(5 * patience()) == 3
