@@ -203,6 +203,10 @@ def test_following_ends_with_the_daemon() -> None:
         await asyncio.sleep(0)
         await followers.end()
         assert not datapath.recorded
+        followers.begin_again()
+        again = await followers.follow(lambda: NAMES)
+        assert datapath.recorded
+        await again.aclose()
         return await reading
 
     assert asyncio.run(end()) == []

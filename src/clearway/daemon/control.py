@@ -148,7 +148,11 @@ class DaemonControl:
 
     async def remove(self) -> None:
         await self.end_following()
-        await self._daemon.remove()
+        try:
+            await self._daemon.remove()
+        except BaseException:
+            self._followers.begin_again()
+            raise
 
     def stop(self) -> None:
         self._daemon.stop()

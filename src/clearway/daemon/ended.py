@@ -47,6 +47,10 @@ class Followers:
         while self._followed and time.monotonic() < deadline:
             await asyncio.sleep(PAUSE)
 
+    def begin_again(self) -> None:
+        """The daemon goes on after all."""
+        self._ending.clear()
+
     async def follow(self, names: Callable[[], PastNames]) -> AsyncGenerator[bytes, None]:
         """Lines, as long as somebody takes them. FilterError when somebody else does already. The names are
         asked for again and again: what is configured changes meanwhile.
