@@ -13,7 +13,9 @@
 struct asked {
 	__u32 instance;
 	__u32 count; /* of `packets` */
-	__u64 ns;    /* out: for all of them */
+	__u32 skip;  /* only what comes before and after a look-up */
+	__u32 pad;
+	__u64 ns; /* out: for all of them */
 };
 
 struct {
@@ -32,7 +34,6 @@ struct {
 	__type(value, __u64);
 } found SEC(".maps");
 
-/* look_up: or only what comes before and after it. */
 always_inline long ask(__u32 index, const struct asked *asked, const bool look_up)
 {
 	__u32 zero = 0, place = index;
@@ -62,17 +63,10 @@ SEC("syscall") int ask_all(struct asked *args)
 	struct asked asked = *args;
 	__u64 began = bpf_ktime_get_ns();
 
-	bpf_loop(asked.count, ask_one, &asked, 0);
-	args->ns = bpf_ktime_get_ns() - began;
-	return 0;
-}
-
-SEC("syscall") int skip_all(struct asked *args)
-{
-	struct asked asked = *args;
-	__u64 began = bpf_ktime_get_ns();
-
-	bpf_loop(asked.count, skip_one, &asked, 0);
+	if (asked.skip)
+		bpf_loop(asked.count, skip_one, &asked, 0);
+	else
+		bpf_loop(asked.count, ask_one, &asked, 0);
 	args->ns = bpf_ktime_get_ns() - began;
 	return 0;
 }

@@ -19,7 +19,7 @@
 
 #define CLASSIFIERS 16
 #define CLASSIFY_NONE 0xffffffff
-#define CLASSIFY_STEPS (1 << 20) /* more than there can be groups and labels to try */
+#define CLASSIFY_STEPS (1 << 23) /* as many as bpf_loop() can do; the compiler refuses what could take more */
 #define LABELS_ASKED ((1 << CLASSIFIED_COUNT) - 1)
 #define CLASSIFY_PROBES 4 /* buckets: the compiler makes it enough */
 #define TREE_LEVELS 8	  /* for 9^8 - 1 boundaries */

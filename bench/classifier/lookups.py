@@ -54,17 +54,17 @@ class Lookups:
 
     def ask(self, packets: Array, place: int = 0) -> Array:
         """By packet (n, WORDS) the number of the first rule that it meets, or NO_RULE."""
-        self._run("ask_all", packets, place)
+        self._run(packets, place)
         return self._found[: len(packets)].copy()
 
     def nanoseconds(self, packets: Array, place: int = 0) -> float:
         """Of one look-up, without what it takes to write the packet down and to read the answer."""
-        return (self._run("ask_all", packets, place) - self._run("skip_all", packets, place)) / len(packets)
+        return (self._run(packets, place) - self._run(packets, place, skip=True)) / len(packets)
 
-    def _run(self, program: str, packets: Array, place: int) -> int:
+    def _run(self, packets: Array, place: int, skip: bool = False) -> int:
         self._packets[: len(packets)] = packets
         arguments = np.zeros(1, self._asked)
-        arguments["instance"], arguments["count"] = place, len(packets)
-        code, context = run_syscall(self.loaded.program_fd(program), arguments.tobytes())
+        arguments["instance"], arguments["count"], arguments["skip"] = place, len(packets), skip
+        code, context = run_syscall(self.loaded.program_fd("ask_all"), arguments.tobytes())
         assert code == 0
         return int(np.frombuffer(context, self._asked)[0]["ns"])

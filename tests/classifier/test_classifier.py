@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from bench.classifier.lookups import NO_RULE, Lookups
 from bench.classifier.rules import conditions as realistic
 from bench.classifier.rules import packets as realistic_packets
-from clearway.compiler.classifier import Condition, Sets, TooBigError, compile_classifier
+from clearway.compiler.classifier import Condition, Sets, TooBigError, build, compile_classifier
 from clearway.compiler.classifier.conditions import IFINDEX_MAX
 from clearway.compiler.classifier.relax import GROUPS
 from clearway.datapath import bpf
@@ -257,6 +257,15 @@ def test_too_many_lists_are_refused_with_the_figure() -> None:
 
     rules = [Condition(source=some(number)) for number in range(65_536)]
     with pytest.raises(TooBigError, match="more than 65,535 different sets and longer lists of sources"):
+        compile_classifier(rules, NO_SETS, 4)
+
+
+def test_too_many_look_ups_are_refused_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = [Condition(source=(network(4, 0, length),)) for length in range(9, 20)]
+    monkeypatch.setattr(build, "STEPS_MAX", 11)
+    assert compile_classifier(rules, NO_SETS, 4).steps == 11
+    monkeypatch.setattr(build, "STEPS_MAX", 10)
+    with pytest.raises(TooBigError, match="could take 11 look-ups for one packet"):
         compile_classifier(rules, NO_SETS, 4)
 
 

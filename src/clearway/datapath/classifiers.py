@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clearway.datapath import bpf, libbpf
-from clearway.datapath.errors import DatapathError
-from clearway.datapath.flowstore import BPF_F_INNER_MAP, BPF_F_MMAPABLE
-from clearway.datapath.tables import BPF_MAP_TYPE_ARRAY
+from clearway.datapath.inner import create_inner, put_inner
 
 LINE = 64
 TABLE = "classifier_v1"
@@ -23,25 +19,11 @@ def put_lines(outer_fd: int, place: int, lines: NDArray[np.uint64]) -> None:
     """The classifier at `place` of the table classifier_v1 is this one from now on; a packet sees the old or
     the new one. lines: (n, 8). DatapathError when there is no memory for it.
     """
-    fd = _create(len(lines))
+    fd = create_inner("classifier", LINE, len(lines), "no memory for a classifier: it takes {}")
     try:
         size = -(-lines.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         with mmap.mmap(fd, size) as memory:
             memory[: lines.nbytes] = lines.tobytes()
-        key, value = ctypes.c_uint32(place), ctypes.c_uint32(fd)
-        update = libbpf.library().bpf_map_update_elem
-        bpf.check(update(outer_fd, ctypes.byref(key), ctypes.byref(value), 0), TABLE)
+        put_inner(outer_fd, TABLE, place, fd)
     finally:
         os.close(fd)
-
-
-def _create(lines: int) -> int:
-    options = libbpf.MapCreateOpts(
-        sz=ctypes.sizeof(libbpf.MapCreateOpts), map_flags=BPF_F_MMAPABLE | BPF_F_INNER_MAP
-    )
-    fd = libbpf.library().bpf_map_create(
-        BPF_MAP_TYPE_ARRAY, b"classifier", 4, LINE, lines, ctypes.byref(options)
-    )
-    if fd < 0:
-        raise DatapathError(f"no memory for a classifier: it takes {lines * LINE / (1 << 20):,.1f} MiB")
-    return int(fd)

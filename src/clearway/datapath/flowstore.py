@@ -32,13 +32,12 @@ from clearway.datapath.flowtable import (
     bucket_bytes,
     buckets_for,
 )
-from clearway.datapath.tables import BPF_MAP_TYPE_ARRAY, Table
+from clearway.datapath.inner import create_inner, put_inner
+from clearway.datapath.tables import Table
 from clearway.model.sizes import flows_in
 
 Array = npt.NDArray[Any]
 
-BPF_F_MMAPABLE = 1 << 10
-BPF_F_INNER_MAP = 1 << 12
 OUTER = {FAMILY_IPV4: "flow4_v3", FAMILY_IPV6: "flow6_v3"}
 BUCKETS = {FAMILY_IPV4: "buckets4", FAMILY_IPV6: "buckets6"}
 STRUCTS = {FAMILY_IPV4: "flow4_bucket", FAMILY_IPV6: "flow6_bucket"}
@@ -81,26 +80,12 @@ def _put_new(tables: Mapping[str, Table], family: int, place: int, max_flows: in
 
 
 def _create(family: int, buckets: int) -> int:
-    options = libbpf.MapCreateOpts(
-        sz=ctypes.sizeof(libbpf.MapCreateOpts), map_flags=BPF_F_MMAPABLE | BPF_F_INNER_MAP
-    )
-    size = bucket_bytes(family)
-    fd = libbpf.library().bpf_map_create(
-        BPF_MAP_TYPE_ARRAY, f"flow{family}".encode(), 4, size, buckets, ctypes.byref(options)
-    )
-    if fd < 0:
-        needed = buckets * size / (1 << 20)
-        raise DatapathError(
-            f"no memory for the IPv{family} flow table: it takes {needed:,.0f} MiB; lower conntrack.max_flows"
-        )
-    return int(fd)
+    no_memory = f"no memory for the IPv{family} flow table: it takes {{}}; lower conntrack.max_flows"
+    return create_inner(f"flow{family}", bucket_bytes(family), buckets, no_memory)
 
 
 def _put(outer: Table, place: int, fd: int) -> None:
-    key, value = ctypes.c_uint32(place), ctypes.c_uint32(fd)
-    bpf.check(
-        libbpf.library().bpf_map_update_elem(outer.fd, ctypes.byref(key), ctypes.byref(value), 0), outer.name
-    )
+    put_inner(outer.fd, outer.name, place, fd)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clearway.model.hashing import mix64, mix64_again
 from clearway.model.sizes import FLOW_LINES as LINES
 from clearway.model.sizes import FLOW_SLOTS as SLOTS
 from clearway.model.sizes import LINE, bucket_bytes, buckets_for
@@ -44,9 +45,6 @@ TAG_SHIFT = np.uint32(16)
 TAG_FIRST = 3  # FLOW_TAG_FIRST
 ALL = slice(None)
 TRIES = 4
-# mix64() and mix64_again() of bpf/util.h
-MIX = (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9))
-MIX_AGAIN = (np.uint64(27), np.uint64(0x94D049BB133111EB))
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,7 @@ class FlowTable:
         """The two buckets that keys may stand in, and their tags."""
         hashed, buckets = self._hash(keys), np.uint64(self.buckets)
         first, second = (
-            (word >> np.uint64(32)) * buckets >> np.uint64(32) for word in (hashed, _mix(hashed, MIX_AGAIN))
+            (word >> np.uint64(32)) * buckets >> np.uint64(32) for word in (hashed, mix64_again(hashed))
         )
         second = np.where(second == first, (second + np.uint64(1)) % buckets, second)
         tag = (hashed >> np.uint64(16)).astype(np.uint16)
@@ -202,7 +200,7 @@ class FlowTable:
         for number, (source, destination) in enumerate(zip(*(word.T for word in words), strict=True)):
             total += self.key[3 + 2 * number] * source.astype(np.uint64)
             total += self.key[4 + 2 * number] * destination.astype(np.uint64)
-        return _mix(total, MIX)
+        return mix64(total)
 
     def find(self, keys: Keys) -> Array:
         """For each key the place of its entry, or -1."""
@@ -247,12 +245,6 @@ def same_addresses(some: Array, others: Array) -> Array:
     for column in range(1, words.shape[1]):
         equal &= words[:, column] == wanted[:, column]
     return equal
-
-
-def _mix(hashed: Array, by: tuple[np.uint64, np.uint64]) -> Array:
-    shift, factor = by
-    mixed: Array = (hashed ^ hashed >> shift) * factor
-    return mixed
 
 
 def _in_memory(ports: Array) -> Array:

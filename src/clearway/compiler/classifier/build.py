@@ -10,13 +10,15 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from .conditions import FIELD_WORDS, Classified, Condition, Rows, Sets, rows_of
+from .conditions import FIELD_WORDS, Classified, Condition, Rows, Sets, TooBigError, rows_of
 from .entries import place_entries
 from .fields import field_of, spans_of
 from .lines import Lines
 from .relax import labels_of, loosened
 
 U64 = NDArray[np.uint64]
+STEPS_MAX = 1 << 23
+"""Look-ups for one packet (CLASSIFY_STEPS)."""
 SEED = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -56,6 +58,13 @@ def compile_classifier(conditions: Sequence[Condition], sets: Sets, family: int)
         for field in Classified
     ]
     entries, longest = _entries(rows, groups, lines)
+    steps = _most_steps(groups, depths, longest)
+    if steps > STEPS_MAX:
+        raise TooBigError(
+            f"these rules could take {steps:,} look-ups for one packet, because they ask for too many"
+            f" different things, and {STEPS_MAX:,} are the most; use fewer prefix lengths, or sets that"
+            " overlap less"
+        )
     placed = place_entries(entries.keys, entries.groups, SEED)
     head = np.zeros(8, np.uint64)
     numbers = head.view(np.uint32)
@@ -68,9 +77,7 @@ def compile_classifier(conditions: Sequence[Condition], sets: Sets, family: int)
     numbers[10] = len(groups.masks)
     lines.put(0, head)
     shadowed = tuple(sorted(set(range(len(conditions))) - set(rows.rules.tolist())))
-    return Classifier(
-        lines.joined(), len(groups.masks), len(rows.rules), shadowed, _most_steps(groups, depths, longest)
-    )
+    return Classifier(lines.joined(), len(groups.masks), len(rows.rules), shadowed, steps)
 
 
 def _without_repeated(rows: Rows) -> Rows:
@@ -132,8 +139,8 @@ class Entries:
         return out
 
 
-def _entries(rows: Rows, groups: Groups, lines: Lines) -> tuple[Entries, int]:
-    """An entry for each key; and the length of the longest chain."""
+def _entries(rows: Rows, groups: Groups, lines: Lines) -> tuple[Entries, NDArray[np.int64]]:
+    """An entry for each key; and by group the length of its longest chain."""
     keys = rows.keys & groups.masks[groups.of_row]
     chained = groups.chained[groups.of_row]
     plain, linked = np.flatnonzero(~chained), np.flatnonzero(chained)
@@ -146,7 +153,9 @@ def _entries(rows: Rows, groups: Groups, lines: Lines) -> tuple[Entries, int]:
     starts = begin + 2 * (np.cumsum(counts) - counts)
     chosen = np.concatenate([plain, linked[first]])
     found = np.concatenate([rows.rules[plain], starts.astype(np.uint32)])
-    return Entries(keys[chosen], groups.of_row[chosen], found), int(counts.max(initial=0))
+    longest = np.zeros(len(groups.masks), np.int64)
+    np.maximum.at(longest, groups.of_row[linked[first]], counts)
+    return Entries(keys[chosen], groups.of_row[chosen], found), longest
 
 
 def _chains(rows: Rows, order: NDArray[np.int64], counts: NDArray[np.int64]) -> U64:
@@ -159,9 +168,10 @@ def _chains(rows: Rows, order: NDArray[np.int64], counts: NDArray[np.int64]) -> 
     return out.reshape(-1, 8)
 
 
-def _most_steps(groups: Groups, depths: Sequence[int], longest: int) -> int:
-    """Look-ups for one packet, if it has the most labels of each field at once."""
-    probes = (
-        prod(depths[field] for field in Classified if asks >> field & 1) for asks in groups.asks.tolist()
+def _most_steps(groups: Groups, depths: Sequence[int], longest: NDArray[np.int64]) -> int:
+    """Look-ups for one packet, if it has the most labels of each field at once. longest: chains by group."""
+    asked = zip(groups.asks.tolist(), longest.tolist(), strict=True)
+    return sum(
+        prod(depths[field] for field in Classified if asks >> field & 1) * (1 + chain)
+        for asks, chain in asked
     )
-    return sum(probes) + int(np.count_nonzero(groups.chained)) * longest

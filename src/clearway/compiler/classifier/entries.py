@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clearway.model.hashing import mix64, mix64_again
+
 U64 = NDArray[np.uint64]
 SLOTS = 8
 PROBES = 4
@@ -25,7 +27,6 @@ FACTORS = np.array(
     ],
     np.uint64,
 )
-MIX, MIX_AGAIN = (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,8 @@ def place_entries(keys: U64, groups: NDArray[np.int64], seed: np.uint64) -> Plac
 
 def classify_hash(keys: U64, groups: NDArray[np.int64], seed: np.uint64) -> U64:
     """classify_hash() of bpf/classify.h."""
-    hashed: U64 = _mix(seed + groups.astype(np.uint64), MIX) + (keys * FACTORS).sum(axis=1, dtype=np.uint64)
-    return _mix(_mix(hashed, MIX), MIX_AGAIN)
-
-
-def _mix(hashed: U64, by: tuple[int, int]) -> U64:
-    mixed: U64 = (hashed ^ hashed >> np.uint64(by[0])) * np.uint64(by[1])
-    return mixed
+    hashed: U64 = mix64(seed + groups.astype(np.uint64)) + (keys * FACTORS).sum(axis=1, dtype=np.uint64)
+    return mix64_again(mix64(hashed))
 
 
 def _place(hashed: U64, count: int) -> U64 | None:

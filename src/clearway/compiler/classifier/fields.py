@@ -173,14 +173,14 @@ def _labelled(labels: Labels, field: Classified, sets: Sets, family: int) -> tup
     parts: list[tuple[U64, U64, U64, U64]] = []
     for members in labels.number:
         if field >= Classified.SPORT:
-            ports: Sequence[PortRange] = sets.ports[members] if isinstance(members, str) else members  # type: ignore[assignment]
+            ports = sets.ports[members] if isinstance(members, str) else members
             low, last_low = (
                 np.array([getattr(one, name) for one in ports], np.uint64) for name in ("first", "last")
             )
             parts.append((low * np.uint64(0), low, low * np.uint64(0), last_low))
         else:
-            networks: Sequence[IPNetwork] = sets.addresses[members] if isinstance(members, str) else members  # type: ignore[assignment]
-            parts.append(_ends_of(networks, family))
+            networks = sets.addresses[members] if isinstance(members, str) else members
+            parts.append(_ends_of([one for one in networks if not isinstance(one, PortRange)], family))
     counts = np.array([len(part[0]) for part in parts], np.int64)
     none = np.zeros(0, np.uint64)
     high, low, last_high, last_low = (

@@ -68,7 +68,7 @@ def _drop_labels(masks: U64, fields: Sequence[Classified], depths: Sequence[int]
 def _looser(masks: U64, family: int) -> Iterator[U64]:
     """The same, looser and looser: in the end they ask for protocols and single ports alone."""
     protocol, single = np.uint64(0xFF << 24), np.uint64(0xFFFF)
-    for rounding in ROUNDINGS[4 if family == FAMILY_IPV4 else 6]:
+    for rounding in ROUNDINGS[family]:
         out = np.zeros_like(masks)
         for high in (0, 2):
             out[:, high], out[:, high + 1] = _cut(masks[:, high], masks[:, high + 1], rounding, family)
