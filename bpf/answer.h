@@ -129,6 +129,7 @@ always_inline __u32 answer_quote(const struct packet *p)
 struct answer {
 	__u8 type;
 	__u8 code;
+	__u8 from_destination; /* of the packet, which is an address of this machine; otherwise the receiving device's */
 	__be32 rest;
 };
 
@@ -221,7 +222,9 @@ always_inline int answer_icmp(struct packet *p, const struct answer *a, int reas
 
 	if (p->fragment == FRAGMENT_LATER)
 		return conclude(p, REASON_DROP_NO_ANSWER);
-	if (!answer_address(p, &from))
+	if (a->from_destination)
+		from = p->tuple.dst;
+	else if (!answer_address(p, &from))
 		return conclude(p, REASON_DROP_ANSWER_FAILED);
 	if (!answer_allowed())
 		return conclude(p, REASON_DROP_RATE_LIMITED);

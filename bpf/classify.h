@@ -35,6 +35,7 @@ struct classify {
 	__u32 entry_lines;
 	__u64 seed;
 	struct fields fields;
+	struct fields key;		      /* of the group that is being tried */
 	__u64 groups[CLASSIFIER_GROUPS / 64]; /* that are to be tried */
 	__u32 rows[CLASSIFIED_COUNT];	      /* lines of the classes; 0: no rule asks for this field */
 	__u32 at[CLASSIFIED_COUNT];	      /* labels to be tried next, in the present group */
@@ -82,8 +83,10 @@ always_inline __u32 classify_child(const __u64 *keys, __u64 word)
 	__u32 child = 0;
 
 #pragma clang loop unroll(full)
-	for (int i = 0; i < TREE_KEYS; i++)
+	for (int i = 0; i < TREE_KEYS; i++) {
 		child += classify_less(keys[i], word);
+		keep_register(child); /* one after the other: all at once they would need a stack */
+	}
 	return child;
 }
 
@@ -98,6 +101,7 @@ always_inline __u32 classify_wide_child(const __u64 *upper, const __u64 *lower, 
 	for (int i = 0; i < TREE_KEYS; i++) {
 		__u64 other = upper[i] ^ high;
 		child += (~other & (other - 1)) >> 63 & classify_less(lower[i], low);
+		keep_register(child); /* one after the other: all at once they would need a stack */
 	}
 	return child;
 }
@@ -171,7 +175,7 @@ always_inline void classify_keep(struct classify *c, const enum classified field
 }
 
 /* The groups that may have a rule for these fields. */
-always_inline bool classify_begin(struct classify *c)
+never_inline bool classify_begin(struct classify *c)
 {
 	const struct classifier_head *head = classifier_line(c->instance, 0);
 	const struct fields *f = &c->fields;
@@ -307,7 +311,7 @@ always_inline __u32 classify_probe(const struct classify *c, const struct fields
 }
 
 /* One group, with one label of each kind that it asks for. 1: there is none that could be better. */
-always_inline long classify_group(struct classify *c)
+never_inline long classify_group(struct classify *c)
 {
 	__u32 number = classify_next(c);
 
@@ -316,15 +320,15 @@ always_inline long classify_group(struct classify *c)
 	const struct classifier_group *group = classifier_line(c->instance, c->group_lines + number);
 	if (!group || group->best >= c->rule)
 		return 1;
-	struct fields key;
+	struct fields *key = &c->key;
 	bool more = false;
 	__u64 labels = group->asks & LABELS_ASKED ? classify_labels(c, group->asks, &more) : 0;
 	for (int i = 0; i < FIELD_WORDS - 1; i++)
-		key.words[i] = c->fields.words[i] & group->mask.words[i];
-	key.words[FIELD_WORDS - 1] = labels;
+		key->words[i] = c->fields.words[i] & group->mask.words[i];
+	key->words[FIELD_WORDS - 1] = labels;
 	if (!more)
 		c->groups[number / 64] &= ~(1ull << (number & 63));
-	__u32 found = classify_probe(c, &key, number);
+	__u32 found = classify_probe(c, key, number);
 	if (found == CLASSIFY_NONE)
 		return 0;
 	if (group->asks & CLASSIFIER_CHAINED)

@@ -7,6 +7,9 @@
  *   open    service -> route -> nat -> new flow
  *   icmp    errors about translated flows, translated
  *   answer  ICMP errors and resets of our own
+ *   refuse  what the firewall does not accept
+ *   stray   what only Linux can carry, judged
+ *   sent    connections that this machine opens
  *
  * A packet is handled completely or handed to Linux as it came (verdict.h). */
 #include "vmlinux.h"
@@ -42,11 +45,18 @@
 #include "stateless.h"
 #include "inbound.h"
 #include "fragment.h"
+#include "classify.h"
+#include "firewall.h"
 #include "known.h"
 #include "opening.h"
 #include "icmp.h"
 #include "answer.h"
 #include "reset.h"
+#include "refuse.h"
+#include "stray.h"
+#ifdef HOOK_TC
+#include "sent.h"
+#endif
 
 #ifdef HOOK_XDP
 #define PROGRAM(NAME) SEC("xdp.frags") int cw_xdp##NAME(context *ctx)
@@ -110,7 +120,7 @@ always_inline int enter_known(struct packet *p, struct scratch *s)
 	if (flow_peek(&s->entry) && known(p, stamp, s, &verdict) != CONTINUE)
 		return verdict;
 	if (p->fragment == FRAGMENT_LATER)
-		return conclude(p, REASON_PUNT_FRAGMENT); /* as its first one was */
+		return conclude(p, fragment_left(p));
 	return stage(p, STAGE_OPEN);
 }
 
@@ -121,9 +131,9 @@ PROGRAM()
 	if (!packet_open(&p))
 		return conclude(&p, REASON_DROP_ETHERNET_SHORT);
 	count_received(&p);
-	int reason = parse(&p, false);
+	int reason = parse(&p, PARSE_ENTRY);
 	if (reason != CONTINUE)
-		return conclude(&p, reason);
+		return stray_or_end(&p, reason);
 	return enter(&p);
 }
 
@@ -137,7 +147,7 @@ SEC("tc") int cw_tc_behind(context *ctx)
 		return ACTION_PUNT;
 	if (!packet_open(&p))
 		return conclude(&p, REASON_DROP_ETHERNET_SHORT);
-	int reason = parse(&p, false);
+	int reason = parse(&p, PARSE_ENTRY);
 	if (reason != CONTINUE)
 		return conclude(&p, reason);
 	return enter(&p);
@@ -151,7 +161,7 @@ PROGRAM(_again)
 
 	if (!packet_open(&p))
 		return conclude(&p, REASON_DROP_ETHERNET_SHORT);
-	int reason = parse(&p, true);
+	int reason = parse(&p, PARSE_AGAIN);
 	if (reason != CONTINUE)
 		return conclude(&p, reason);
 	bool said_in_icmp = is_icmp(&p.tuple) && !p.icmp_echo && !p.fragment;
@@ -188,7 +198,7 @@ always_inline int enter_answer(struct packet *p, struct scratch *s)
 		return conclude(p, REASON_DROP_FRAGMENT_UNKNOWN);
 	s->entry.key = p->tuple;
 	if (!stateless && !flow_peek(&s->entry))
-		return answer_reset(p);
+		return answer_reset(p, REASON_ANSWER_RESET, REASON_DROP_MIDSTREAM);
 	if (!p->dont_fragment)
 		return leave_to_fragment(p, s, stateless);
 	if (!stateless)
@@ -213,5 +223,50 @@ STAGE(_known, enter_known)
 STAGE(_open, enter_open)
 STAGE(_icmp, enter_icmp)
 STAGE(_answer, enter_answer)
+STAGE(_refuse, enter_refuse)
+
+PROGRAM(_stray)
+{
+	struct packet packet = {.ctx = ctx}, *p = &packet;
+	struct scratch *s = scratch_get();
+
+	keep_register(p);
+	if (!s || !packet_open(p))
+		return conclude(p, REASON_DROP_ETHERNET_SHORT);
+	int reason = parse(p, PARSE_ALL);
+	if (reason != CONTINUE)
+		return conclude(p, reason);
+	return enter_stray(p, s);
+}
+
+#ifdef HOOK_TC
+/* At egress. */
+SEC("tc") int cw_tc_out(context *ctx)
+{
+	struct packet p = {.ctx = ctx};
+
+	if (sent_was_seen(ctx) || !packet_open(&p) || parse(&p, PARSE_ALL) != CONTINUE || !sent_tells(&p))
+		return ACTION_PUNT;
+	if (!sent_hit(&p)) {
+		struct scratch *s = scratch_get();
+		if (s) {
+			s->parsed = *packet_parsed(&p);
+			bpf_tail_call(ctx, &stages, STAGE_SENT);
+		}
+	}
+	return ACTION_PUNT;
+}
+
+SEC("tc") int cw_tc_sent(context *ctx)
+{
+	struct packet packet = {.ctx = ctx}, *p = &packet;
+	struct scratch *s = scratch_get();
+
+	keep_register(p);
+	if (!s || !packet_restore(p, s))
+		return ACTION_PUNT;
+	return enter_sent(p, s);
+}
+#endif
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -672,3 +672,16 @@ always_inline enum flow_result flow_open(struct birth *forward, struct birth *an
 		flow_release_both(forward, answer, true);
 	return result;
 }
+
+/* Opens a connection that leaves as it is: forward->leaves with the source that it has. TAKEN: its replies would be another's. */
+__noinline int flow_open_plain(struct birth *forward, struct birth *answer, struct ending *e)
+{
+	if (!forward || !answer || !e)
+		return FLOW_FULL;
+	tuple_reverse(&forward->key, &answer->leaves);
+	tuple_reverse(&forward->leaves, &answer->key);
+	int result = flow_open(forward, answer);
+	if (result == FLOW_FULL && flow_make_room_both(forward, answer, e))
+		result = flow_open(forward, answer);
+	return result;
+}

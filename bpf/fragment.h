@@ -50,7 +50,7 @@ always_inline int fragment_unknown(struct packet *p, struct scratch *s)
 
 	if (!config)
 		return REASON_PUNT_FRAGMENT;
-	if (fragment_of_service(p, config))
+	if (config->firewall || fragment_of_service(p, config))
 		return REASON_DROP_FRAGMENT_UNKNOWN;
 	if (!config->nats)
 		return REASON_PUNT_FRAGMENT;
@@ -59,4 +59,12 @@ always_inline int fragment_unknown(struct packet *p, struct scratch *s)
 	if (route_found(&s->route) && nat_lookup(config->epoch, s->route.fib.ifindex, &p->tuple))
 		return REASON_DROP_FRAGMENT_UNKNOWN;
 	return REASON_PUNT_FRAGMENT;
+}
+
+/* A later fragment of what has no entry. Its first one has gone to Linux, unless there is a firewall: then it was refused. */
+always_inline int fragment_left(const struct packet *p)
+{
+	const struct config *config = config_of(active_now().epoch);
+
+	return config && config->firewall ? REASON_DROP_FIREWALL : REASON_PUNT_FRAGMENT;
 }

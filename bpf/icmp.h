@@ -142,16 +142,26 @@ always_inline __u32 icmp_outer(struct packet *p, __u32 state, const struct tuple
 	return delta;
 }
 
+/* About nothing that is known here. */
+always_inline int icmp_unknown(struct packet *p)
+{
+	const struct config *config = config_of(active_now().epoch);
+
+	return config && config->firewall ? stage(p, STAGE_OPEN) : conclude(p, REASON_PUNT_ICMP);
+}
+
 always_inline int enter_icmp(struct packet *p, struct scratch *s)
 {
 	struct quote q;
 
 	if (!p->l4 || !icmp_is_error(p) || !quote_parse(p, &q))
-		return conclude(p, REASON_PUNT_ICMP);
+		return icmp_unknown(p);
 	tuple_reverse(&q.tuple, &s->answer.key);
 	struct verdict *v = &s->entry.verdict;
 	s->entry.key = s->answer.key;
 	if (!flow_peek(&s->entry))
+		return icmp_unknown(p);
+	if (v->state & FLOW_LINUX)
 		return conclude(p, REASON_PUNT_ICMP);
 	if (p->ttl <= 1)
 		return conclude(p, REASON_DROP_NO_ANSWER);

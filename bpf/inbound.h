@@ -22,8 +22,15 @@ always_inline bool inbound_noted(const struct packet *p, const struct config *co
 	return row && now() - row->seen <= (__u64)limit * cw_hz / 1000;
 }
 
-/* Only TCP and UDP can be asked for (net/netfilter/nf_conntrack_bpf.c). */
-never_inline bool inbound_in_conntrack(context *ctx, const struct tuple *t)
+enum inbound_direction {
+	INBOUND_UNKNOWN,
+	INBOUND_ORIGINAL,
+	INBOUND_REPLY,
+};
+
+/* Which direction of a connection that Linux' conntrack knows? Only TCP and UDP can be asked for
+ * (net/netfilter/nf_conntrack_bpf.c). */
+never_inline enum inbound_direction inbound_in_conntrack(context *ctx, const struct tuple *t)
 {
 	struct bpf_ct_opts opts = {.netns_id = BPF_F_CURRENT_NETNS, .l4proto = t->proto};
 	struct bpf_sock_tuple tuple = {};
@@ -37,9 +44,9 @@ never_inline bool inbound_in_conntrack(context *ctx, const struct tuple *t)
 		ct = packet_ct_lookup(ctx, &tuple, sizeof(tuple.ipv6), &opts, sizeof(opts));
 	}
 	if (!ct)
-		return false;
+		return INBOUND_UNKNOWN;
 	bpf_ct_release(ct);
-	return true;
+	return opts.dir ? INBOUND_REPLY : INBOUND_ORIGINAL;
 }
 
 /* Does Linux carry the connection that this packet answers? */

@@ -15,5 +15,5 @@ always_inline const struct config *config_of(__u32 epoch)
 {
 	__u32 index = epoch & 1;
 
-	return bpf_map_lookup_elem(&config_v2, &index);
+	return bpf_map_lookup_elem(&config_v3, &index);
 }

@@ -66,13 +66,54 @@ always_inline bool known_keeps(const struct packet *p, struct scratch *s)
 	return flow_find_both(e) && e->paired && service_keeps(active_now().epoch, e);
 }
 
-/* Where does the route lead now? For this packet, and for those that follow. */
-always_inline int known_resolve(struct packet *p, __u32 stamp, struct scratch *s)
+#define FLOW_TRANSLATED (FLOW_SOURCE_NAT | FLOW_DEST_NAT | FLOW_HAS_SERVICE | FLOW_HAS_NAT)
+
+/* The rules may have changed. They are asked about the packet that opened the connection, as far as this one can tell; what
+ * this machine has opened is not theirs to judge. */
+never_inline bool known_allowed(struct packet *p, const struct config *config, struct scratch *s)
 {
-	route_lookup(p, s);
+	const struct peek *e = &s->entry;
+	__u32 next = route_found(&s->route) ? s->route.fib.ifindex : 0;
+	struct asked *a = &s->judging.asked;
+
+	if (!config->firewall || (e->state & FLOW_LINUX && e->state & FLOW_REPLY))
+		return true;
+	a->tcp_flags = p->tuple.proto == IPPROTO_TCP ? TCP_SYN : 0;
+	a->icmp_type = icmp_request(p->tuple.family);
+	a->tos = p->tos;
+	if (e->state & FLOW_REPLY) {
+		a->ifindex_in = next;
+		a->ifindex_out = p->ifindex;
+		a->vlan = s->route.device.vlan_outer;
+		a->local = false;
+		tuple_reverse(&e->leaves, &s->answer.key);
+		tuple_reverse(&e->key, &s->answer.leaves);
+	} else {
+		a->ifindex_in = p->ifindex;
+		a->ifindex_out = next;
+		a->vlan = p->vlan_outer;
+		a->local = !route_through(&s->route);
+		s->answer.key = e->key;
+		s->answer.leaves = e->leaves;
+	}
+	firewall_ask(&s->judging, &s->answer.key, &s->answer.leaves, config);
+	s->judging.known = true;
+	return firewall_judge(p->ctx) == FIREWALL_ACCEPT;
+}
+
+/* The connection ends with this packet. */
+always_inline int known_refuse(struct packet *p, struct scratch *s)
+{
+	flow_end(&s->ending, &p->tuple, FLOW_END_FORBIDDEN);
+	return stage(p, STAGE_REFUSE);
+}
+
+/* Where does the route lead now? For this packet, and for those that follow. What is not translated Linux can answer for. */
+always_inline int known_resolve(__u32 stamp, struct scratch *s)
+{
 	int reason = route_reason(&s->route);
 	if (reason != CONTINUE)
-		return reason;
+		return s->entry.state & FLOW_TRANSLATED ? reason : REASON_PUNT_LOCAL;
 	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
 	flow_resolve(&s->entry);
 	return CONTINUE;
@@ -103,6 +144,32 @@ always_inline bool must_hand_over(const struct egress *out)
 #endif
 }
 
+/* Of a connection that Linux carries; as known(). */
+always_inline int known_linux(struct packet *p, __u32 stamp, struct scratch *s, int *verdict)
+{
+	const struct config *config = config_of(active_now().epoch);
+	struct verdict *v = &s->entry.verdict;
+
+	*verdict = 0;
+	if (v->stamp != stamp) {
+		route_lookup(p, s);
+		bool ours = !(v->state & FLOW_REPLY) && route_found(&s->route);
+		if (!config || !config->firewall || ours) { /* by now */
+			flow_end(&s->ending, &p->tuple, FLOW_END_RELEASED);
+			return CONTINUE;
+		}
+		if (!known_allowed(p, config, s)) {
+			*verdict = known_refuse(p, s);
+			return 0;
+		}
+		v->stamp = stamp;
+		flow_resolve(&s->entry);
+	}
+	flow_refresh(&s->entry, p->length);
+	*verdict = conclude(p, REASON_PUNT_LOCAL);
+	return 0;
+}
+
 /* CONTINUE: not known any more, to be opened anew. Everything else: the hook's verdict in *verdict. */
 always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *verdict)
 {
@@ -114,6 +181,8 @@ always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *v
 		flow_end(&s->ending, &p->tuple, FLOW_END_REOPENED);
 		return CONTINUE;
 	}
+	if (v->state & FLOW_LINUX)
+		return known_linux(p, stamp, s, verdict);
 	s->route.result = BPF_FIB_LKUP_RET_SUCCESS;
 	if (v->stamp != stamp || !egress_read(v->egress, stamp, &s->egress)) {
 		bool reply = v->state & FLOW_REPLY;
@@ -124,7 +193,17 @@ always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *v
 			*verdict = conclude(p, REASON_DROP_ENDPOINT_GONE);
 			return 0;
 		}
-		int wrong = known_resolve(p, stamp, s);
+		const struct config *config = config_of(active_now().epoch);
+		if (!config || (!config->firewall && !(v->state & FLOW_TRANSLATED))) {
+			flow_end(&s->ending, &p->tuple, FLOW_END_RELEASED);
+			return CONTINUE;
+		}
+		route_lookup(p, s);
+		if (!known_allowed(p, config, s)) {
+			*verdict = known_refuse(p, s);
+			return 0;
+		}
+		int wrong = known_resolve(stamp, s);
 		if (wrong != CONTINUE) {
 			*verdict = conclude(p, wrong);
 			return 0;

@@ -32,7 +32,7 @@
 
 FLOW_TABLE(flow4_v3, struct flow4_bucket);
 FLOW_TABLE(flow6_v3, struct flow6_bucket);
-TABLE(flows_v1, BPF_MAP_TYPE_ARRAY, __u32, struct flow_tables, 1, 0);
+TABLE(flows_v2, BPF_MAP_TYPE_ARRAY, __u32, struct flow_tables, 1, 0);
 TABLE(carried_v1, BPF_MAP_TYPE_HASH, struct carried_key, struct carried, 65536, BPF_F_NO_PREALLOC);
 TABLE(ended_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, FLOW_END_COUNT, 0); /* index: enum flow_end */
 TABLE(lost_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, 1, 0);		     /* records there was no room for */
@@ -44,9 +44,14 @@ TABLE(egress_v1, BPF_MAP_TYPE_ARRAY, __u32, struct egress, EGRESS_ROWS, 0);
 TABLE(inbound_v1, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct inbound, 16384, 0);
 TABLE(fragment_v1, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 4096, 0);
 
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events_v1 SEC(".maps"); /* struct firewall_event, while flow_tables.events is set */
+
 /* configuration */
 TABLE(active_v1, BPF_MAP_TYPE_ARRAY, __u32, struct active, 1, 0);
-TABLE(config_v2, BPF_MAP_TYPE_ARRAY, __u32, struct config, 2, 0); /* index: epoch & 1 */
+TABLE(config_v3, BPF_MAP_TYPE_ARRAY, __u32, struct config, 2, 0); /* index: epoch & 1 */
 TABLE(service_v1, BPF_MAP_TYPE_HASH, struct service_key, struct service, 1, BPF_F_NO_PREALLOC);
 TABLE(claim_v1, BPF_MAP_TYPE_HASH, struct claim, __u32, 1, BPF_F_NO_PREALLOC); /* set; the value is 1 */
 TABLE(origin_v1, BPF_MAP_TYPE_HASH, struct service_key, struct origin, 1, BPF_F_NO_PREALLOC);
@@ -55,6 +60,7 @@ TABLE(full_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1,
 TABLE(wheel_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);	      /* slot -> endpoint id */
 TABLE(endpoint_v1, BPF_MAP_TYPE_ARRAY, __u32, struct endpoint, 1, 0); /* index: endpoint id */
 TABLE(nat_v1, BPF_MAP_TYPE_LPM_TRIE, struct nat_key, struct nat, 1, BPF_F_NO_PREALLOC);
+TABLE(rule_v1, BPF_MAP_TYPE_ARRAY, __u32, struct rule, 1, 0); /* index: config.first_rule + its number */
 
 /* mirror of the kernel's devices */
 TABLE(device_v1, BPF_MAP_TYPE_HASH, __u32, struct device, 4096, BPF_F_NO_PREALLOC);
@@ -64,6 +70,8 @@ TABLE(port_v1, BPF_MAP_TYPE_ARRAY, __u32, struct port, PORT_SLOTS, 0);
 /* statistics and limits */
 TABLE(counter_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, REASON_COUNT, 0); /* index: enum reason */
 TABLE(received_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, 1, 0);	      /* every packet, on arrival */
-TABLE(cursor_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);		 /* index: service id; round-robin position */
-TABLE(opened_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, 1, 0); /* index: endpoint id */
+TABLE(cursor_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);		  /* index: service id; round-robin position */
+TABLE(opened_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, 1, 0);  /* index: endpoint id */
+TABLE(judged_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct judged, 1, 0);  /* index: rule.counter */
+TABLE(unheard_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, 1, 0); /* firewall events there was no room for */
 TABLE(answer_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct answer_bucket, 1, 0);

@@ -14,6 +14,8 @@ struct opening {
 	__u32 endpoint;
 	bool midstream; /* TCP, and not a SYN */
 	bool answers;	/* an endpoint, for a connection without an entry (stateless.h) */
+	bool to_linux;	/* it is carried by Linux */
+	bool plain;	/* the firewall has accepted it, and nothing of it is translated */
 };
 
 /* A TCP segment without SYN and without flow: pick up, or not. Only asked for traffic that is ours. */
@@ -139,7 +141,7 @@ always_inline __u32 opening_sent(struct packet *p, const struct opening *o, stru
 	return FLOW_SENT_SYN | seg->scale;
 }
 
-always_inline void opening_entries(struct packet *p, struct opening *o, struct scratch *s)
+never_inline void opening_entries(struct packet *p, struct opening *o, struct scratch *s)
 {
 	struct flow *forward = &s->forward.flow, *answer = &s->answer.flow;
 	bool source_nat = !addr_equal(&s->source.address, &p->tuple.src);
@@ -155,12 +157,13 @@ always_inline void opening_entries(struct packet *p, struct opening *o, struct s
 	both |= o->service ? FLOW_HAS_SERVICE : 0;
 	both |= o->service && o->service->mode == MODE_FULL_NAT ? FLOW_FULL_NAT : 0;
 	both |= o->nat ? FLOW_HAS_NAT : 0;
+	both |= o->to_linux ? FLOW_LINUX : 0;
 	both |= o->midstream ? FLOW_PICKED_UP | TCP_SCALE_MAX << FLOW_SCALE_SHIFT : 0;
-	__u32 sent = opening_sent(p, o, s);
-	forward->state = both | sent;
-	forward->state |= (source_nat ? FLOW_SOURCE_NAT : 0) | (o->service ? FLOW_DEST_NAT : 0);
-	answer->state = both | FLOW_REPLY | (sent & FLOW_SENT) << (FLOW_HEARD_SHIFT - FLOW_SENT_SHIFT);
-	answer->state |= (source_nat ? FLOW_DEST_NAT : 0) | (o->service ? FLOW_SOURCE_NAT : 0);
+	__u32 sent = opening_sent(p, o, s), heard = (sent & FLOW_SENT) << (FLOW_HEARD_SHIFT - FLOW_SENT_SHIFT);
+	bool dest_nat = o->service;
+	keep_register(dest_nat); /* lest the compiler calculates with the pointer */
+	forward->state = both | sent | (source_nat ? FLOW_SOURCE_NAT : 0) | (dest_nat ? FLOW_DEST_NAT : 0);
+	answer->state = both | FLOW_REPLY | heard | (source_nat ? FLOW_DEST_NAT : 0) | (dest_nat ? FLOW_SOURCE_NAT : 0);
 	flow_hop(&s->entry.verdict, forward);
 }
 
@@ -217,8 +220,10 @@ never_inline int opening_decide(struct packet *p, struct opening *o, struct scra
 {
 	int reason;
 
-	if (opening_from_nobody(&p->tuple))
+	if (opening_from_nobody(&p->tuple)) {
+		s->route.result = BPF_FIB_LKUP_RET_NOT_FWDED;
 		return REASON_PUNT_MULTICAST;
+	}
 	if ((reason = opening_service(p, o, s)) != CONTINUE)
 		return reason;
 	opening_answers(p, o, s);
@@ -231,8 +236,105 @@ never_inline int opening_decide(struct packet *p, struct opening *o, struct scra
 	return opening_nat_only(p, o);
 }
 
+#define REFUSED (-3) /* by the firewall, neither a reason nor CONTINUE */
+
+/* Does Linux' conntrack know the packet? A SYN opens. */
+always_inline enum inbound_direction opening_of_linux(struct packet *p)
+{
+	bool tcp = p->tuple.proto == IPPROTO_TCP;
+
+	if (!cw_conntrack || (!tcp && p->tuple.proto != IPPROTO_UDP) || (tcp && tcp_is_open(p->tcp_flags)))
+		return INBOUND_UNKNOWN;
+	return inbound_in_conntrack(p->ctx, &p->tuple);
+}
+
+/* The tuple after translation, but for a source port that is not chosen yet. */
+always_inline const struct tuple *opening_leaves(const struct opening *o, struct scratch *s)
+{
+	s->answer.leaves = s->forward.leaves;
+	if (o->nat || (o->service && o->service->mode == MODE_FULL_NAT))
+		s->answer.leaves.src = s->source.address;
+	return &s->answer.leaves;
+}
+
+/* Accepted, though no service and no rule of NAT has claimed it: a connection all the same, carried by us if it is to be
+ * forwarded, and by Linux otherwise. What tells too little of a connection is Linux' alone. */
+always_inline int opening_accepted(struct packet *p, struct opening *o, struct scratch *s, int reason)
+{
+	bool known = !is_icmp(&p->tuple) || p->icmp_type == icmp_request(p->tuple.family);
+
+	if (!known || reason == REASON_PUNT_MULTICAST)
+		return reason;
+	s->source.address = p->tuple.src;
+	o->plain = true;
+	if (reason == REASON_PUNT_NOT_OURS)
+		return opening_midstream(p, o);
+	o->to_linux = true;
+	return o->midstream && p->tcp_flags & (TCP_RST | TCP_SYN) ? reason : CONTINUE;
+}
+
+/* Is the firewall to be asked? CONTINUE, with what it is asked in the scratch; otherwise how the packet ends. Linux' own
+ * connections, whose first packets have been let in, go on; what expires here is answered before it is judged, as Linux does it. */
+never_inline int opening_ask(struct packet *p, struct opening *o, struct scratch *s, int reason)
+{
+	if (reason != CONTINUE && reason != REASON_PUNT_NOT_OURS && reason != REASON_PUNT_LOCAL &&
+	    reason != REASON_PUNT_ICMP && reason != REASON_PUNT_MULTICAST)
+		return reason;
+	if (firewall_spares(p) || (reason == REASON_PUNT_NOT_OURS && o->nat))
+		return reason;
+	if (reason == REASON_PUNT_NOT_OURS && p->ttl <= 1)
+		return REASON_PUNT_TTL;
+	s->judging.linux_knows = reason != CONTINUE ? opening_of_linux(p) : INBOUND_UNKNOWN;
+	if (s->judging.linux_knows == INBOUND_REPLY)
+		return reason;
+	struct asked *a = &s->judging.asked;
+	a->ifindex_in = p->ifindex;
+	a->ifindex_out = route_found(&s->route) ? s->route.fib.ifindex : 0;
+	a->vlan = p->vlan_outer;
+	a->tcp_flags = p->tcp_flags;
+	a->icmp_type = p->icmp_type;
+	a->tos = p->tos;
+	a->local = !route_through(&s->route);
+	firewall_ask(&s->judging, &p->tuple, opening_leaves(o, s), o->config);
+	s->judging.known = false;
+	return CONTINUE;
+}
+
+/* What the firewall makes of what the stages have decided. */
+never_inline int opening_judge(struct packet *p, struct opening *o, struct scratch *s, int reason)
+{
+	int end = opening_ask(p, o, s, reason);
+
+	if (end != CONTINUE)
+		return end;
+	if (firewall_judge(p->ctx) != FIREWALL_ACCEPT)
+		return REFUSED;
+	if (reason == CONTINUE || s->judging.linux_knows == INBOUND_ORIGINAL)
+		return reason;
+	return opening_accepted(p, o, s, reason);
+}
+
+/* The next hop of what Linux carries: none. */
+always_inline void opening_to_linux(struct scratch *s, __u32 stamp)
+{
+	struct verdict *v = &s->entry.verdict;
+
+	v->stamp = stamp;
+	v->egress = EGRESS_NONE;
+	v->mtu = 0;
+	__builtin_memset(v->dmac, 0, sizeof(v->dmac));
+}
+
+/* There is no place for a connection that nothing of ours is needed for. */
+always_inline int opening_left(struct packet *p, const struct opening *o)
+{
+	return conclude(p, o->to_linux ? REASON_PUNT_LOCAL : REASON_PUNT_NOT_OURS);
+}
+
 always_inline int opening_failed(struct packet *p, int reason)
 {
+	if (reason == REFUSED)
+		return stage(p, STAGE_REFUSE);
 	if (reason == REASON_ANSWER_TTL_EXCEEDED || reason == REASON_ANSWER_RESET)
 		return stage(p, STAGE_ANSWER);
 	return conclude(p, reason);
@@ -257,6 +359,13 @@ always_inline int opening_stateless(struct packet *p, struct scratch *s)
 	return opening_send(p, s, REASON_FORWARD_STATELESS, true);
 }
 
+/* enum flow_result */
+always_inline int opening_open(struct packet *p, const struct opening *o, struct scratch *s)
+{
+	s->forward.key = p->tuple;
+	return o->plain ? flow_open_plain(&s->forward, &s->answer, &s->ending) : nat_open(p->ctx);
+}
+
 always_inline int enter_open(struct packet *p, struct scratch *s)
 {
 	__u32 stamp = generation(p);
@@ -266,25 +375,31 @@ always_inline int enter_open(struct packet *p, struct scratch *s)
 	if (!o.config)
 		return conclude(p, REASON_PUNT_NOT_OURS);
 	int reason = opening_decide(p, &o, s);
+	if (o.config->firewall && !o.answers)
+		reason = opening_judge(p, &o, s, reason);
 	if (reason == REASON_PUNT_NOT_OURS && !o.nat && (o.config->nats || o.config->origins))
 		inbound_note(p, o.config, s);
 	if (reason != CONTINUE)
 		return opening_failed(p, reason);
-	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
+	if (o.to_linux)
+		opening_to_linux(s, stamp);
+	else
+		route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
 	if (o.answers)
 		return opening_stateless(p, s);
 	opening_entries(p, &o, s);
-	if (opening_sends(p, s))
+	if (o.to_linux || opening_sends(p, s))
 		s->forward.flow.carried = CARRIED_PACKET + p->length;
-	s->forward.key = p->tuple;
-	switch (nat_open(p->ctx)) {
+	switch (opening_open(p, &o, s)) {
 	case FLOW_CREATED:
 		break;
 	case FLOW_EXISTS: /* opened on another CPU a moment ago: look again */
 		return stage(p, STAGE_KNOWN);
 	case FLOW_TAKEN:
-		return conclude(p, REASON_DROP_NO_PORT);
+		return o.plain ? opening_left(p, &o) : conclude(p, REASON_DROP_NO_PORT);
 	default:
+		if (o.to_linux)
+			return opening_left(p, &o);
 		if (!o.service || !o.service->stateless || o.nat)
 			return conclude(p, REASON_DROP_TABLE_FULL);
 		/* the port that was tried last is not needed: nothing of the source changes */
@@ -292,6 +407,8 @@ always_inline int enter_open(struct packet *p, struct scratch *s)
 		s->forward.leaves.sport = p->tuple.sport;
 		return opening_stateless(p, s);
 	}
+	if (o.to_linux)
+		return conclude(p, REASON_PUNT_LOCAL);
 	if (o.service)
 		service_count(o.endpoint);
 	return opening_send(p, s, REASON_FORWARD_NEW, false);

@@ -38,10 +38,19 @@ enum icmp_type {
 	ICMP6_PARAMETER_PROBLEM = 4,
 	ICMP6_ECHO = 128,
 	ICMP6_ECHO_REPLY = 129,
+	ICMP6_MLD_QUERY = 130,
+	ICMP6_REDIRECT = 137,
+	ICMP6_MLD2_REPORT = 143,
 };
 #define ICMP_FRAGMENTATION_NEEDED 4 /* code of ICMP_UNREACHABLE */
 
-always_inline int parse_eth(struct packet *p, __be16 *proto)
+enum parsing {
+	PARSE_ENTRY,
+	PARSE_AGAIN, /* it was received and counted before */
+	PARSE_ALL,   /* again; also what only Linux can carry, as far as rules can ask for it (stray.h) */
+};
+
+always_inline int parse_eth(struct packet *p, __be16 *proto, const enum parsing how)
 {
 	struct ethhdr *eth = p->data;
 
@@ -49,6 +58,8 @@ always_inline int parse_eth(struct packet *p, __be16 *proto)
 		return REASON_DROP_ETHERNET_SHORT;
 	*proto = eth->h_proto;
 	p->l3_offset = sizeof(*eth);
+	if (how == PARSE_ALL)
+		return CONTINUE;
 	if (eth->h_dest[0] & 1)
 		return *proto == bpf_htons(ETH_P_IP) || *proto == bpf_htons(ETH_P_IPV6) ? REASON_PUNT_MULTICAST :
 											  REASON_PUNT_NOT_IP;
@@ -101,14 +112,14 @@ always_inline int parse_vlan(struct packet *p, __be16 *proto)
 }
 
 /* Does the frame hold all that the IP header promises? More is padding. */
-always_inline int parse_length(struct packet *p, const bool again)
+always_inline int parse_length(struct packet *p, const enum parsing how)
 {
 	if (packet_is_gso(p))
 		return CONTINUE; /* the stack made it; IPv6 jumbo says 0 */
 	if (p->l3_offset + p->l3_length <= p->length)
 		return CONTINUE;
 	__u32 whole = packet_length(p);
-	if (!again)
+	if (how == PARSE_ENTRY)
 		count_received_rest(whole - p->length);
 	p->length = whole;
 	return p->l3_offset + p->l3_length <= p->length ? CONTINUE : REASON_DROP_IP_LENGTH;
@@ -123,7 +134,7 @@ always_inline bool ipv4_checksum_right(const struct iphdr *ip)
 	return fold(((__u32)sum & 0xffff) + ((__u32)sum >> 16) + (__u32)(sum >> 32)) == 0xffff;
 }
 
-always_inline int parse_ipv4(struct packet *p, const bool again)
+always_inline int parse_ipv4(struct packet *p, const enum parsing how)
 {
 	struct iphdr *ip = p->data + p->l3_offset;
 
@@ -132,13 +143,15 @@ always_inline int parse_ipv4(struct packet *p, const bool again)
 		return REASON_DROP_IP_HEADER;
 	if (ip->version != 4 || ip->ihl < 5)
 		return REASON_DROP_IP_HEADER;
-	if (ip->ihl > 5)
+	if (ip->ihl > 5 && how != PARSE_ALL)
 		return REASON_PUNT_IP_OPTIONS;
-	if (!ipv4_checksum_right(ip))
+	if (ip->ihl == 5 && !ipv4_checksum_right(ip))
 		return REASON_DROP_IP_HEADER;
 	p->l3 = ip;
 	p->l3_length = bpf_ntohs(ip->tot_len);
 	p->l4_offset = p->l3_offset + sizeof(*ip);
+	if (how == PARSE_ALL)
+		p->l4_offset = p->l3_offset + ip->ihl * 4;
 	if (p->l3_length < sizeof(*ip) && !packet_is_gso(p))
 		return REASON_DROP_IP_LENGTH;
 	p->ttl = ip->ttl;
@@ -153,9 +166,9 @@ always_inline int parse_ipv4(struct packet *p, const bool again)
 		p->fragment_id = ip->id;
 	}
 	__u8 top = bpf_ntohl(ip->daddr) >> 24;
-	if (top >= 224 || top == 127)
+	if ((top >= 224 || top == 127) && how != PARSE_ALL)
 		return REASON_PUNT_MULTICAST;
-	return parse_length(p, again);
+	return parse_length(p, how);
 }
 
 /* A walk along the extension headers. */
@@ -167,6 +180,7 @@ struct walk {
 	__u8 next;
 	__u8 fragment; /* enum fragment_kind */
 	__u8 done;
+	__u8 all; /* PARSE_ALL */
 };
 
 always_inline bool is_extension(__u8 next)
@@ -191,10 +205,10 @@ static long walk_header(__u32 index, struct walk *w)
 
 	if (!is_extension(w->next))
 		return walk_ends(w, CONTINUE);
-	if (w->next == EXTENSION_HOP_BY_HOP || w->next == EXTENSION_ROUTING)
+	if (!w->all && (w->next == EXTENSION_HOP_BY_HOP || w->next == EXTENSION_ROUTING))
 		return walk_ends(w, REASON_PUNT_IP_OPTIONS);
 	if (w->next == EXTENSION_AUTHENTICATION)
-		return walk_ends(w, REASON_PUNT_PROTOCOL);
+		return walk_ends(w, w->all ? CONTINUE : REASON_PUNT_PROTOCOL);
 	if (packet_load(&p, w->offset, header, sizeof(header)))
 		return walk_ends(w, REASON_DROP_EXTENSION_HEADER);
 	__be16 where = *(__be16 *)(header + 2);
@@ -207,9 +221,9 @@ static long walk_header(__u32 index, struct walk *w)
 	return w->fragment == FRAGMENT_LATER ? walk_ends(w, CONTINUE) : 0;
 }
 
-always_inline int parse_extensions(struct packet *p, __u8 next)
+always_inline int parse_extensions(struct packet *p, __u8 next, const enum parsing how)
 {
-	struct walk w = {.ctx = p->ctx, .offset = p->l4_offset, .next = next};
+	struct walk w = {.ctx = p->ctx, .offset = p->l4_offset, .next = next, .all = how == PARSE_ALL};
 
 	p->tuple.proto = next;
 	if (!is_extension(next))
@@ -226,7 +240,7 @@ always_inline int parse_extensions(struct packet *p, __u8 next)
 	return w.reason;
 }
 
-always_inline int parse_ipv6(struct packet *p, const bool again)
+always_inline int parse_ipv6(struct packet *p, const enum parsing how)
 {
 	struct ipv6hdr *ip = p->data + p->l3_offset;
 
@@ -245,12 +259,12 @@ always_inline int parse_ipv6(struct packet *p, const bool again)
 	__builtin_memcpy(&p->tuple.src, &ip->saddr, sizeof(p->tuple.src));
 	__builtin_memcpy(&p->tuple.dst, &ip->daddr, sizeof(p->tuple.dst));
 	__u8 first = ip->daddr.bytes[0], second = ip->daddr.bytes[1];
-	if (first == 0xff || (first == 0xfe && (second & 0xc0) == 0x80))
+	if (how != PARSE_ALL && (first == 0xff || (first == 0xfe && (second & 0xc0) == 0x80)))
 		return REASON_PUNT_MULTICAST;
-	int reason = parse_length(p, again);
+	int reason = parse_length(p, how);
 	if (reason != CONTINUE)
 		return reason;
-	return parse_extensions(p, ip->nexthdr);
+	return parse_extensions(p, ip->nexthdr, how);
 }
 
 /* Does the IP packet, padding aside, hold a header of this size? */
@@ -259,9 +273,15 @@ always_inline bool parse_fits(const struct packet *p, __u32 size)
 	return packet_is_gso(p) || p->l4_offset - p->l3_offset + size <= p->l3_length;
 }
 
-always_inline int parse_tcp(struct packet *p)
+/* The verifier has lost sight of an offset that depends on options. */
+always_inline void *parse_at(const struct packet *p, const enum parsing how)
 {
-	struct tcphdr *tcp = p->data + p->l4_offset;
+	return p->data + (how == PARSE_ALL ? p->l4_offset & L4_OFFSET_MAX : p->l4_offset);
+}
+
+always_inline int parse_tcp(struct packet *p, const enum parsing how)
+{
+	struct tcphdr *tcp = parse_at(p, how);
 
 	keep_register(tcp);
 	if ((void *)(tcp + 1) > p->end || !parse_fits(p, sizeof(*tcp)))
@@ -276,9 +296,9 @@ always_inline int parse_tcp(struct packet *p)
 	return CONTINUE;
 }
 
-always_inline int parse_udp(struct packet *p)
+always_inline int parse_udp(struct packet *p, const enum parsing how)
 {
-	struct udphdr *udp = p->data + p->l4_offset;
+	struct udphdr *udp = parse_at(p, how);
 
 	keep_register(udp);
 	if ((void *)(udp + 1) > p->end || !parse_fits(p, sizeof(*udp)))
@@ -315,9 +335,9 @@ always_inline bool icmp_ports(struct tuple *t, const struct icmphdr *icmp)
 	return true;
 }
 
-always_inline int parse_icmp(struct packet *p)
+always_inline int parse_icmp(struct packet *p, const enum parsing how)
 {
-	struct icmphdr *icmp = p->data + p->l4_offset;
+	struct icmphdr *icmp = parse_at(p, how);
 
 	keep_register(icmp);
 	if ((void *)(icmp + 1) > p->end || !parse_fits(p, sizeof(*icmp)))
@@ -326,7 +346,7 @@ always_inline int parse_icmp(struct packet *p)
 	p->l4_header = sizeof(*icmp);
 	p->icmp_type = icmp->type;
 	p->icmp_echo = icmp_ports(&p->tuple, icmp);
-	if (!p->icmp_echo && p->fragment)
+	if (!p->icmp_echo && p->fragment && how != PARSE_ALL)
 		return REASON_PUNT_ICMP; /* no flow of its own, and too little to tell of whose it speaks */
 	return CONTINUE;
 }
@@ -344,36 +364,35 @@ always_inline bool icmp_is_error(const struct packet *p)
 		       p->icmp_type >= ICMP6_UNREACHABLE && p->icmp_type <= ICMP6_PARAMETER_PROBLEM;
 }
 
-always_inline int parse_l4(struct packet *p)
+always_inline int parse_l4(struct packet *p, const enum parsing how)
 {
 	if (p->fragment == FRAGMENT_LATER)
 		return CONTINUE;
 	if (p->tuple.proto == IPPROTO_TCP)
-		return parse_tcp(p);
+		return parse_tcp(p, how);
 	if (p->tuple.proto == IPPROTO_UDP)
-		return parse_udp(p);
+		return parse_udp(p, how);
 	if (is_icmp(&p->tuple))
-		return parse_icmp(p);
-	return REASON_PUNT_PROTOCOL;
+		return parse_icmp(p, how);
+	return how == PARSE_ALL ? CONTINUE : REASON_PUNT_PROTOCOL;
 }
 
-/* again: it was received and counted before. */
-always_inline int parse(struct packet *p, const bool again)
+always_inline int parse(struct packet *p, const enum parsing how)
 {
 	__be16 proto;
 	int reason;
 
-	if ((reason = parse_eth(p, &proto)) != CONTINUE)
+	if ((reason = parse_eth(p, &proto, how)) != CONTINUE)
 		return reason;
 	if ((reason = parse_vlan(p, &proto)) != CONTINUE)
 		return reason;
 	if (proto == bpf_htons(ETH_P_IP))
-		reason = parse_ipv4(p, again);
+		reason = parse_ipv4(p, how);
 	else if (proto == bpf_htons(ETH_P_IPV6))
-		reason = parse_ipv6(p, again);
+		reason = parse_ipv6(p, how);
 	else
 		return REASON_PUNT_NOT_IP;
 	if (reason != CONTINUE)
 		return reason;
-	return parse_l4(p);
+	return parse_l4(p, how);
 }

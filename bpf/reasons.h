@@ -19,6 +19,7 @@ enum reason {
 	REASON_ANSWER_TTL_EXCEEDED = 32,
 	REASON_ANSWER_TOO_BIG,
 	REASON_ANSWER_RESET,
+	REASON_ANSWER_REJECTED, /* by a firewall rule, with a reset or an ICMP error */
 
 	/* handed to Linux, untouched but for PUNT_TO_FRAGMENT */
 	REASON_PUNT_NOT_IP = 64,  /* ARP, LLDP, ... */
@@ -57,6 +58,7 @@ enum reason {
 	REASON_DROP_STAGE_MISSING,    /* a tail call failed: the program was loaded incompletely */
 	REASON_DROP_REWRITE_FAILED,   /* the kernel refused to change the packet */
 	REASON_DROP_ANSWER_FAILED,    /* no room to build the answer, or no address to send it from */
+	REASON_DROP_FIREWALL,	      /* by a rule, or by the firewall's default */
 
 	REASON_COUNT = 192,
 };

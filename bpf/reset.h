@@ -76,7 +76,8 @@ always_inline bool answer_reset_ip(struct packet *p)
 	return true;
 }
 
-always_inline int answer_reset(struct packet *p)
+/* unfit: why a packet is dropped that gets no reset. */
+always_inline int answer_reset(struct packet *p, int reason, int unfit)
 {
 	bool partial = p->tuple.proto == IPPROTO_TCP && p->fragment == FRAGMENT_NONE && packet_partial(p);
 	const struct tcphdr *tcp = packet_tcp(p);
@@ -84,7 +85,7 @@ always_inline int answer_reset(struct packet *p)
 	struct tcphdr was;
 
 	if (!tcp || p->tuple.proto != IPPROTO_TCP || p->fragment != FRAGMENT_NONE || p->tcp_flags & TCP_RST)
-		return conclude(p, REASON_DROP_MIDSTREAM);
+		return conclude(p, unfit);
 	if (!answer_allowed())
 		return conclude(p, REASON_DROP_RATE_LIMITED);
 	was = *tcp;
@@ -96,5 +97,5 @@ always_inline int answer_reset(struct packet *p)
 	p->l4 = p->data + (p->l4_offset & L4_OFFSET_MASK);
 	if (!answer_reset_tcp(p, &was, payload, partial))
 		return conclude(p, REASON_DROP_ANSWER_FAILED);
-	return conclude(p, REASON_ANSWER_RESET);
+	return conclude(p, reason);
 }

@@ -43,6 +43,13 @@ always_inline bool route_found(const struct route *r)
 	return r->result == BPF_FIB_LKUP_RET_SUCCESS || r->result == BPF_FIB_LKUP_RET_NO_NEIGH;
 }
 
+/* Is it to be forwarded, by us or, through a tunnel of the route's own, by Linux alone? Otherwise it is for this machine, or
+ * for nobody. */
+always_inline bool route_through(const struct route *r)
+{
+	return route_found(r) || r->result == BPF_FIB_LKUP_RET_UNSUPP_LWT;
+}
+
 /* Why a translated packet cannot go on. */
 always_inline int route_reason(const struct route *r)
 {

@@ -66,6 +66,30 @@ struct segment {
 	__u32 scale; /* of a SYN: FLOW_SCALE and FLOW_SCALE_OFFERED */
 };
 
+/* What is said about a connection besides its tuple. */
+struct asked {
+	__u32 ifindex_in;
+	__u32 ifindex_out; /* 0: none */
+	__u16 vlan;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 tos;
+	__u8 local; /* to the machine itself */
+	__u8 pad[2];
+};
+
+/* What the firewall is asked, and what it says (firewall.h). */
+struct judging {
+	struct asked asked;
+	struct fields before; /* as the packet that opens the connection arrives */
+	struct fields after;  /* as it leaves */
+	__u32 epoch;
+	__u8 family;
+	__u8 known;	  /* the connection was accepted once */
+	__u8 action;	  /* out: enum firewall_action */
+	__u8 linux_knows; /* enum inbound_direction: the packet's, in Linux' conntrack */
+};
+
 struct scratch {
 	struct parsed parsed; /* from stage() to packet_restore() */
 	struct route route;
@@ -78,6 +102,8 @@ struct scratch {
 	struct ending ending; /* a connection that makes way */
 	struct segment segment;
 	struct tcp_options options;
+	struct judging judging;
+	__u32 stray; /* why the parser has left the packet to Linux (stray.h) */
 };
 
 struct {

@@ -10,6 +10,11 @@ enum stage {
 	STAGE_OPEN,   /* first packets */
 	STAGE_ICMP,   /* errors about flows */
 	STAGE_ANSWER, /* ICMP errors and resets of our own; packets over MTU */
+	STAGE_REFUSE, /* what the firewall does not accept */
+	STAGE_STRAY,  /* what only Linux can carry, and the firewall judges */
+#ifdef HOOK_TC
+	STAGE_SENT, /* of what this machine sends: first packets, changes of state */
+#endif
 	STAGE_COUNT,
 };
 

@@ -53,7 +53,7 @@ always_inline const struct flow_tables *flow_tables(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&flows_v1, &zero);
+	return bpf_map_lookup_elem(&flows_v2, &zero);
 }
 
 always_inline __u32 table_buckets(const struct flow_tables *tables, const int family, __u32 table)

@@ -77,6 +77,7 @@ enum flow_state {
 	FLOW_HAS_NAT = 1 << 26,
 	FLOW_PICKED_UP = 1 << 27, /* TCP: learned in mid-stream, its SYN was never seen */
 	FLOW_FOLDED = 1 << 28,	  /* has carried so much that carried_v1 has a row for it */
+	FLOW_LINUX = 1 << 29,	  /* accepted by the firewall and carried by Linux: to or from this machine, mostly */
 };
 #define FLOW_SENT_SHIFT 8
 #define FLOW_HEARD_SHIFT 12
@@ -144,7 +145,7 @@ struct flow_tables {
 	__u32 buckets6[FLOW_TABLES];
 	__u32 max_flows; /* that the current one was made for */
 	__u32 records;	 /* somebody reads records_v1 */
-	__u32 pad;	 /* to the alignment of the key */
+	__u32 events;	 /* somebody reads events_v1 */
 };
 _Static_assert(sizeof(struct flow_tables) == 120, "struct flow_tables");
 
@@ -158,6 +159,8 @@ enum flow_end {
 	FLOW_END_EVICTED_HALF_OPEN, /* or unanswered */
 	FLOW_END_EVICTED_IDLE,	    /* not TCP */
 	FLOW_END_ORPHAN,	    /* half a connection */
+	FLOW_END_FORBIDDEN,	    /* by firewall rules that are newer than it */
+	FLOW_END_RELEASED,	    /* to Linux: the firewall that it was opened for is not there any more */
 	FLOW_END_COUNT,
 };
 
@@ -271,6 +274,11 @@ enum when_full {
 	WHEN_FULL_STATELESS, /* services that can (struct service) balance without an entry */
 };
 
+enum firewall {
+	FIREWALL_ON = 1 << 0,
+	FIREWALL_AFTER = 1 << 1, /* there are rules about what is translated */
+};
+
 struct config {
 	__u32 epoch;
 	__u32 services; /* number of rows of this epoch */
@@ -281,8 +289,13 @@ struct config {
 	__u32 timeout_ms[TIMEOUT_COUNT];
 	__u32 next_endpoint; /* the compiler's: ids go round, so that what flows may still name is not given out again soon */
 	__u32 next_nat;
+	__u32 next_rule;
+	__u32 firewall;		  /* enum firewall */
+	__u32 rules;		  /* the row after them is that of the default */
+	__u32 first_rule;	  /* row of rule_v1 */
+	__u8 firewall_digest[16]; /* the compiler's: of rules and sets */
 };
-_Static_assert(sizeof(struct config) == 68, "struct config");
+_Static_assert(sizeof(struct config) == 100, "struct config");
 
 enum service_mode {
 	MODE_NAT,
@@ -368,6 +381,53 @@ struct nat {
 };
 _Static_assert(sizeof(struct nat) == 32, "struct nat");
 
+/* ---- firewall ---- */
+
+enum firewall_action {
+	FIREWALL_ACCEPT,
+	FIREWALL_DROP,
+	FIREWALL_REJECT,
+};
+
+/* What a rule does with those who meet it. Rules keep their counter for as long as there is one of that name. */
+struct rule {
+	__u64 identity; /* made of its name */
+	__u32 counter;	/* row of judged_v1 */
+	__u8 action;	/* enum firewall_action */
+	__u8 log;
+	__u8 pad[2];
+};
+_Static_assert(sizeof(struct rule) == 16, "struct rule");
+
+/* What a rule has decided: packets that opened a connection, or were refused. */
+struct judged {
+	__u64 packets;
+	__u64 bytes;
+	__u64 last; /* jiffies */
+};
+_Static_assert(sizeof(struct judged) == 24, "struct judged");
+
+/* A decision, for whoever follows the log. */
+#define EVENT_HEAD 128 /* of the packet, from layer 3 on */
+struct firewall_event {
+	__u64 at;	/* jiffies */
+	__u64 identity; /* of the rule */
+	__u32 ifindex_in;
+	__u32 ifindex_out; /* 0: to the machine itself */
+	__u32 length;	   /* bytes of the frame */
+	__u16 vlan;
+	__u8 action; /* enum firewall_action */
+	__u8 family;
+	__u8 proto; /* behind extension headers */
+	__u8 known; /* the packet of a connection that was accepted once */
+	__u8 head_length;
+	__u8 tcp_flags;
+	__u8 pad[4];
+	struct tuple tuple; /* as the packet arrived */
+	__u8 head[EVENT_HEAD];
+};
+_Static_assert(sizeof(struct firewall_event) == 208, "struct firewall_event");
+
 /* ---- the mirror: what the kernel knows about devices and an XDP program cannot ask ---- */
 
 /* Key: ifindex as the routing table names it. */
@@ -394,8 +454,8 @@ struct vlan {
 };
 _Static_assert(sizeof(struct vlan) == 4, "struct vlan");
 
-/* The link address of a device with an XDP program, which has to tell by itself whether a frame is meant for
- * this machine. Direct-mapped: slot = ifindex % PORT_SLOTS; a slot that is empty or another device's decides nothing. */
+/* A device that clearway takes packets from, and its link address: an XDP program has to tell by itself whether a frame is
+ * meant for this machine. Direct-mapped: slot = ifindex % PORT_SLOTS; a slot that is empty or another device's decides nothing. */
 #define PORT_SLOTS 4096
 struct port {
 	__u32 ifindex;

@@ -34,6 +34,12 @@ services:
       - {address: 10.0.0.3, port: 8080, weight: 2}
 nat:
   - {name: out, source: 10.0.0.0/8, interface: eth0, masquerade: true}
+firewall:
+  default: accept
+  sets: {office: [198.51.100.0/24, "2001:db8:1::/48"]}
+  rules:
+    - {name: ssh, action: accept, protocol: tcp, source: "@office", destination_ports: 22}
+    - {name: no-telnet, action: drop, protocol: tcp, destination_ports: [23, 2323-2330]}
 conntrack: {max_flows: 1048576, timeouts: {tcp_established: 2h, udp: 60s}}
 """
 
@@ -92,6 +98,8 @@ def value_text(schema: Schema) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":
         return "list"
+    if schema.get("type") == "object":
+        return "mapping"
     if "$ref" in schema:
         return "mapping"
     if schema.get("type") == "boolean":
@@ -104,9 +112,9 @@ def value_text(schema: Schema) -> str:
 
 def default_text(default: object) -> str:
     """A default as it would stand in the file; that of a mapping is told by its own section."""
-    if isinstance(default, dict):
+    if default and isinstance(default, dict):
         return "below"
-    if default is None or default == []:
+    if default is None or default in ([], {}):
         return "none"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
@@ -126,14 +134,15 @@ def sections(path: str, schema: Schema, definitions: Schema, defaults: Schema) -
     yield schema["description"] + "\n"
     yield "\n".join(rows(schema["properties"], schema.get("required", []), defaults)) + "\n"
     for key, below in schema["properties"].items():
-        reference = below.get("items", below).get("$ref")
+        kinds = [below.get("items", below), *below.get("anyOf", ())]
+        reference = next((kind["$ref"] for kind in kinds if "$ref" in kind), None)
         if reference is not None:
             model = definitions[reference.rsplit("/", 1)[1]]
             name = f"{path}.{key}".removeprefix(".")
             if "items" in below:
                 yield from sections(f"{name}[]", model, definitions, {})
             else:
-                yield from sections(name, model, definitions, below.get("default", {}))
+                yield from sections(name, model, definitions, below.get("default") or {})
 
 
 def reference() -> str:

@@ -60,7 +60,7 @@ def neighbour_mac(device: str, number: int) -> str:
 
 
 def sizes_for(max_flows: int) -> Sizes:
-    return Sizes(max_flows=max_flows, services=16, endpoints=256, wheel_slots=1 << 21, nats=16)
+    return Sizes(max_flows=max_flows, services=16, endpoints=256, wheel_slots=1 << 21, nats=16, rules=16)
 
 
 @dataclass

@@ -39,7 +39,7 @@ LOW = 0xFFFFFFFF
 EPOCH = 1
 ENDPOINT_ACTIVE = 1
 FLOWS = 1024
-SIZES = Sizes(max_flows=FLOWS, services=4, endpoints=64, wheel_slots=64, nats=4)
+SIZES = Sizes(max_flows=FLOWS, services=4, endpoints=64, wheel_slots=64, nats=4, rules=4)
 FRAME = bytes(64)
 HANDOVER_S = 2e-5
 HOP = 1
@@ -203,7 +203,7 @@ class Kernel:
             carried.delete(keys)
 
     def configure(self, **timeouts: float) -> None:
-        table = self.datapath.table("config_v2")
+        table = self.datapath.table("config_v3")
         keys, values = table.items()
         values["epoch"] = EPOCH
         for name, index in self.datapath.enum("timeout").items():

@@ -46,7 +46,7 @@ def following(daemon: Daemon, output: Path) -> Iterator[subprocess.Popen[str]]:
 def is_followed(daemon: Daemon) -> bool:
     """Whether ends of connections are recorded."""
     with Datapath.open(daemon.instance) as datapath:
-        values, _ = datapath.table("flows_v1").lookup([0])
+        values, _ = datapath.table("flows_v2").lookup([0])
     return bool(values[0]["records"])
 
 

@@ -103,12 +103,14 @@ class Node:
         self,
         services: Sequence[Mapping[str, Any]] = (),
         nat: Sequence[Mapping[str, Any]] = (),
+        firewall: Mapping[str, Any] | None = None,
         local_ports: tuple[int, int] = LOCAL_PORTS,
         **conntrack: Any,
     ) -> Tables:
         """Puts a configuration in force, as the daemon would. conntrack: its keys (timeouts, midstream)."""
         config = config_from_data(
             {
+                **({} if firewall is None else {"firewall": firewall}),
                 "services": [{"name": f"service-{n}", **data} for n, data in enumerate(services)],
                 "nat": [{"name": f"nat-{n}", **data} for n, data in enumerate(nat)],
                 "conntrack": dict(conntrack, max_flows=SIZES.max_flows),
@@ -117,6 +119,7 @@ class Node:
                     "endpoints": SIZES.endpoints,
                     "nats": SIZES.nats,
                     "wheel_slots": SIZES.wheel_slots,
+                    "rules": SIZES.rules,
                 },
             }
         )

@@ -26,6 +26,8 @@ SIZES = {
     "cursor_v1": 8,
     "wheel_v1": 64,
     "nat_v1": 8,
+    "rule_v1": 8,
+    "judged_v1": 8,
 }
 
 

@@ -29,7 +29,7 @@ from tests.packet.addresses import (
     neighbour_mac,
 )
 
-SIZES = Sizes(max_flows=1024, services=16, endpoints=64, wheel_slots=65536, nats=16)
+SIZES = Sizes(max_flows=1024, services=16, endpoints=64, wheel_slots=65536, nats=16, rules=64)
 PREFIX = "cw-packet-"
 BPFFS = Path("/sys/fs/bpf")
 KNOWN = {

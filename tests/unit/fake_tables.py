@@ -27,6 +27,11 @@ CONFIG = np.dtype(
         ("timeout_ms", "<u4", (9,)),
         ("next_endpoint", "<u4"),
         ("next_nat", "<u4"),
+        ("next_rule", "<u4"),
+        ("firewall", "<u4"),
+        ("rules", "<u4"),
+        ("first_rule", "<u4"),
+        ("firewall_digest", "u1", (16,)),
     ]
 )
 SERVICE_KEY = np.dtype(
@@ -63,6 +68,10 @@ NAT = np.dtype(
         ("first", *ADDRESS),
     ]
 )
+RULE = np.dtype(
+    [("identity", "<u8"), ("counter", "<u4"), ("action", "u1"), ("log", "u1"), ("pad", "u1", (2,))]
+)
+JUDGED = np.dtype([("packets", "<u8"), ("bytes", "<u8"), ("last", "<u8")])
 OPENED = np.dtype([("connections", "<u8")])
 
 ENUMS = {
@@ -70,6 +79,7 @@ ENUMS = {
     "service_algorithm": ["ALGORITHM_MAGLEV", "ALGORITHM_ROUND_ROBIN"],
     "endpoint_state": ["ENDPOINT_FREE", "ENDPOINT_ACTIVE", "ENDPOINT_DRAINING"],
     "midstream": ["MIDSTREAM_PICK_UP", "MIDSTREAM_DROP", "MIDSTREAM_RESET"],
+    "firewall_action": ["FIREWALL_ACCEPT", "FIREWALL_DROP", "FIREWALL_REJECT"],
     "when_full": ["WHEN_FULL_DROP", "WHEN_FULL_STATELESS"],
     "timeout": [
         "TIMEOUT_TCP_SYN_SENT",
@@ -164,22 +174,25 @@ class FakeDatapath:
     """What apply.py needs of a data path."""
 
     def __init__(
-        self, services: int = 8, endpoints: int = 64, nats: int = 8, wheel_slots: int = 20000
+        self, services: int = 8, endpoints: int = 64, nats: int = 8, wheel_slots: int = 20000, rules: int = 16
     ) -> None:
         self.writes = Writes()
         self.epoch, self.mirror = 0, 7
+        self.classifiers: dict[int, bytes] = {}
 
         def table(name: str, key: np.dtype[Any], value: np.dtype[Any], size: int, indexed: bool) -> FakeTable:
             return FakeTable(name, key, value, size, indexed, self.writes)
 
         self.tables = {
-            "config_v2": table("config_v2", NUMBER, CONFIG, 2, True),
+            "config_v3": table("config_v3", NUMBER, CONFIG, 2, True),
             "service_v1": table("service_v1", SERVICE_KEY, SERVICE, 2 * services, False),
             "claim_v1": table("claim_v1", CLAIM, NUMBER, 2 * (services + endpoints), False),
             "origin_v1": table("origin_v1", SERVICE_KEY, ORIGIN, 2 * endpoints, False),
             "endpoint_v1": table("endpoint_v1", NUMBER, ENDPOINT, endpoints, True),
             "wheel_v1": table("wheel_v1", NUMBER, NUMBER, wheel_slots, True),
             "nat_v1": table("nat_v1", NAT_KEY, NAT, 2 * nats, False),
+            "rule_v1": table("rule_v1", NUMBER, RULE, 2 * (rules + 1), True),
+            "judged_v1": table("judged_v1", NUMBER, JUDGED, rules + 1, True),
             "opened_v1": table("opened_v1", NUMBER, OPENED, endpoints, True),
         }
 
@@ -187,6 +200,8 @@ class FakeDatapath:
         return self.tables[name]
 
     def enum(self, name: str) -> dict[str, int]:
+        if name == "firewall":  # bits
+            return {"FIREWALL_ON": 1, "FIREWALL_AFTER": 2}
         return {constant: number for number, constant in enumerate(ENUMS[name])}
 
     def active(self) -> tuple[int, int]:
@@ -195,3 +210,14 @@ class FakeDatapath:
     def set_epoch(self, epoch: int) -> None:
         self.writes.one("switch")
         self.epoch = epoch
+
+    def put_classifier(self, place: int, lines: Array) -> None:
+        self.writes.one("write classifier_v1")
+        self.classifiers[place] = lines.tobytes()
+
+    def copy_classifier(self, source: int, place: int) -> None:
+        self.writes.one("write classifier_v1")
+        self.classifiers[place] = self.classifiers[source]
+
+    def drop_classifier(self, place: int) -> None:
+        self.classifiers.pop(place, None)

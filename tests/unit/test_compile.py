@@ -25,6 +25,7 @@ class Sizes:
     services: int = 256
     endpoints: int = 4096
     nats: int = 256
+    rules: int = 2048
     wheel_slots: int = 2_097_152
 
 

@@ -97,8 +97,8 @@ REFUSED = {
         "services[0].algoritm (line 6): unknown key; did you mean algorithm?",
     ),
     "unknown section": (
-        "firewall: []",
-        "firewall (line 1): unknown key; known here: interfaces, services, nat, conntrack, limits",
+        "policies: []",
+        "policies (line 1): unknown key; known here: interfaces, services, nat, firewall, conntrack, limits",
     ),
     "unknown timeout": (
         "conntrack:\n  timeouts:\n    tcp_establised: 2h",

@@ -87,7 +87,7 @@ def test_start_compiles_before_it_attaches() -> None:
     ],
 )
 def test_interface_is_attached_when_it_is_not_as_wanted(attached: dict[str, Attached], why: str) -> None:
-    assert steps(settled(XDP, attached)) == [Attach("eth0", "xdp", frozenset(), why)]
+    assert steps(settled(XDP, attached)) == [Attach("eth0", "xdp", frozenset(), False, why)]
 
 
 def test_automatic_hook_is_chosen_anew_when_the_interfaces_beside_it_change() -> None:
@@ -95,7 +95,7 @@ def test_automatic_hook_is_chosen_anew_when_the_interfaces_beside_it_change() ->
     config = configured(("eth0", "auto"), ("eth1", "xdp"))
     attached = {"eth0": Attached(2, "auto", frozenset({("eth0", "auto")})), "eth1": Attached(3, "xdp")}
     assert steps(settled(config, attached)) == [
-        Attach("eth0", "auto", both, "the interfaces beside it have changed")
+        Attach("eth0", "auto", both, False, "the interfaces beside it have changed")
     ]
     attached["eth0"] = Attached(2, "auto", both)
     assert steps(settled(config, attached)) == []
@@ -146,7 +146,7 @@ NAT = configured(nat="eth1")
 
 def test_tables_are_compiled_anew_when_a_nat_interface_is_made_anew() -> None:
     snapshot = replace(settled(NAT, {}), present={**PRESENT, "eth1": 7})
-    expected = "eth1: the interface of a NAT rule came, went or was made anew"
+    expected = "eth1: an interface that a rule names came, went or was made anew"
     assert steps(snapshot) == [Apply(Basis(PORTS, (("eth1", 7),)), expected)]
 
 

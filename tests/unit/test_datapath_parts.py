@@ -37,7 +37,7 @@ def test_measured_rate_is_rounded_to_what_kernels_are_built_with(measured: float
 
 
 def test_tables_hold_both_epochs() -> None:
-    sizes = Sizes(max_flows=1000, services=20, endpoints=300, wheel_slots=4000, nats=5)
+    sizes = Sizes(max_flows=1000, services=20, endpoints=300, wheel_slots=4000, nats=5, rules=7)
     assert sizes.rows() == {
         "service_v1": 40,
         "claim_v1": 640,
@@ -47,6 +47,8 @@ def test_tables_hold_both_epochs() -> None:
         "opened_v1": 300,
         "wheel_v1": 4000,
         "nat_v1": 10,
+        "rule_v1": 16,
+        "judged_v1": 8,
     }
     assert Sizes.of_tables({**sizes.rows(), "active_v1": 1}, 1000) == sizes
 

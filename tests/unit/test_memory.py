@@ -44,7 +44,7 @@ def test_memory_grows_with_what_is_configured() -> None:
     large = estimate_memory(configured(4_000_000, wheel_slots=9_000_000), 8)
     assert small.empty_bytes < large.empty_bytes
     assert small.full_bytes < large.full_bytes
-    assert str(small) == "57 MiB when loaded, up to 66 MiB with all tables full"
+    assert str(small) == "58 MiB when loaded, up to 67 MiB with all tables full"
 
 
 @pytest.mark.parametrize("cpus", range(1, 65))
@@ -124,8 +124,8 @@ def refusal(config: Config, available: int, loaded: Sizes | None = None) -> str:
 
 def test_refusal_tells_what_is_needed_what_there_is_and_what_would_fit() -> None:
     assert refusal(configured(4_194_304), 1024 * MIB) == (
-        "conntrack.max_flows (line 1): with 4194304 the tables need 2,136 MiB of memory, "
-        "1,024 MiB are available; use 1976320 or less"
+        "conntrack.max_flows (line 1): with 4194304 the tables need 2,137 MiB of memory, "
+        "1,024 MiB are available; use 1974272 or less"
     )
 
 

@@ -3,18 +3,21 @@
 
 from .compile import compile_tables
 from .facts import HostFacts, TableSizes
+from .firewall import identity_of
 from .memory import MemoryEstimate, TableMemory, estimate_memory, require_memory
 from .plan import Change, FieldChange, Plan, plan_configs, plan_tables
-from .tables import EndpointRow, NatRow, ServiceRow, Tables, Wheel
+from .tables import EndpointRow, FirewallTables, NatRow, RuleRow, ServiceRow, Tables, Wheel
 
 __all__ = [
     "Change",
     "EndpointRow",
     "FieldChange",
+    "FirewallTables",
     "HostFacts",
     "MemoryEstimate",
     "NatRow",
     "Plan",
+    "RuleRow",
     "ServiceRow",
     "TableMemory",
     "TableSizes",
@@ -22,6 +25,7 @@ __all__ = [
     "Wheel",
     "compile_tables",
     "estimate_memory",
+    "identity_of",
     "plan_configs",
     "plan_tables",
     "require_memory",

@@ -12,6 +12,7 @@ from clearway.model import Config, Endpoint, Nat, PortRange, Problem, Service
 
 from .allocate import NoRoomError, Request, assign_ids, place_areas
 from .facts import HostFacts, fact_problems
+from .firewall import compile_firewall
 from .maglev import Member, maglev_wheel
 from .tables import EndpointIdentity, EndpointRow, NatRow, ServiceIdentity, ServiceRow, Tables, Wheel
 from .wheel import round_robin_wheel
@@ -34,6 +35,8 @@ def compile_tables(config: Config, facts: HostFacts, previous: Tables | None = N
     service_ids = _service_ids(config, facts, before)
     endpoint_ids, next_endpoint = _endpoint_ids(config, facts, before)
     nats, next_nat = _nat_rows(config, facts, before)
+    rules = (facts.sizes or config.limits).rules
+    firewall, next_rule = compile_firewall(config, facts.interfaces, before.firewall, rules, before.next_rule)
     wheels = [_wheel(service, endpoint_ids, before) for service in config.services]
     bases = _wheel_bases(config, facts, before, wheels)
     services = [
@@ -50,11 +53,13 @@ def compile_tables(config: Config, facts: HostFacts, previous: Tables | None = N
         services=tuple(sorted(services, key=lambda row: row.id)),
         endpoints=tuple(sorted(endpoints, key=lambda row: row.id)),
         nats=tuple(sorted(nats, key=lambda row: row.id)),
+        firewall=firewall,
         timeouts=config.conntrack.timeouts,
         midstream=config.conntrack.midstream,
         when_full=config.conntrack.when_full,
         next_endpoint=next_endpoint,
         next_nat=next_nat,
+        next_rule=next_rule,
     )
 
 

@@ -28,6 +28,8 @@ class TableSizes(Protocol):
     def nats(self) -> int: ...
     @property
     def wheel_slots(self) -> int: ...
+    @property
+    def rules(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ def _interface_problems(config: Config, facts: HostFacts) -> Iterable[Problem]:
     named: list[tuple[Where, str]] = [
         *((("interfaces", index, "name"), item.name) for index, item in enumerate(config.interfaces)),
         *((("nat", index, "interface"), nat.interface) for index, nat in enumerate(config.nat)),
+        *(
+            (("firewall", "rules", index, key), name)
+            for index, rule in enumerate(config.firewall.rules if config.firewall else ())
+            for key in ("interface_in", "interface_out")
+            for name in getattr(rule, key) or ()
+        ),
     ]
     known = ", ".join(sorted(facts.interfaces))
     for where, name in named:
@@ -112,6 +120,7 @@ def _size_problems(config: Config, facts: HostFacts) -> Iterable[Problem]:
         ("services", len(config.services), facts.sizes.services),
         ("endpoints", sum(len(service.endpoints) for service in config.services), facts.sizes.endpoints),
         ("nats", len(config.nat), facts.sizes.nats),
+        ("rules", len(config.firewall.rules) if config.firewall else 0, facts.sizes.rules),
         ("wheel_slots", 2 * slots, facts.sizes.wheel_slots),
     )
     for key, needed, size in needs:

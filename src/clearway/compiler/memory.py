@@ -15,6 +15,7 @@ from clearway.model import Config, Problem
 from clearway.model.sizes import FLOW_LINES, bucket_bytes, buckets_for, flows_in
 
 from .facts import TableSizes
+from .tables import FirewallTables
 
 # Sizes of the structures in bpf/types.h.
 CARRIED_KEY, CARRIED, EGRESS, TUPLE, INBOUND = 8, 16, 24, 40, 4
@@ -24,12 +25,13 @@ CLAIM, ENDPOINT, OPENED = 24, 24, 8
 NAT_KEY, NAT = 32, 32
 DEVICE, VLAN_KEY, VLAN, PORT = 32, 8, 4, 12
 COUNTER = 16
+RULE, JUDGED, CLASSIFIER_LINE = 16, 24, 64
 NUMBER = 4  # a key, a slot of a wheel, a round-robin position
 
 # Rows that no configuration changes, as bpf/maps.h has them.
 CARRIED_ROWS, EGRESS_ROWS, INBOUND_ROWS, FRAGMENT_ROWS = 65536, 4096, 16384, 4096
 DEVICE_ROWS, PORT_ROWS, COUNTER_ROWS = 4096, 4096, 192
-RECORDS_BYTES = 1 << 22
+RECORDS_BYTES, EVENTS_BYTES = 1 << 22, 1 << 20
 
 HASH_BUCKET = 16  # struct bucket: a list head, a lock
 HASH_ELEMENT = 48  # struct htab_elem, before key and value
@@ -56,6 +58,8 @@ class Limits(Protocol):
     def nats(self) -> int: ...
     @property
     def wheel_slots(self) -> int: ...
+    @property
+    def rules(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +100,12 @@ class MemoryEstimate:
         return f"{empty} when loaded, up to {full} with all tables full"
 
 
-def estimate_memory(config: Config, cpus: int = 1) -> MemoryEstimate:
-    """What the tables of a configuration take on a machine with so many possible CPUs."""
+def estimate_memory(config: Config, cpus: int = 1, firewall: FirewallTables | None = None) -> MemoryEstimate:
+    """What the tables of a configuration take on a machine with so many possible CPUs. firewall: as it was
+    compiled; while it is exchanged there are two.
+    """
     flows = _flow_tables(config.conntrack.max_flows)
-    return MemoryEstimate((*flows, *_other_tables(config.limits, cpus)))
+    return MemoryEstimate((*flows, *_other_tables(config.limits, cpus), *_classifiers(firewall)))
 
 
 def require_memory(
@@ -151,6 +157,12 @@ def _flow_tables(max_flows: int) -> Iterator[TableMemory]:
         yield _mapped_array(f"flow{family}_v3", buckets_for(max_flows), bucket_bytes(family))
 
 
+def _classifiers(firewall: FirewallTables | None) -> Iterator[TableMemory]:
+    for (after, family), classifier in ((firewall and firewall.classifiers) or {}).items():
+        name = f"classifier_v1, IPv{family}{', after translation' if after else ''}"
+        yield _mapped_array(name, len(classifier.lines), CLASSIFIER_LINE)
+
+
 def _flow_bytes(max_flows: int) -> int:
     return sum(table.full_bytes for table in _flow_tables(max_flows))
 
@@ -166,6 +178,7 @@ def _other_tables(limits: Limits, cpus: int) -> Iterator[TableMemory]:
     services, endpoints = limits.services, limits.endpoints
     yield _hash("carried_v1", CARRIED_ROWS, CARRIED_KEY, CARRIED)
     yield _ring("records_v1", RECORDS_BYTES)
+    yield _ring("events_v1", EVENTS_BYTES)
     yield _array("egress_v1", EGRESS_ROWS, EGRESS)
     yield _lru_hash("inbound_v1", INBOUND_ROWS, TUPLE, INBOUND)
     yield _lru_hash("fragment_v1", FRAGMENT_ROWS, FRAGMENT_KEY, FRAGMENT)
@@ -177,6 +190,8 @@ def _other_tables(limits: Limits, cpus: int) -> Iterator[TableMemory]:
     yield _array("cursor_v1", services, NUMBER)
     yield _cpu_array("opened_v1", endpoints, OPENED, cpus)
     yield _trie("nat_v1", 2 * limits.nats, NAT_KEY, NAT)
+    yield _array("rule_v1", 2 * (limits.rules + 1), RULE)
+    yield _cpu_array("judged_v1", limits.rules + 1, JUDGED, cpus)
     yield _hash("device_v1", DEVICE_ROWS, NUMBER, DEVICE)
     yield _hash("vlan_v1", DEVICE_ROWS, VLAN_KEY, VLAN)
     yield _array("port_v1", PORT_ROWS, PORT)

@@ -121,8 +121,11 @@ class Plan:
         }
 
 
-def plan_configs(running: Config | None, desired: Config, facts: HostFacts) -> Plan:
-    """What changes when `desired` replaces the configuration in force (None: there is none yet).
+def plan_configs(
+    running: Config | None, desired: Config, facts: HostFacts, tables: Tables | None = None
+) -> Plan:
+    """What changes when `desired` replaces the configuration in force (None: there is none yet). tables: as
+    it was compiled, if it was: only they tell the size of classifiers.
 
     Sizes are compared with those of the data path that is loaded, if `facts` tells them. Raises ConfigError
     when this machine has not enough memory for those that change.
@@ -132,7 +135,7 @@ def plan_configs(running: Config | None, desired: Config, facts: HostFacts) -> P
     before = state_of_config(running) if running else ()
     changes = diff(before, state_of_config(desired), first=running is None)
     changes += _size_changes(running or desired, desired, facts)
-    return Plan(changes, estimate_memory(desired, facts.cpus))
+    return Plan(changes, estimate_memory(desired, facts.cpus, tables.firewall if tables else None))
 
 
 def plan_tables(running: Tables, desired: Tables, config: Config, facts: HostFacts) -> Plan:
@@ -140,7 +143,7 @@ def plan_tables(running: Tables, desired: Tables, config: Config, facts: HostFac
     before = state_of_tables(running, config, facts) if running.epoch else ()
     after = state_of_tables(desired, config, facts)
     changes = diff(before, after, first=not running.epoch) + _size_changes(config, config, facts)
-    return Plan(changes, estimate_memory(config, facts.cpus))
+    return Plan(changes, estimate_memory(config, facts.cpus, desired.firewall))
 
 
 def diff(before: Sequence[Item], after: Sequence[Item], *, first: bool = False) -> tuple[Change, ...]:

@@ -9,17 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
 
-from clearway.model import Config, Endpoint, Nat, Service, Timeouts, format_duration, host_port
-from clearway.model.config import Model
+from clearway.model import (
+    Config,
+    Endpoint,
+    Firewall,
+    Nat,
+    PortRange,
+    Service,
+    Timeouts,
+    format_duration,
+    host_port,
+)
+from clearway.model.fields import Model
 
 from .facts import HostFacts, TableSizes
-from .tables import EndpointRow, NatRow, ServiceIdentity, ServiceRow, Tables
+from .tables import EndpointRow, FirewallTables, NatRow, ServiceIdentity, ServiceRow, Tables
 
-Kind = Literal["service", "endpoint", "nat", "interface", "timeout", "conntrack", "limit"]
+Kind = Literal[
+    "service", "endpoint", "nat", "firewall", "rule", "set", "interface", "timeout", "conntrack", "limit"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,7 @@ def state_of_config(config: Config) -> tuple[Item, ...]:
         ),
         *map(_service, config.services),
         *map(_nat, config.nat),
+        *(_firewall(config.firewall) if config.firewall else ()),
         *_conntrack(config.conntrack.timeouts, config.conntrack.midstream, config.conntrack.when_full),
     )
 
@@ -61,6 +75,7 @@ def state_of_tables(tables: Tables, config: Config, facts: HostFacts) -> tuple[I
     return (
         *(_service_of_row(row, names, endpoints[row.id]) for row in tables.services),
         *(_nat_of_row(row, rules.get(row.identity, ""), interfaces) for row in tables.nats),
+        *([_firewall_of_tables(tables.firewall)] if tables.firewall else ()),
         *_conntrack(tables.timeouts, tables.midstream, tables.when_full),
     )
 
@@ -73,6 +88,7 @@ def sizes_of(config: Config, running: TableSizes | None = None) -> tuple[Item, .
         "limits.services": limits.services,
         "limits.endpoints": limits.endpoints,
         "limits.nats": limits.nats,
+        "limits.rules": limits.rules,
         "limits.wheel_slots": limits.wheel_slots,
     }
     return tuple(_setting("limit", name, str(size)) for name, size in sizes.items())
@@ -126,6 +142,42 @@ def _nat(nat: Nat) -> Item:
     title = _title(nat.name, f"{nat.source} on {nat.interface}")
     summary = f"-> {fields['to']}, ports {fields['ports']}"
     return Item("nat", (nat.source, nat.interface), nat.name, title, summary, fields)
+
+
+def _firewall(firewall: Firewall) -> Iterator[Item]:
+    yield Item(
+        "firewall",
+        "",
+        "",
+        "",
+        f"with default {firewall.default}",
+        {"default": firewall.default},
+    )
+    for name, members in firewall.sets.items():
+        kind = "port" if members and isinstance(members[0], PortRange) else "prefix"
+        size = f"{len(members):,} {kind}{'' if len(members) == 1 else 's' if kind == 'port' else 'es'}"
+        content = blake2b("\n".join(map(str, members)).encode(), digest_size=4).hexdigest()
+        yield Item("set", name, name, name, f"with {size}", {"members": f"{size} ({content})"})
+    before = ""
+    for rule in firewall.rules:
+        data = rule.model_dump(mode="json", exclude_defaults=True, exclude_none=True, exclude={"name"})
+        fields = {key: _words(value) for key, value in data.items()}
+        summary = ", ".join(f"{key} {value}" for key, value in fields.items() if key != "action")
+        fields["after"] = before or "none"
+        before = rule.name
+        yield Item(
+            "rule", rule.name, rule.name, rule.name, f"{rule.action} {summary or 'everything'}", fields
+        )
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else _text(value)
+
+
+def _firewall_of_tables(firewall: FirewallTables) -> Item:
+    rules = f"{len(firewall.rules) - 1:,} rules"
+    fields = {"rules": rules, "content": firewall.digest.hex()[:8]}
+    return Item("firewall", "", "", "", f"with {rules}", fields)
 
 
 def _service_of_row(

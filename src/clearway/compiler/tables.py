@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -11,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearway.model import (
+    Action,
     AddressRange,
     Algorithm,
+    Firewall,
     IPAddress,
     IPNetwork,
     Midstream,
@@ -22,6 +25,8 @@ from clearway.model import (
     Timeouts,
     WhenFull,
 )
+
+from .classifier import Classifier
 
 EPOCH_MAX = 0xFFFF_FFFF
 
@@ -113,6 +118,46 @@ class NatRow:
         return (self.source, self.ifindex)
 
 
+Place = tuple[bool, int]
+"""Of a classifier: is it of rules that see what is translated; family."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRow:
+    """A row of rule_v1. `identity` is made of the rule's name."""
+
+    identity: int
+    counter: int
+    action: Action
+    log: bool
+
+
+@dataclass(frozen=True)
+class FirewallTables:
+    """A firewall as the data path has it: `rules` in their order, and behind them what becomes of the rest.
+
+    Compares by content. `digest` stands for what the classifiers were made of.
+    """
+
+    digest: bytes
+    rules: tuple[RuleRow, ...]
+    after: bool
+    """There are rules that see what is translated."""
+    classifiers: Mapping[Place, Classifier] | None = field(default=None, compare=False, repr=False)
+    """None: read back."""
+    source: tuple[Firewall, Mapping[str, int]] | None = field(default=None, compare=False, repr=False)
+    """What it was compiled from, and the interfaces that it names."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(one.bytes for one in (self.classifiers or {}).values())
+
+    @property
+    def counters(self) -> dict[int, int]:
+        """By identity."""
+        return {row.identity: row.counter for row in self.rules}
+
+
 @dataclass(frozen=True)
 class Tables:
     """Everything that one epoch of the configuration puts into tables. Compares by content, not by epoch.
@@ -125,12 +170,14 @@ class Tables:
     services: tuple[ServiceRow, ...] = ()
     endpoints: tuple[EndpointRow, ...] = ()
     nats: tuple[NatRow, ...] = ()
+    firewall: FirewallTables | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
     midstream: Midstream = "pick-up"
     when_full: WhenFull = "drop"
     next_endpoint: int = field(default=0, compare=False)
-    """The id from which on one is looked for that is free; and for NAT rules."""
+    """The id from which on one is looked for that is free; and of NAT rules and of the firewall's."""
     next_nat: int = field(default=0, compare=False)
+    next_rule: int = field(default=0, compare=False)
 
     @cached_property
     def origins(self) -> dict[tuple[IPAddress, int, Protocol], ServiceRow]:
@@ -155,7 +202,7 @@ class Tables:
 
     @property
     def next_epoch(self) -> int:
-        """The epoch after this one: never 0, and of the other parity, because config_v2 has two rows."""
+        """The epoch after this one: never 0, and of the other parity, because config_v3 has two rows."""
         return self.epoch + 1 if self.epoch < EPOCH_MAX else 2
 
     @cached_property

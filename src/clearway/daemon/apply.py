@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clearway.compiler import Tables, Wheel
+from clearway.compiler import FirewallTables, Tables, Wheel
 from clearway.compiler.tables import Area
 from clearway.datapath.errors import DatapathError
 
@@ -36,6 +36,9 @@ class DatapathTables(Protocol):
     def enum(self, name: str) -> Names: ...
     def active(self) -> tuple[int, int]: ...
     def set_epoch(self, epoch: int) -> None: ...
+    def put_classifier(self, place: int, lines: Array) -> None: ...
+    def copy_classifier(self, source: int, place: int) -> None: ...
+    def drop_classifier(self, place: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ def read_tables(datapath: DatapathTables) -> Tables:
     epoch, _ = datapath.active()
     if epoch == 0:
         return Tables()
-    config, _ = datapath.table("config_v2").lookup([epoch & 1])
+    config, _ = datapath.table("config_v3").lookup([epoch & 1])
     services, nats = datapath.table("service_v1"), datapath.table("nat_v1")
     service_keys, service_values = _rows_of(services, epoch)
     wheels = _read_wheels(
@@ -115,11 +118,13 @@ def read_tables(datapath: DatapathTables) -> Tables:
         # Endpoints of no service in force are what a crash left behind: settle() frees them.
         endpoints=tuple(sorted((row for row in found if row.service in live), key=lambda row: row.id)),
         nats=tuple(sorted(rules, key=lambda row: row.id)),
+        firewall=_read_firewall(datapath, config[0]),
         timeouts=rows.read_timeouts(config[0], datapath.enum("timeout")),
         midstream=rows.read_midstream(config[0], datapath.enum("midstream")),
         when_full=rows.read_when_full(config[0], datapath.enum("when_full")),
         next_endpoint=int(config[0]["next_endpoint"]),
         next_nat=int(config[0]["next_nat"]),
+        next_rule=int(config[0]["next_rule"]),
     )
 
 
@@ -135,11 +140,13 @@ def settle(datapath: DatapathTables, tables: Tables) -> None:
         others = keys[keys["epoch"] != tables.epoch]
         if len(others):
             table.delete(others)
-    config = datapath.table("config_v2")
+    config = datapath.table("config_v3")
     keys, values = config.items()
     stale = (values["epoch"] != tables.epoch) & (values["epoch"] != 0)
     if stale.any():
         config.update(keys[stale], np.zeros_like(values[stale]))
+    for after, family in rows.PLACES:
+        datapath.drop_classifier(rows.place_of(tables.epoch + 1, after, family))
     _settle_endpoints(datapath, tables)
 
 
@@ -176,8 +183,11 @@ def _write_beside(datapath: DatapathTables, previous: Tables, desired: Tables) -
         if (service.wheel_base, service.wheel.digest) not in live:
             slots = np.arange(service.area.base, service.area.end, dtype=wheel.key_dtype)
             _update(wheel, (slots, service.wheel.slots))
-    config = datapath.table("config_v2")
-    _update(config, rows.config_row(config, datapath.enum, desired))
+    if desired.firewall is not None:
+        _write_firewall(datapath, previous, desired, desired.firewall)
+    config = datapath.table("config_v3")
+    first_rule = rows.first_rule(datapath.table("rule_v1"), desired.epoch)
+    _update(config, rows.config_row(config, datapath.enum, desired, first_rule))
     services = datapath.table("service_v1")
     modes, algorithms = datapath.enum("service_mode"), datapath.enum("service_algorithm")
     _update(services, rows.service_rows(services, modes, algorithms, desired))
@@ -187,6 +197,37 @@ def _write_beside(datapath: DatapathTables, previous: Tables, desired: Tables) -
     _update(origins, rows.origin_rows(origins, desired))
     nats = datapath.table("nat_v1")
     _update(nats, rows.nat_rows(nats, desired.nats, desired.epoch))
+
+
+def _write_firewall(
+    datapath: DatapathTables, previous: Tables, desired: Tables, firewall: FirewallTables
+) -> None:
+    """Its classifiers, or those in force if they are the same; what its rules do; new counters."""
+    present = previous.firewall
+    same = present is not None and present.digest == firewall.digest
+    for after, family in rows.PLACES:
+        place = rows.place_of(desired.epoch, after, family)
+        if after and not firewall.after:
+            continue
+        if same:
+            datapath.copy_classifier(rows.place_of(previous.epoch, after, family), place)
+        elif firewall.classifiers is not None:
+            datapath.put_classifier(place, firewall.classifiers[after, family].lines)
+    judged = datapath.table("judged_v1")
+    new = sorted(set(firewall.counters.values()) - set(present.counters.values() if present else ()))
+    keys, zeros = judged.rows(len(new))
+    keys[:] = new
+    _update(judged, (keys, zeros))
+    table = datapath.table("rule_v1")
+    _update(table, rows.rule_rows(table, datapath.enum("firewall_action"), firewall, desired.epoch))
+
+
+def _read_firewall(datapath: DatapathTables, config: Array) -> FirewallTables | None:
+    if not int(config["firewall"]):
+        return None
+    first, count = int(config["first_rule"]), int(config["rules"])
+    values, _ = datapath.table("rule_v1").lookup(np.arange(first, first + count + 1))
+    return rows.read_firewall(config, values, datapath.enum("firewall_action"), datapath.enum("firewall"))
 
 
 def _update(table: Table, keys_and_values: tuple[Array, Array]) -> None:

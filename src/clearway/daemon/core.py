@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from clearway.model import Config
+from clearway.model import Config, Firewall
 
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 KEEP_EVERY = 30.0  # seconds; entries of neighbours may be taken away by anybody, silently
@@ -27,6 +27,7 @@ class Attached:
     ifindex: int
     asked: str | None  # the hook that was asked for; None: attached by an earlier daemon, not known
     beside: Hooks = frozenset()  # the interfaces that `auto` has looked at
+    sent: bool = False  # what this machine sends is looked at, too
     stale: bool = False  # the device it was attached to is not there any more
 
 
@@ -49,7 +50,7 @@ class Basis:
     """What of the machine the compiled tables depend on."""
 
     local_ports: tuple[int, int]
-    nat_interfaces: tuple[tuple[str, int], ...]  # those that are there: name and ifindex
+    interfaces: tuple[tuple[str, int], ...]  # that rules name and that are there: name and ifindex
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Attach:
     interface: str
     hook: str
     beside: Hooks
+    sent: bool
     why: str
 
 
@@ -125,7 +127,7 @@ def decide(snapshot: Snapshot) -> Decision:
 
 def basis(config: Config, present: Mapping[str, int], local_ports: tuple[int, int]) -> Basis:
     """What the tables of this configuration would be compiled for now."""
-    names = sorted({rule.interface for rule in config.nat} & set(present))
+    names = sorted(_in_rules(config) & set(present))
     return Basis(local_ports, tuple((name, present[name]) for name in names))
 
 
@@ -135,12 +137,37 @@ def without(config: Config, interfaces: Collection[str]) -> Config:
         update={
             "interfaces": tuple(item for item in config.interfaces if item.name not in interfaces),
             "nat": tuple(rule for rule in config.nat if rule.interface not in interfaces),
+            "firewall": _firewall_without(config.firewall, interfaces),
         }
     )
 
 
+def _firewall_without(firewall: Firewall | None, interfaces: Collection[str]) -> Firewall | None:
+    """Rules stay: those that ask only for interfaces that are away, no packet meets."""
+    if firewall is None or not interfaces:
+        return firewall
+
+    def of(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if names is None else tuple(name for name in names if name not in interfaces)
+
+    rules = tuple(
+        rule.model_copy(
+            update={"interface_in": of(rule.interface_in), "interface_out": of(rule.interface_out)}
+        )
+        for rule in firewall.rules
+    )
+    return firewall.model_copy(update={"rules": rules})
+
+
 def named_interfaces(config: Config) -> set[str]:
-    return {item.name for item in config.interfaces} | {rule.interface for rule in config.nat}
+    return {item.name for item in config.interfaces} | _in_rules(config)
+
+
+def _in_rules(config: Config) -> set[str]:
+    """Interfaces that rules of NAT and of the firewall name."""
+    rules = config.firewall.rules if config.firewall else ()
+    asked = (names for rule in rules for names in (rule.interface_in, rule.interface_out))
+    return {rule.interface for rule in config.nat} | {name for names in asked for name in names or ()}
 
 
 def waiting(config: Config, present: Collection[str]) -> tuple[str, ...]:
@@ -150,9 +177,12 @@ def waiting(config: Config, present: Collection[str]) -> tuple[str, ...]:
     """
     absent = [item.name for item in config.interfaces if item.name not in present]
     rules = [rule for rule in config.nat if rule.interface not in present]
+    of_nat = {item.name for item in config.interfaces} | {rule.interface for rule in config.nat}
+    asked = sorted(_in_rules(config) - of_nat - set(present))
     return (
         *(f"interface {name} is not there" for name in absent),
         *(f"nat {rule.name} waits for interface {rule.interface}" for rule in rules),
+        *(f"no packet meets firewall rules for interface {name}, which is not there" for name in asked),
     )
 
 
@@ -172,9 +202,9 @@ def _apply(snapshot: Snapshot) -> list[Step]:
     if wanted.local_ports != snapshot.compiled_for.local_ports:
         first, last = wanted.local_ports
         return [Apply(wanted, f"the host's own ports are now {first}-{last}")]
-    changed = set(wanted.nat_interfaces) ^ set(snapshot.compiled_for.nat_interfaces)
+    changed = set(wanted.interfaces) ^ set(snapshot.compiled_for.interfaces)
     names = ", ".join(sorted({name for name, _ifindex in changed}))
-    return [Apply(wanted, f"{names}: the interface of a NAT rule came, went or was made anew")]
+    return [Apply(wanted, f"{names}: an interface that a rule names came, went or was made anew")]
 
 
 def _attach(snapshot: Snapshot) -> list[Step]:
@@ -186,10 +216,11 @@ def _attach(snapshot: Snapshot) -> list[Step]:
             ifindex=snapshot.present[interface.name],
             asked=interface.hook,
             beside=beside(snapshot.config, snapshot.present, interface.hook),
+            sent=snapshot.config.firewall is not None,
         )
         why = _why_attach(wanted, snapshot.attached.get(interface.name))
         if why:
-            steps.append(Attach(interface.name, interface.hook, wanted.beside, why))
+            steps.append(Attach(interface.name, interface.hook, wanted.beside, wanted.sent, why))
     return steps
 
 
@@ -202,6 +233,8 @@ def _why_attach(wanted: Attached, attached: Attached | None) -> str | None:
         return "an earlier daemon attached it"
     if attached.asked != wanted.asked:
         return f"its hook was {attached.asked} and is now {wanted.asked}"
+    if attached.sent != wanted.sent:
+        return "there is a firewall now" if wanted.sent else "there is no firewall any more"
     return "the interfaces beside it have changed" if attached.beside != wanted.beside else None
 
 

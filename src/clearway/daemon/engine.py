@@ -62,17 +62,19 @@ class Engine:
     def _as_attached(self, attachment: Attachment) -> Attached:
         asked = self._asked.get(attachment.ifname)
         if asked is None:
-            return Attached(attachment.ifindex, None, stale=attachment.stale)
-        return Attached(attachment.ifindex, *asked, stale=attachment.stale)
+            return Attached(attachment.ifindex, None, sent=attachment.sent, stale=attachment.stale)
+        return Attached(attachment.ifindex, *asked, sent=attachment.sent, stale=attachment.stale)
 
     def reason(self, interface: str) -> str:
         """Why the interface has the hook that it has; "" if it was not attached yet."""
         return self._reasons.get(interface, "")
 
-    def attach(self, interface: str, hook: str, beside: Hooks = frozenset()) -> None:
-        """`beside`: the other interfaces and the hooks that they are to have (core.beside)."""
+    def attach(self, interface: str, hook: str, beside: Hooks = frozenset(), sent: bool = False) -> None:
+        """`beside`: the other interfaces and the hooks that they are to have (core.beside). `sent`: what this
+        machine sends is looked at, too.
+        """
         before = self.attachments.get(interface)
-        attachment = self.datapath.attach(interface, hook, dict(beside))
+        attachment = self.datapath.attach(interface, hook, dict(beside), sent=sent)
         self._asked[interface] = (hook, beside)
         self._reasons[interface] = why = attachment.reason or "as configured"
         self.look()
@@ -113,8 +115,8 @@ class Engine:
     def plan(self, running: Config, desired: Config, machine: Machine) -> Plan:
         """What apply() would change. ConfigError when it would refuse."""
         facts = self.facts(machine, desired)
-        compile_tables(desired, facts, self.tables)
-        return plan_configs(running, desired, facts)
+        tables = compile_tables(desired, facts, self.tables)
+        return plan_configs(running, desired, facts, tables)
 
     def apply(self, config: Config, machine: Machine) -> Plan:
         """Compile for this machine and switch over; interfaces are left alone.
@@ -135,11 +137,14 @@ class Engine:
         """
         facts = self.facts(machine, desired)
         tables = compile_tables(desired, facts, self.tables)  # refuses before anything is touched
-        plan = plan_configs(running, desired, facts)
+        plan = plan_configs(running, desired, facts, tables)
         with ExitStack() as undo:
             for interface in desired.interfaces:
                 hooks = beside(desired, facts.interfaces, interface.hook)
-                wanted = Attached(facts.interfaces[interface.name], interface.hook, hooks)
+                # who is not needed any more goes when the switch is done
+                attached = self.attachments.get(interface.name)
+                sent = desired.firewall is not None or (attached is not None and attached.sent)
+                wanted = Attached(facts.interfaces[interface.name], interface.hook, hooks, sent)
                 self._attach_or_undo(interface.name, wanted, undo)
             # New neighbours begin to be resolved before the first packet is sent their way.
             self.keep(endpoint_addresses(desired), machine)
@@ -173,11 +178,12 @@ class Engine:
         if self.attached().get(interface) == wanted:
             return
         before, asked_before = self.attachments.get(interface), self._asked.get(interface)
-        self.attach(interface, wanted.asked or "auto", wanted.beside)
+        self.attach(interface, wanted.asked or "auto", wanted.beside, wanted.sent)
         if before is None:
             undo.callback(self.detach, interface)
         elif not before.stale:
-            undo.callback(self.attach, interface, *(asked_before or (before.hook, frozenset())))
+            asked = asked_before or (before.hook, frozenset())
+            undo.callback(self.attach, interface, *asked, before.sent)
 
     # ---- neighbours ----
 

@@ -119,8 +119,8 @@ class Mirror:
     def _wanted(self) -> tuple[Rows, tuple[str, ...]]:
         """The rows as they should be, and what could not be done, a sentence each."""
         picture = self.watch.picture
-        xdp = [a.ifindex for a in self._attachments if a.hook != "tc" and a.ifindex]
-        ports, homeless = port_rows(picture.links, xdp, self._ports.max_entries)
+        ours = [a.ifindex for a in self._attachments if a.ifindex]
+        ports, homeless = port_rows(picture.links, ours, self._ports.max_entries)
         complaints = [
             f"{link.name}: its place in port_v1 is taken by another interface;"
             " packets for other hosts reach Linux later than they could"

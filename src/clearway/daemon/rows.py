@@ -10,8 +10,18 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from clearway.compiler import EndpointRow, NatRow, ServiceRow, Tables, Wheel
-from clearway.model import AddressRange, Algorithm, IPAddress, Midstream, Mode, PortRange, Timeouts, WhenFull
+from clearway.compiler import EndpointRow, FirewallTables, NatRow, RuleRow, ServiceRow, Tables, Wheel
+from clearway.model import (
+    Action,
+    AddressRange,
+    Algorithm,
+    IPAddress,
+    Midstream,
+    Mode,
+    PortRange,
+    Timeouts,
+    WhenFull,
+)
 from clearway.model import Protocol as L4Protocol
 
 Array = npt.NDArray[Any]
@@ -19,6 +29,15 @@ Names = Mapping[str, int]
 
 PROTOCOLS: Mapping[L4Protocol, int] = {"tcp": 6, "udp": 17}
 """IANA protocol numbers."""
+
+
+PLACES = [(after, family) for after in (False, True) for family in (4, 6)]
+"""Of a firewall's classifiers."""
+
+
+def place_of(epoch: int, after: bool, family: int) -> int:
+    """A place of classifier_v1 (bpf/firewall.h, firewall_place)."""
+    return (epoch & 1) << 2 | after << 1 | (family == 6)
 
 
 class Table(Protocol):
@@ -115,8 +134,41 @@ def nat_rows(table: Table, nats: Sequence[NatRow], epoch: int) -> tuple[Array, A
     return keys, values
 
 
-def config_row(table: Table, enum: Callable[[str], Names], tables: Tables) -> tuple[Array, Array]:
-    """The row of config_v2 for an epoch. enum: numbers by constant of an enum of bpf/types.h."""
+def first_rule(table: Table, epoch: int) -> int:
+    """Where the rules of an epoch begin in rule_v1: there is room for those of two."""
+    return (epoch & 1) * (table.max_entries // 2)
+
+
+def rule_rows(table: Table, actions: Names, firewall: FirewallTables, epoch: int) -> tuple[Array, Array]:
+    """Rows of rule_v1 of one epoch."""
+    keys, values = table.rows(len(firewall.rules))
+    begin = first_rule(table, epoch)
+    keys[:] = np.arange(begin, begin + len(keys))
+    values["identity"] = [rule.identity for rule in firewall.rules]
+    values["counter"] = [rule.counter for rule in firewall.rules]
+    values["action"] = [actions[_constant("FIREWALL", rule.action)] for rule in firewall.rules]
+    values["log"] = [rule.log for rule in firewall.rules]
+    return keys, values
+
+
+def read_firewall(config: Array, values: Array, actions: Names, flags: Names) -> FirewallTables:
+    """The rules in force, from a row of config_v3 and those of rule_v1."""
+    columns = (values[name].tolist() for name in ("identity", "counter", "action", "log"))
+    words = {number: cast(Action, _word("FIREWALL", actions, number)) for number in actions.values()}
+    return FirewallTables(
+        digest=config["firewall_digest"].tobytes(),
+        rules=tuple(
+            RuleRow(identity, counter, words[action], bool(log))
+            for identity, counter, action, log in zip(*columns, strict=True)
+        ),
+        after=bool(int(config["firewall"]) & flags["FIREWALL_AFTER"]),
+    )
+
+
+def config_row(
+    table: Table, enum: Callable[[str], Names], tables: Tables, first_rule: int
+) -> tuple[Array, Array]:
+    """The row of config_v3 for an epoch. enum: numbers by constant of an enum of bpf/types.h."""
     keys, values = table.rows(1)
     keys[0] = tables.epoch & 1
     value = values[0]
@@ -125,6 +177,12 @@ def config_row(table: Table, enum: Callable[[str], Names], tables: Tables) -> tu
     value["nats"] = len(tables.nats)
     value["origins"] = len(tables.origins)
     value["next_endpoint"], value["next_nat"] = tables.next_endpoint, tables.next_nat
+    value["next_rule"] = tables.next_rule
+    if tables.firewall is not None:
+        flags = enum("firewall")
+        value["firewall"] = flags["FIREWALL_ON"] | (flags["FIREWALL_AFTER"] if tables.firewall.after else 0)
+        value["rules"], value["first_rule"] = len(tables.firewall.rules) - 1, first_rule
+        value["firewall_digest"] = np.frombuffer(tables.firewall.digest, np.uint8)
     value["when_full"] = enum("when_full")[_constant("WHEN_FULL", tables.when_full)]
     value["midstream"] = enum("midstream")[_constant("MIDSTREAM", tables.midstream)]
     for name in Timeouts.model_fields:
@@ -174,7 +232,7 @@ def read_nat(table: Table, key: Array, value: Array) -> NatRow:
 
 
 def read_timeouts(value: Array, timeouts: Names) -> Timeouts:
-    """The timeouts in a row of config_v2. Taken as they are: whoever wrote them has checked them."""
+    """The timeouts in a row of config_v3. Taken as they are: whoever wrote them has checked them."""
     stored = {
         name: int(value["timeout_ms"][timeouts[_constant("TIMEOUT", name)]]) for name in Timeouts.model_fields
     }

@@ -136,6 +136,7 @@ def sizes_of(config: Config) -> Sizes:
         endpoints=config.limits.endpoints,
         wheel_slots=config.limits.wheel_slots,
         nats=config.limits.nats,
+        rules=config.limits.rules,
     )
 
 

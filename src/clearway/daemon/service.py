@@ -332,7 +332,9 @@ class Daemon:
                 case core.Apply():
                     await self._apply(step)
                 case core.Attach():
-                    await self._in_worker(lambda: self.engine.attach(step.interface, step.hook, step.beside))
+                    await self._in_worker(
+                        lambda: self.engine.attach(step.interface, step.hook, step.beside, step.sent)
+                    )
                 case core.Detach():
                     await self._in_worker(lambda: self.engine.detach(step.interface))
                     log.info("detached", interface=step.interface, why=step.why)

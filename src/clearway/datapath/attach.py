@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clearway.datapath import bpf, clsact
@@ -27,6 +27,23 @@ XDP_FLAGS = {"xdp": bpf.XDP_FLAGS_DRV_MODE, "xdp-generic": bpf.XDP_FLAGS_SKB_MOD
 XDP_PROGRAM = "cw_xdp"
 TC_ALONE = "cw_tc"
 TC_BEHIND = "cw_tc_behind"
+TC_OUT = "cw_tc_out"
+
+
+@dataclass(frozen=True)
+class Side:
+    """Where TC programs run, and by what name it is known that there is one: a link's pin, or the mark of a
+    filter.
+    """
+
+    link: str
+    mark: str
+    tcx: int
+    clsact: int
+
+
+INGRESS = Side("tc", "clsact", bpf.BPF_TCX_INGRESS, clsact.BPF_TC_INGRESS)
+EGRESS = Side("sent", "clsact-sent", bpf.BPF_TCX_EGRESS, clsact.BPF_TC_EGRESS)
 
 
 @dataclass(frozen=True)
@@ -35,7 +52,8 @@ class Attachment:
 
     ifindex: 0 if there is no such interface now. hook: xdp | xdp-generic | tc. mechanism: how the TC
     program runs, "tcx" or "clsact". stale: the interface went away or came back anew, so that packets pass
-    by: attach again, or detach. reason: why `auto` chose this hook.
+    by: attach again, or detach. reason: why `auto` chose this hook. sent: what
+    this machine sends is looked at, too.
     """
 
     ifname: str
@@ -45,6 +63,7 @@ class Attachment:
     driver: str
     stale: bool
     reason: str = ""
+    sent: bool = False
 
 
 class Attacher:
@@ -67,20 +86,26 @@ class Attacher:
         ifindex = _index_or_zero(ifname)
         hook = _xdp_hook(directory) or "tc"
         parts = [_link_ifindex(directory / hook)] if hook != "tc" else []
-        if (directory / "clsact").is_dir():
-            mechanism = "clsact"
-            parts.append(ifindex if ifindex and clsact.program_id(ifindex) in self._program_ids() else 0)
-        else:
-            mechanism = "tcx"
-            parts.append(_link_ifindex(directory / "tc"))
+        mechanism = "clsact" if (directory / INGRESS.mark).is_dir() else "tcx"
+        sent = _has(directory, EGRESS)
+        parts += [self._ifindex_of(directory, ifindex, side) for side in (INGRESS, *[EGRESS] * sent)]
         stale = not ifindex or any(part != ifindex for part in parts)
-        return Attachment(ifname, ifindex, hook, mechanism, driver(ifname) if ifindex else "", stale)
+        return Attachment(
+            ifname, ifindex, hook, mechanism, driver(ifname) if ifindex else "", stale, sent=sent
+        )
+
+    def _ifindex_of(self, directory: Path, ifindex: int, side: Side) -> int:
+        """The interface that our TC program of that side is on; 0 if there is none."""
+        if not (directory / side.mark).is_dir():
+            return _link_ifindex(directory / side.link)
+        runs = bool(ifindex) and clsact.program_id(ifindex, side.clsact) in self._program_ids()
+        return ifindex if runs else 0
 
     def _program_ids(self) -> set[int]:
         """Ids of every TC entry program of this instance, those of older loads included."""
         found = set()
         for load in self._pins.loads():
-            for name in (TC_ALONE, TC_BEHIND):
+            for name in (TC_ALONE, TC_BEHIND, TC_OUT):
                 if (load.directory / name).exists():
                     with bpf.pinned(load.directory / name) as fd:
                         found.add(bpf.program_info(fd).id)
@@ -88,8 +113,9 @@ class Attacher:
 
     # ---- attach ----
 
-    def attach(self, ifname: str, choice: Choice) -> Attachment:
-        """Brings an interface to a hook from whatever state it is in; does nothing if it is there.
+    def attach(self, ifname: str, choice: Choice, sent: bool = False) -> Attachment:
+        """Brings an interface to a hook from whatever state it is in; does nothing if it is there. sent: what
+        this machine sends by it is to be looked at, too.
 
         DatapathError if the interface does not exist, its driver refuses or another program is in the way. An
         interface that was attached goes on then, as before or with TC.
@@ -100,13 +126,14 @@ class Attacher:
         self._pins.interface(ifname).mkdir(exist_ok=True, mode=0o700)
         try:
             reason_given = self._bring_to(ifname, ifindex, choice)
+            self._set_sent(ifname, ifindex, sent)
         except OSError as error:
             raise DatapathError(f"interface {ifname} cannot be attached: {reason(error)}") from error
         finally:
             if not any(self._pins.interface(ifname).iterdir()):
                 self._pins.interface(ifname).rmdir()
         now = self._read(ifname)
-        return Attachment(now.ifname, ifindex, now.hook, now.mechanism, now.driver, now.stale, reason_given)
+        return replace(now, ifindex=ifindex, reason=reason_given)
 
     def _bring_to(self, ifname: str, ifindex: int, choice: Choice) -> str:
         """Returns the reason for the hook that was taken in the end."""
@@ -143,7 +170,7 @@ class Attacher:
         """
         directory = self._pins.interface(ifname)
         with ExitStack() as undo:
-            if not self._has_tc(directory):
+            if not _has(directory, INGRESS):
                 undo.callback(self._remove_parts, ifname)
                 self._set_tc(ifname, ifindex, TC_BEHIND)
             with bpf.pinned(self._programs / XDP_PROGRAM) as program:
@@ -154,30 +181,38 @@ class Attacher:
             os.close(link)
         self._set_tc(ifname, ifindex, TC_BEHIND)
 
-    def _has_tc(self, directory: Path) -> bool:
-        return (directory / "tc").exists() or (directory / "clsact").exists()
-
-    def _set_tc(self, ifname: str, ifindex: int, name: str) -> None:
+    def _set_tc(self, ifname: str, ifindex: int, name: str, side: Side = INGRESS) -> None:
         """Makes `name` the TC program of an interface, in one step if it had another one."""
         directory = self._pins.interface(ifname)
         with bpf.pinned(self._programs / name) as program:
-            if (directory / "tc").exists():
-                with bpf.pinned(directory / "tc") as link:
+            if (directory / side.link).exists():
+                with bpf.pinned(directory / side.link) as link:
                     if bpf.link_info(link).prog_id != bpf.program_info(program).id:
                         bpf.link_update(link, program)
-            elif not self._use_tcx or not _create_tcx(program, ifindex, directory / "tc"):
-                self._set_clsact(ifname, ifindex, program)
+            elif not self._use_tcx or not _create_tcx(program, ifindex, directory / side.link, side.tcx):
+                self._set_clsact(ifname, ifindex, program, side)
 
-    def _set_clsact(self, ifname: str, ifindex: int, program: int) -> None:
+    def _set_clsact(self, ifname: str, ifindex: int, program: int, side: Side) -> None:
         directory = self._pins.interface(ifname)
         if clsact.ensure_qdisc(ifindex):
             (directory / "qdisc").mkdir(exist_ok=True)
-        if clsact.program_id(ifindex) != bpf.program_info(program).id:
+        if clsact.program_id(ifindex, side.clsact) != bpf.program_info(program).id:
             try:
-                clsact.attach(ifindex, program, self._program_ids())
+                clsact.attach(ifindex, program, self._program_ids(), side.clsact)
             except DatapathError as error:
                 raise DatapathError(f"interface {ifname}: {error}") from None
-        (directory / "clsact").mkdir(exist_ok=True)
+        (directory / side.mark).mkdir(exist_ok=True)
+
+    def _set_sent(self, ifname: str, ifindex: int, wanted: bool) -> None:
+        if wanted:
+            self._set_tc(ifname, ifindex, TC_OUT, EGRESS)
+            return
+        directory = self._pins.interface(ifname)
+        if (directory / EGRESS.link).exists():
+            _remove_link(directory / EGRESS.link)
+        if (directory / EGRESS.mark).is_dir():
+            clsact.detach(ifindex, self._program_ids(), EGRESS.clsact)
+            remove_tree(directory / EGRESS.mark)
 
     # ---- interfaces that went away or came back ----
 
@@ -198,8 +233,11 @@ class Attacher:
         for path in list(directory.iterdir()):
             if path.is_file() and _link_ifindex(path) != ifindex:
                 _remove_link(path)
-        if (directory / "clsact").is_dir() and not clsact.program_id(ifindex):
-            (directory / "clsact").rmdir()
+        marked = [side for side in (INGRESS, EGRESS) if (directory / side.mark).is_dir()]
+        for side in marked:
+            if not clsact.program_id(ifindex, side.clsact):
+                (directory / side.mark).rmdir()
+        if marked and not any((directory / side.mark).is_dir() for side in marked):
             remove_tree(directory / "qdisc")
 
     # ---- replace, detach ----
@@ -215,6 +253,8 @@ class Attacher:
             self._set_tc(
                 attachment.ifname, attachment.ifindex, TC_ALONE if attachment.hook == "tc" else TC_BEHIND
             )
+            if attachment.sent:
+                self._set_tc(attachment.ifname, attachment.ifindex, TC_OUT, EGRESS)
             if attachment.hook != "tc":
                 with (
                     bpf.pinned(self._programs / XDP_PROGRAM) as program,
@@ -235,15 +275,16 @@ class Attacher:
     def _remove_parts(self, ifname: str) -> None:
         """Detaches what is attached and removes its pins; XDP first, what it hands over is still finished."""
         directory = self._pins.interface(ifname)
-        for name in (*XDP_FLAGS, "tc"):
+        for name in (*XDP_FLAGS, INGRESS.link, EGRESS.link):
             if (directory / name).exists():
                 _remove_link(directory / name)
         ifindex = _index_or_zero(ifname)
-        if ifindex and (directory / "clsact").is_dir():
-            clsact.detach(ifindex, self._program_ids())
+        for side in (INGRESS, EGRESS):
+            if ifindex and (directory / side.mark).is_dir():
+                clsact.detach(ifindex, self._program_ids(), side.clsact)
         if ifindex and (directory / "qdisc").is_dir():
             clsact.remove_qdisc(ifindex)
-        for mark in ("clsact", "qdisc"):
+        for mark in (INGRESS.mark, EGRESS.mark, "qdisc"):
             remove_tree(directory / mark)
 
 
@@ -257,6 +298,10 @@ def _index_or_zero(ifname: str) -> int:
         return interface_index(ifname)
     except DatapathError:
         return 0
+
+
+def _has(directory: Path, side: Side) -> bool:
+    return (directory / side.link).exists() or (directory / side.mark).is_dir()
 
 
 def _xdp_hook(directory: Path) -> str | None:
@@ -284,10 +329,10 @@ def _remove_link(path: Path) -> None:
     path.unlink()
 
 
-def _create_tcx(program: int, ifindex: int, pin: Path) -> bool:
+def _create_tcx(program: int, ifindex: int, pin: Path, point: int) -> bool:
     """Attaches by TCX and pins the link. Returns False if the kernel has no TCX (before 6.6)."""
     try:
-        link = bpf.link_create(program, ifindex, bpf.BPF_TCX_INGRESS)
+        link = bpf.link_create(program, ifindex, point)
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False

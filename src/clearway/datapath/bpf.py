@@ -26,6 +26,7 @@ BPF_PROG_TYPE_XDP = 6
 # enum bpf_attach_type
 BPF_XDP = 37
 BPF_TCX_INGRESS = 46  # since 6.6
+BPF_TCX_EGRESS = 47
 # <linux/if_link.h>
 XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2

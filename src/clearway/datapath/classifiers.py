@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
 import os
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clearway.datapath import bpf, libbpf
 from clearway.datapath.inner import create_inner, put_inner
 
 LINE = 64
@@ -27,3 +30,23 @@ def put_lines(outer_fd: int, place: int, lines: NDArray[np.uint64]) -> None:
         put_inner(outer_fd, TABLE, place, fd)
     finally:
         os.close(fd)
+
+
+def copy_lines(outer_fd: int, source: int, place: int) -> None:
+    """What is at `source` is at `place` as well from now on."""
+    library = libbpf.library()
+    key, number = ctypes.c_uint32(source), ctypes.c_uint32()
+    bpf.check(library.bpf_map_lookup_elem(outer_fd, ctypes.byref(key), ctypes.byref(number)), TABLE)
+    fd = int(bpf.check(library.bpf_map_get_fd_by_id(number.value), TABLE))
+    try:
+        put_inner(outer_fd, TABLE, place, fd)
+    finally:
+        os.close(fd)
+
+
+def drop_lines(outer_fd: int, place: int) -> None:
+    """There is none at `place`; its memory is free once no packet uses it."""
+    key = ctypes.c_uint32(place)
+    result = libbpf.library().bpf_map_delete_elem(outer_fd, ctypes.byref(key))
+    if result != -errno.ENOENT:
+        bpf.check(result, TABLE)

@@ -47,22 +47,20 @@ def remove_qdisc(ifindex: int) -> None:
         bpf.check(result)
 
 
-def program_id(ifindex: int) -> int:
-    """The id of the program at clearway's place; 0 if there is none."""
+def program_id(ifindex: int, point: int = BPF_TC_INGRESS) -> int:
+    """The id of the program at clearway's place; 0 if there is none. point: enum bpf_tc_attach_point."""
     options = _options()
     with captured_log():
-        result = libbpf.library().bpf_tc_query(
-            ctypes.byref(_hook(ifindex, BPF_TC_INGRESS)), ctypes.byref(options)
-        )
+        result = libbpf.library().bpf_tc_query(ctypes.byref(_hook(ifindex, point)), ctypes.byref(options))
     if result in (-errno.ENOENT, -errno.EINVAL, -errno.ENODEV):  # no filter, no qdisc, no interface
         return 0
     bpf.check(result)
     return int(options.prog_id)
 
 
-def attach(ifindex: int, program_fd: int, replaceable: set[int]) -> None:
+def attach(ifindex: int, program_fd: int, replaceable: set[int], point: int = BPF_TC_INGRESS) -> None:
     """Puts the program at clearway's place; replaces, in one step, a program whose id is in `replaceable`."""
-    present = program_id(ifindex)
+    present = program_id(ifindex, point)
     if present and present not in replaceable:
         raise DatapathError(
             f"tc filter pref {PRIORITY} handle {HANDLE:#x} runs another program (id {present}): remove it"
@@ -71,20 +69,16 @@ def attach(ifindex: int, program_fd: int, replaceable: set[int]) -> None:
     options.prog_fd = program_fd
     options.flags = BPF_TC_F_REPLACE if present else 0
     with captured_log():
-        result = libbpf.library().bpf_tc_attach(
-            ctypes.byref(_hook(ifindex, BPF_TC_INGRESS)), ctypes.byref(options)
-        )
+        result = libbpf.library().bpf_tc_attach(ctypes.byref(_hook(ifindex, point)), ctypes.byref(options))
     bpf.check(result)
 
 
-def detach(ifindex: int, removable: set[int]) -> None:
+def detach(ifindex: int, removable: set[int], point: int = BPF_TC_INGRESS) -> None:
     """Takes the filter away if its program's id is in `removable`; no error if there is none."""
-    if program_id(ifindex) not in removable:
+    if program_id(ifindex, point) not in removable:
         return
     with captured_log():
-        result = libbpf.library().bpf_tc_detach(
-            ctypes.byref(_hook(ifindex, BPF_TC_INGRESS)), ctypes.byref(_options())
-        )
+        result = libbpf.library().bpf_tc_detach(ctypes.byref(_hook(ifindex, point)), ctypes.byref(_options()))
     if result != -errno.ENOENT:
         bpf.check(result)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clearway.datapath import bpf, features, flows, flowstore, install, loopback, pins
+from clearway.datapath import bpf, classifiers, features, flows, flowstore, install, loopback, pins
 from clearway.datapath.attach import Attacher, Attachment, facts_of
 from clearway.datapath.btf import Btf
 from clearway.datapath.calls import Clock, SweepResult, run_clock
@@ -120,7 +120,10 @@ class Datapath:
             raise
         made = cls(where, installed.load, adopted=installed.adopted, load_ms=installed.load_ms)
         made._attacher.replace_programs()
-        made._store.record(False)  # who had followed an earlier daemon that was killed follows no more
+        for what in ("records", "events"):
+            made._store.record(
+                what, False
+            )  # who had followed an earlier daemon that was killed follows no more
         install.retire(where, installed.load)
         return made
 
@@ -263,18 +266,26 @@ class Datapath:
 
     # ---- interfaces ----
 
-    def attach(self, ifname: str, hook: str = "auto", asked: Mapping[str, str] | None = None) -> Attachment:
+    def attach(
+        self,
+        ifname: str,
+        hook: str = "auto",
+        asked: Mapping[str, str] | None = None,
+        *,
+        sent: bool = False,
+    ) -> Attachment:
         """Brings an interface to a hook: auto | xdp | xdp-generic | tc. Does nothing if it is there; moves
         from another hook without a gap; attaches anew to an interface that came back. `auto` also looks at
         the other interfaces, because packets have to get out of them: at those in `asked` with the hooks
-        they are to have, or at those that are attached already; one that does not exist does not count.
+        they are to have, or at those that are attached already; one that does not exist does not count. sent:
+        what this machine sends is looked at, too.
         """
         if asked is None:
             asked = {a.ifname: a.hook for a in self.attachments()}
         present = {name: its for name, its in asked.items() if interface_exists(name)}
         present[ifname] = hook
         choice = choose_hooks(present, facts_of(present if hook == "auto" else []))[ifname]
-        attachment = self._attacher.attach(ifname, choice)
+        attachment = self._attacher.attach(ifname, choice, sent)
         with suppress(OSError):  # `clearway doctor` tells
             loopback.let_in(self._pins)
         self._reasons[ifname] = attachment.reason
@@ -312,6 +323,18 @@ class Datapath:
         keys, values = table.rows(1)
         values["epoch"], values["mirror"] = epoch, mirror
         table.update(keys, values)
+
+    def put_classifier(self, place: int, lines: Array) -> None:
+        """The classifier at that place (firewall_place() of bpf/firewall.h) is this one from now on. lines:
+        (n, 8) words.
+        """
+        classifiers.put_lines(self.table(classifiers.TABLE).fd, place, lines)
+
+    def copy_classifier(self, source: int, place: int) -> None:
+        classifiers.copy_lines(self.table(classifiers.TABLE).fd, source, place)
+
+    def drop_classifier(self, place: int) -> None:
+        classifiers.drop_lines(self.table(classifiers.TABLE).fd, place)
 
     # ---- what it did ----
 
@@ -384,14 +407,34 @@ class Datapath:
         table = self.table("records_v1")
         ring = Ring(table.fd, table.max_entries, self.struct("flow_record"))
         ring.skip()
-        self._store.record(True)
+        self._store.record("records", True)
         self._ring = ring
         try:
             yield ring.read
         finally:
             self._ring = None
             with suppress(DatapathError):  # the instance may be removed by now
-                self._store.record(False)
+                self._store.record("records", False)
+
+    @contextmanager
+    def events(self) -> Iterator[Callable[[], Array]]:
+        """Has decisions of firewall rules that log recorded, for the length of a with block, and gives a
+        function that reads what has come: rows of struct firewall_event.
+        """
+        table = self.table("events_v1")
+        ring = Ring(table.fd, table.max_entries, self.struct("firewall_event"))
+        ring.skip()
+        self._store.record("events", True)
+        try:
+            yield ring.read
+        finally:
+            with suppress(DatapathError):  # the instance may be removed by now
+                self._store.record("events", False)
+
+    def lost_events(self) -> int:
+        """Decisions of the firewall that nobody will know of, because the ring was full."""
+        _, values = self.table("unheard_v1").items()
+        return int(values["connections"].sum())
 
     def lost_records(self) -> int:
         """Ends of connections that nobody will know of, because the ring was full."""

@@ -36,9 +36,11 @@ class Sizes:
     endpoints: int
     wheel_slots: int
     nats: int
+    rules: int
 
     def rows(self) -> dict[str, int]:
-        """max_entries by table: two epochs of services, the addresses they claim, and NAT rules. Flow tables
+        """max_entries by table: two epochs of services, the addresses they claim, NAT rules, and those of the
+        firewall with its default. Flow tables
         are made apart from the rest, and can change (flowstore.py).
         """
         return {
@@ -50,6 +52,8 @@ class Sizes:
             "opened_v1": self.endpoints,
             "wheel_v1": self.wheel_slots,
             "nat_v1": 2 * self.nats,
+            "rule_v1": 2 * (self.rules + 1),
+            "judged_v1": self.rules + 1,
         }
 
     @classmethod
@@ -61,6 +65,7 @@ class Sizes:
             endpoints=rows["endpoint_v1"],
             wheel_slots=rows["wheel_v1"],
             nats=rows["nat_v1"] // 2,
+            rules=rows["judged_v1"] - 1,
         )
 
 

@@ -161,12 +161,12 @@ def _preference6(address: Address) -> tuple[bool, bool, int, bytes]:
 
 
 def port_rows(
-    links: Mapping[int, Link], xdp: Collection[int], slots: int
+    links: Mapping[int, Link], attached: Collection[int], slots: int
 ) -> tuple[dict[int, PortRow], list[Link]]:
     """Link addresses of the devices with these ifindexes, by slot; and those that found theirs taken."""
     rows: dict[int, PortRow] = {}
     homeless: list[Link] = []
-    for ifindex in sorted(xdp):
+    for ifindex in sorted(attached):
         link = links.get(ifindex)
         if link is None or len(link.mac) != 6:
             continue

@@ -19,16 +19,22 @@ from .config import (
 )
 from .edit import add_endpoint, add_service, drain_endpoint, remove_endpoint, remove_service
 from .errors import ConfigError, Origin, Problem
+from .firewall import Action, Direction, Firewall, FirewallRule
+from .firewall_values import SetName, TcpFlags
 from .load import config_from_data, load_config, parse_config, to_data, to_yaml
 from .values import AddressRange, IPAddress, IPNetwork, PortRange, format_duration, host_port
 
 __all__ = [
+    "Action",
     "AddressRange",
     "Algorithm",
     "Config",
     "ConfigError",
     "Conntrack",
+    "Direction",
     "Endpoint",
+    "Firewall",
+    "FirewallRule",
     "Hook",
     "IPAddress",
     "IPNetwork",
@@ -42,6 +48,8 @@ __all__ = [
     "Problem",
     "Protocol",
     "Service",
+    "SetName",
+    "TcpFlags",
     "Timeouts",
     "WhenFull",
     "add_endpoint",

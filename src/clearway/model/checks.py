@@ -138,6 +138,7 @@ def config_problems(config: Config) -> list[Problem]:
 
 def _limit_problems(config: Config) -> list[Problem]:
     slots = sum(wheel_slots(service) for service in config.services)
+    rules = len(config.firewall.rules) if config.firewall else 0
     needs = (
         ("services", len(config.services), config.limits.services, "services"),
         (
@@ -147,6 +148,7 @@ def _limit_problems(config: Config) -> list[Problem]:
             "endpoints",
         ),
         ("nats", len(config.nat), config.limits.nats, "NAT rules"),
+        ("rules", rules, config.limits.rules, "firewall rules"),
         ("wheel_slots", 2 * slots, config.limits.wheel_slots, f"slots (twice the {slots} of all wheels)"),
     )
     return [

@@ -7,38 +7,27 @@ depends on the machine (interfaces, its local port range) is checked when it is 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    PrivateAttr,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, model_validator
 
 from . import checks
-from .errors import Origin, Problem, refuse_all
-from .values import (
-    MAGLEV_SIZE_MAX,
-    AddressRange,
-    IPAddress,
-    IPNetwork,
-    PortRange,
-    format_duration,
-    parse_address,
-    parse_duration,
-    parse_interface_name,
-    parse_maglev_size,
-    parse_name,
-    parse_pool,
-    parse_port_range,
-    parse_prefix,
-    pool_text,
+from .errors import Origin
+from .fields import (
+    Address,
+    Duration,
+    InterfaceName,
+    MaglevSize,
+    Model,
+    Name,
+    Pool,
+    Port,
+    Ports,
+    Prefix,
+    Several,
+    checked,
 )
+from .firewall import Firewall
 
 Hook = Literal["auto", "xdp", "xdp-generic", "tc"]
 Protocol = Literal["tcp", "udp"]
@@ -46,57 +35,6 @@ Mode = Literal["nat", "full-nat"]
 Algorithm = Literal["maglev", "round-robin"]
 Midstream = Literal["pick-up", "drop", "reset"]
 WhenFull = Literal["drop", "stateless"]
-
-Name = Annotated[str, PlainValidator(parse_name), WithJsonSchema({"type": "string", "title": "name"})]
-InterfaceName = Annotated[
-    str, PlainValidator(parse_interface_name), WithJsonSchema({"type": "string", "title": "interface"})
-]
-Address = Annotated[
-    IPAddress,
-    PlainValidator(parse_address),
-    PlainSerializer(str, when_used="json"),
-    WithJsonSchema({"type": "string", "title": "IPv4 or IPv6 address"}),
-]
-Prefix = Annotated[
-    IPNetwork,
-    PlainValidator(parse_prefix),
-    PlainSerializer(str, when_used="json"),
-    WithJsonSchema({"type": "string", "title": "IPv4 or IPv6 prefix"}),
-]
-Pool = Annotated[
-    AddressRange,
-    PlainValidator(parse_pool),
-    PlainSerializer(pool_text, when_used="json"),
-    WithJsonSchema({"type": "string", "title": "addresses"}),
-]
-Ports = Annotated[
-    PortRange,
-    PlainValidator(parse_port_range),
-    PlainSerializer(str, when_used="json"),
-    WithJsonSchema({"type": "string", "title": "ports"}),
-]
-Duration = Annotated[
-    int,
-    PlainValidator(parse_duration),
-    PlainSerializer(format_duration, when_used="json"),
-    WithJsonSchema({"type": "string", "title": "duration"}),
-]
-MaglevSize = Annotated[
-    int,
-    PlainValidator(parse_maglev_size),
-    WithJsonSchema({"type": "integer", "title": "prime", "minimum": 2, "maximum": MAGLEV_SIZE_MAX}),
-]
-Port = Annotated[int, Field(ge=1, le=65535)]
-
-Item = TypeVar("Item")
-# Strict means that nothing is converted; a list for a tuple is all the same.
-Several = Annotated[tuple[Item, ...], Field(strict=False)]
-
-
-class Model(BaseModel):
-    """Frozen and strict: unknown keys and values of another type are refused, never converted."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Interface(Model):
@@ -108,15 +46,6 @@ class Interface(Model):
         description="Where packets are taken: `xdp` (in the driver), `xdp-generic` (above it, slow, for "
         "tests), `tc`, or `auto`: XDP where the driver and the ways out allow it, TC elsewhere.",
     )
-
-
-Checked = TypeVar("Checked", bound=Model)
-
-
-def _checked(model: Checked, problems: list[Problem]) -> Checked:
-    if problems:
-        raise refuse_all(problems)
-    return model
 
 
 class Endpoint(Model):
@@ -178,7 +107,7 @@ class Service(Model):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        return _checked(self, checks.service_problems(self))
+        return checked(self, checks.service_problems(self))
 
 
 class Nat(Model):
@@ -209,7 +138,7 @@ class Nat(Model):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        return _checked(self, checks.nat_problems(self))
+        return checked(self, checks.nat_problems(self))
 
 
 class Timeouts(Model):
@@ -284,7 +213,7 @@ class Conntrack(Model):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        return _checked(self, checks.conntrack_problems(self))
+        return checked(self, checks.conntrack_problems(self))
 
 
 class Limits(Model):
@@ -299,6 +228,13 @@ class Limits(Model):
         "theirs: leave room for as many as are exchanged at once.",
     )
     nats: int = Field(default=256, ge=1, le=65_535, description="NAT rules.")
+    rules: int = Field(
+        default=2048,
+        ge=1,
+        le=1_048_576,
+        description="Firewall rules, those that go and those that come together. Each takes 40 bytes and"
+        " 24 more a CPU.",
+    )
     wheel_slots: int = Field(
         default=2_097_152,
         ge=2,
@@ -320,6 +256,7 @@ class Config(Model):
     )
     services: Several[Service] = Field(default=(), description="Load-balanced services.")
     nat: Several[Nat] = Field(default=(), description="Source NAT rules.")
+    firewall: Firewall | None = Field(default=None, description="The firewall. Without it nothing is judged.")
     conntrack: Conntrack = Field(default=Conntrack(), description="The flow table and its timeouts.")
     limits: Limits = Field(default=Limits(), description="Sizes of the tables.")
 
@@ -338,4 +275,4 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        return _checked(self, checks.config_problems(self))
+        return checked(self, checks.config_problems(self))

@@ -33,6 +33,7 @@ DURATION_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_40
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 DURATION = re.compile(r"(?:[0-9]{1,12}(?:ms|s|m|h|d))+")
 DURATION_PART = re.compile(r"([0-9]+)(ms|s|m|h|d)")
+PREFIX_LENGTH = re.compile(r"[0-9]{1,3}")
 PORTS = re.compile(r"([0-9]{1,9})\s*-\s*([0-9]{1,9})")
 
 SPECIAL_NETWORKS: tuple[tuple[IPNetwork, str], ...] = (
@@ -128,27 +129,30 @@ def parse_address(value: object) -> IPAddress:
     return address
 
 
-def parse_prefix(value: object) -> IPNetwork:
-    """A prefix (10.0.0.0/8) or one address; bits after the prefix must be zero."""
+def network_of(value: object) -> IPNetwork:
+    """Any prefix (10.0.0.0/8) or address; bits after the prefix must be zero."""
     if isinstance(value, IPv4Network | IPv6Network):
-        network = value
-    else:
-        text = value if isinstance(value, str) else ""
-        try:
-            address, _, length = text.partition("/")
-            _address(address)
-            if "/" in text and not re.fullmatch(r"[0-9]{1,3}", length):
-                raise ValueError("length")
-            network = ip_network(text, strict=False)
-        except ValueError:
-            raise refuse(
-                f"{shown(value)} is not an IPv4 or IPv6 prefix",
-                "write for example 10.0.0.0/8 or 2001:db8::/32",
-            ) from None
-        if int(network.network_address) != int(_address(address)):
-            raise refuse(
-                f"{shown(value)} has bits set after its first {network.prefixlen}", f"write {network}"
-            )
+        return value
+    text = value if isinstance(value, str) else ""
+    try:
+        address, _, length = text.partition("/")
+        number = int(_address(address))
+        if "/" in text and not PREFIX_LENGTH.fullmatch(length):
+            raise ValueError("length")
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise refuse(
+            f"{shown(value)} is not an IPv4 or IPv6 prefix",
+            "write for example 10.0.0.0/8 or 2001:db8::/32",
+        ) from None
+    if int(network.network_address) != number:
+        raise refuse(f"{shown(value)} has bits set after its first {network.prefixlen}", f"write {network}")
+    return network
+
+
+def parse_prefix(value: object) -> IPNetwork:
+    """A prefix that packets which are forwarded can come from."""
+    network = network_of(value)
     for special, why in SPECIAL_NETWORKS:
         if special.version == network.version and _inside(network, special):
             raise refuse(f"{network} is {why}", "give a prefix that packets can come from")

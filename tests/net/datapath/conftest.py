@@ -16,7 +16,7 @@ from clearway.datapath.install import FILES, OBJECTS
 from clearway.lab.namespace import Namespace
 from clearway.lab.run import run
 
-SIZES = Sizes(max_flows=4096, services=64, endpoints=128, wheel_slots=8192, nats=16)
+SIZES = Sizes(max_flows=4096, services=64, endpoints=128, wheel_slots=8192, nats=16, rules=64)
 
 
 @pytest.fixture(scope="session")

@@ -265,10 +265,10 @@ def test_unfinished_load_of_a_killed_process_is_cleared_away(
 def test_lost_table_is_made_again_with_new_programs(
     own_datapath: Datapath, instance: str, objects: Path
 ) -> None:
-    Pins.of(instance).maps.joinpath("config_v2").unlink()
+    Pins.of(instance).maps.joinpath("config_v3").unlink()
     with Datapath.load(instance, SIZES, objects=objects) as repaired:
         assert not repaired.adopted
-        assert repaired.table("config_v2").max_entries == 2
+        assert repaired.table("config_v3").max_entries == 2
 
 
 def test_remove_leaves_no_trace(own_datapath: Datapath, instance: str) -> None:
@@ -290,7 +290,7 @@ def test_remove_leaves_no_trace(own_datapath: Datapath, instance: str) -> None:
 def test_instances_do_not_share_anything(datapath: Datapath, instance: str, objects: Path) -> None:
     second = f"{instance}-b"
     try:
-        with Datapath.load(second, Sizes(8, 1, 1, 1, 1), objects=objects) as other:
+        with Datapath.load(second, Sizes(8, 1, 1, 1, 1, 1), objects=objects) as other:
             other.set_epoch(datapath.active()[0] + 5)
             assert datapath.active()[0] != other.active()[0]
             assert not {p.id for p in other.programs()} & {p.id for p in datapath.programs()}

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clearway.model import IPNetwork, PortRange
 
 from .conditions import FIELD_WORDS, Classified, Condition, Rows, Sets, TooBigError, rows_of
 from .entries import place_entries
@@ -26,6 +29,7 @@ SEED = np.uint64(0x9E3779B97F4A7C15)
 class Classifier:
     """Rules of one family, ready to be looked up: `lines` (n, 8) words of 64 bits.
 
+    `digest`: of what it was made of.
     `shadowed`: rules that no packet can meet first, because an earlier one asks for the same. `steps`: the
     most look-ups that one packet may take.
     """
@@ -35,6 +39,7 @@ class Classifier:
     rows: int
     shadowed: tuple[int, ...]
     steps: int
+    digest: bytes
 
     @property
     def bytes(self) -> int:
@@ -48,6 +53,7 @@ def compile_classifier(conditions: Sequence[Condition], sets: Sets, family: int)
     """
     rows = rows_of(conditions, family)
     rows = _without_repeated(rows)
+    digest = _digest(rows, sets)
     spans = {field: spans_of(field, rows, sets, family) for field in Classified}
     depths = [spans[field].depth for field in Classified]
     groups = _groups(rows, loosened(rows, depths, family))
@@ -77,7 +83,25 @@ def compile_classifier(conditions: Sequence[Condition], sets: Sets, family: int)
     numbers[10] = len(groups.masks)
     lines.put(0, head)
     shadowed = tuple(sorted(set(range(len(conditions))) - set(rows.rules.tolist())))
-    return Classifier(lines.joined(), len(groups.masks), len(rows.rules), shadowed, steps)
+    return Classifier(lines.joined(), len(groups.masks), len(rows.rules), shadowed, steps, digest)
+
+
+def _digest(rows: Rows, sets: Sets) -> bytes:
+    """Of all that is asked for; the same for the same, in any process."""
+    digest = blake2b(digest_size=16)
+    for part in (rows.keys, rows.masks, rows.rules):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    for labels in rows.labels:
+        for members in labels.number:
+            digest.update(b"".join(map(_member_bytes, labels.members(members, sets))))
+            digest.update(b"|")
+    return digest.digest()
+
+
+def _member_bytes(member: IPNetwork | PortRange) -> bytes:
+    if isinstance(member, PortRange):
+        return b"p%d-%d" % (member.first, member.last)
+    return b"a" + member.network_address.packed + bytes([member.prefixlen])
 
 
 def _without_repeated(rows: Rows) -> Rows:

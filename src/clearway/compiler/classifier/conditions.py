@@ -96,6 +96,12 @@ class Labels:
             )
         return number
 
+    def members(self, members: Members, sets: Sets) -> Sequence[IPNetwork] | Sequence[PortRange]:
+        """What a label stands for. KeyError for the name of a set that is not there."""
+        if not isinstance(members, str):
+            return members
+        return sets.ports[members] if self.field >= Classified.SPORT else sets.addresses[members]
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the parser leaves to Linux at once: IP options, other protocols than TCP, UDP and ICMP, multicast, link-local
+ * addresses. With a firewall it is judged before: no packet may go around it by being odd. */
+#pragma once
+
+always_inline bool stray_is(int reason)
+{
+	return reason == REASON_PUNT_MULTICAST || reason == REASON_PUNT_IP_OPTIONS || reason == REASON_PUNT_PROTOCOL ||
+	       reason == REASON_PUNT_ICMP;
+}
+
+/* How the packet ends that the parser has left. */
+always_inline int stray_or_end(struct packet *p, int reason)
+{
+	if (stray_is(reason)) {
+		const struct config *config = config_of(active_now().epoch);
+		struct scratch *s = scratch_get();
+		if (config && config->firewall && s) {
+			s->stray = reason;
+			bpf_tail_call(p->ctx, &stages, STAGE_STRAY);
+			return conclude(p, REASON_DROP_STAGE_MISSING);
+		}
+	}
+	return conclude(p, reason);
+}
+
+always_inline int stray_refuse(struct packet *p)
+{
+	if (p->l4)
+		return stage(p, STAGE_REFUSE);
+	return conclude(p, REASON_DROP_FIREWALL); /* too little of it is known for an answer */
+}
+
+/* Of a connection that is known: it goes on for as long as that may. */
+always_inline int stray_known(struct packet *p, const struct config *config, __u32 stamp, struct scratch *s)
+{
+	struct verdict *v = &s->entry.verdict;
+
+	s->forward.leaves = s->entry.leaves;
+	if (v->stamp != stamp) {
+		route_lookup(p, s);
+		if (!known_allowed(p, config, s)) {
+			flow_end(&s->ending, &p->tuple, FLOW_END_FORBIDDEN);
+			return stray_refuse(p);
+		}
+		if (v->state & FLOW_LINUX) {
+			v->stamp = stamp;
+			flow_resolve(&s->entry);
+		}
+	}
+	flow_refresh(&s->entry, p->length);
+	return conclude(p, s->stray);
+}
+
+/* A connection that Linux carries from now on; without a place in the table it does all the same. */
+always_inline void opening_for_linux(struct packet *p, struct opening *o, struct scratch *s, __u32 stamp)
+{
+	opening_to_linux(s, stamp);
+	opening_entries(p, o, s);
+	s->forward.flow.carried = CARRIED_PACKET + p->length;
+	s->forward.key = p->tuple;
+	flow_open_plain(&s->forward, &s->answer, &s->ending);
+}
+
+always_inline int stray_open(struct packet *p, const struct config *config, __u32 stamp, struct scratch *s)
+{
+	struct opening o = {.config = config, .midstream = p->tuple.proto == IPPROTO_TCP && !tcp_is_open(p->tcp_flags)};
+	int reason = REASON_PUNT_LOCAL;
+
+	s->forward.leaves = p->tuple;
+	if (is_to_many(p) || opening_from_nobody(&p->tuple)) {
+		s->route.result = BPF_FIB_LKUP_RET_NOT_FWDED;
+		reason = REASON_PUNT_MULTICAST;
+	} else {
+		route_lookup(p, s);
+	}
+	reason = opening_judge(p, &o, s, reason);
+	if (reason == REFUSED)
+		return stray_refuse(p);
+	if (reason == CONTINUE)
+		opening_for_linux(p, &o, s, stamp);
+	return conclude(p, s->stray);
+}
+
+always_inline int enter_stray(struct packet *p, struct scratch *s)
+{
+	const struct config *config = config_of(active_now().epoch);
+	__u32 stamp = generation(p);
+
+	if (!config || firewall_spares(p))
+		return conclude(p, s->stray);
+	if (p->fragment == FRAGMENT_FIRST)
+		fragment_store(p);
+	if (p->fragment == FRAGMENT_LATER && !fragment_load(p))
+		return conclude(p, REASON_DROP_FRAGMENT_UNKNOWN);
+	s->parsed = *packet_parsed(p);
+	s->entry.key = p->tuple;
+	if (flow_peek(&s->entry))
+		return stray_known(p, config, stamp, s);
+	return stray_open(p, config, stamp, s);
+}
