@@ -41,7 +41,8 @@ always_inline bool answer_reset_tcp(struct packet *p, const struct tcphdr *was, 
 		tcp->seq = was->ack_seq;
 		tcp->flags = TCP_RST;
 	} else {
-		tcp->ack_seq = bpf_htonl(bpf_ntohl(was->seq) + payload + !!(was->flags & TCP_FIN));
+		__u32 numbers = payload + !!(was->flags & TCP_SYN) + !!(was->flags & TCP_FIN);
+		tcp->ack_seq = bpf_htonl(bpf_ntohl(was->seq) + numbers);
 		tcp->flags = TCP_RST | TCP_ACK;
 	}
 	__u16 pseudo = answer_pseudo(p);

@@ -353,6 +353,9 @@ const volatile union {
 	enum service_mode service_mode;
 	enum service_algorithm service_algorithm;
 	enum endpoint_state endpoint_state;
+	enum firewall firewall;
+	enum firewall_action firewall_action;
+	struct firewall_event firewall_event;
 } cw_types = {};
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 from clearway.api.control import FilterError
-from clearway.daemon.ended import Followers, lines
+from clearway.daemon.ended import lines
+from clearway.daemon.followers import Followers
 from clearway.daemon.past import PastNames
-from clearway.datapath import Datapath
 from clearway.datapath.calls import Clock
 
 HZ = 250
@@ -158,13 +158,10 @@ def test_counters_are_whole() -> None:
 
 
 class Recording:
-    """What Followers needs of a data path in which nothing ends."""
+    """A data path in which nothing ends."""
 
     def __init__(self) -> None:
         self.recorded = False
-
-    def enum(self, name: str) -> dict[str, int]:
-        return ENUMS[name]
 
     @contextmanager
     def records(self) -> Iterator[Callable[[], Any]]:
@@ -178,14 +175,14 @@ class Recording:
 def test_one_of_those_that_follow_at_the_same_moment_is_accepted() -> None:
     async def both() -> None:
         datapath = Recording()
-        followers = Followers(cast(Datapath, datapath))
-        first = await followers.follow(lambda: NAMES)
+        followers = Followers(datapath.records, lambda _records: b"", "somebody follows")
+        first = await followers.follow()
         with pytest.raises(FilterError, match="somebody follows"):
-            await followers.follow(lambda: NAMES)
+            await followers.follow()
         assert datapath.recorded
         await first.aclose()
         assert not datapath.recorded
-        await (await followers.follow(lambda: NAMES)).aclose()
+        await (await followers.follow()).aclose()
 
     asyncio.run(both())
 
@@ -193,8 +190,8 @@ def test_one_of_those_that_follow_at_the_same_moment_is_accepted() -> None:
 def test_following_ends_with_the_daemon() -> None:
     async def end() -> list[bytes]:
         datapath = Recording()
-        followers = Followers(cast(Datapath, datapath))
-        found = await followers.follow(lambda: NAMES)
+        followers = Followers(datapath.records, lambda _records: b"", "somebody follows")
+        found = await followers.follow()
 
         async def read() -> list[bytes]:
             return [line async for line in found]
@@ -204,7 +201,7 @@ def test_following_ends_with_the_daemon() -> None:
         await followers.end()
         assert not datapath.recorded
         followers.begin_again()
-        again = await followers.follow(lambda: NAMES)
+        again = await followers.follow()
         assert datapath.recorded
         await again.aclose()
         return await reading

@@ -25,10 +25,13 @@ from clearway.api.refusals import REQUEST, described, os_error
 from clearway.api.views import (
     Endpoints,
     Errors,
+    FirewallDecision,
+    FirewallQuestion,
     FlowFilter,
     Interfaces,
     Nats,
     Reasons,
+    Rules,
     Services,
     StatusView,
 )
@@ -44,8 +47,10 @@ from clearway.model import (
     add_service,
     drain_endpoint,
     parse_config,
+    parse_members,
     remove_endpoint,
     remove_service,
+    replace_set,
     to_data,
 )
 from clearway.model.document import read_document
@@ -97,6 +102,16 @@ def _state_routes(control: Control) -> APIRouter:
     @router.get("/interfaces")
     def interfaces() -> Interfaces:
         return control.interfaces()
+
+    @router.get("/rules")
+    def rules() -> Rules:
+        """The firewall's, in their order, and its default."""
+        return control.rules()
+
+    @router.post("/firewall/test")
+    def ask_firewall(question: FirewallQuestion) -> FirewallDecision:
+        """Which rule decides about a packet."""
+        return control.ask_firewall(question)
 
     @router.get("/reasons")
     def reasons() -> Reasons:
@@ -150,6 +165,11 @@ def _traffic_routes(control: Control) -> APIRouter:
         """Connections as they end, a line of JSON each, until the client goes; an empty line a second."""
         return StreamingResponse(await control.ended(), media_type="application/jsonl")
 
+    @router.get("/firewall/log")
+    async def events() -> Response:
+        """Decisions of firewall rules that log, likewise."""
+        return StreamingResponse(await control.events(), media_type="application/jsonl")
+
     return router
 
 
@@ -191,7 +211,7 @@ def _whole_routes(control: Control) -> APIRouter:
 
 
 def _edit_routes(control: Control) -> APIRouter:
-    """Single services and endpoints, in the form that they have in the configuration."""
+    """Single services, endpoints and sets, in the form that they have in the configuration."""
     router = APIRouter(tags=["configuration"])
 
     async def changed(edit: Callable[[Config], Config]) -> dict[str, Any]:
@@ -217,6 +237,12 @@ def _edit_routes(control: Control) -> APIRouter:
     @router.delete("/services/{service}/endpoints/{endpoint}")
     async def endpoint_remove(service: str, endpoint: str) -> dict[str, Any]:
         return await changed(lambda config: remove_endpoint(config, service, endpoint))
+
+    @router.put("/firewall/sets/{name}")
+    async def set_replace(name: str, request: Request) -> dict[str, Any]:
+        """Put what is in the body, a prefix or a port (or a range of them) on each line, into the set."""
+        members = await asyncio.to_thread(parse_members, await request.body(), REQUEST)
+        return await changed(lambda config: replace_set(config, name, members))
 
     @router.post("/services/{service}/endpoints/{endpoint}/drain")
     async def endpoint_drain(service: str, endpoint: str, drain: bool = True) -> dict[str, Any]:

@@ -6,7 +6,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol
 
-from clearway.api.views import Endpoints, FlowFilter, Interfaces, Nats, Reasons, Services, StatusView
+from clearway.api.views import (
+    Endpoints,
+    FirewallDecision,
+    FirewallQuestion,
+    FlowFilter,
+    Interfaces,
+    Nats,
+    Reasons,
+    Rules,
+    Services,
+    StatusView,
+)
 from clearway.compiler import Plan
 from clearway.model import Config
 
@@ -35,6 +46,10 @@ class Control(Protocol):
 
     def nat(self) -> Nats: ...
 
+    def rules(self) -> Rules: ...
+
+    def ask_firewall(self, question: FirewallQuestion) -> FirewallDecision: ...
+
     def interfaces(self) -> Interfaces: ...
 
     def reasons(self) -> Reasons: ...
@@ -43,6 +58,10 @@ class Control(Protocol):
 
     async def ended(self) -> AsyncIterator[bytes]:
         """Connections as they end, a line of JSON each, for as long as somebody reads."""
+        ...
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Decisions of firewall rules that log, likewise."""
         ...
 
     async def plan(self, desired: Config) -> Plan: ...

@@ -49,10 +49,12 @@ class StatusView:
     services: int
     endpoints: int
     nat: int
+    rules: int | None  # of the firewall; None: there is none
     max_flows: int  # of each family
     sweep: SweepView | None
     ended: dict[str, int]  # connections that have left the flow table, by why
     lost_records: int  # ends that nobody who follows them was told of
+    lost_events: int  # decisions of the firewall that nobody who follows them was told of
     received_packets: int
     received_bytes: int
     waiting: list[str]  # a sentence for each thing that is configured and not in force yet
@@ -104,6 +106,20 @@ class NatView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RuleView:
+    """A rule of the firewall; or its default, which has no name."""
+
+    number: int  # from 1 on, in the order in which they are asked
+    name: str
+    action: str
+    log: bool
+    asks: str  # for what, in the words of the configuration; "" everything
+    hits: int  # packets that it has decided about: first ones of connections, and those that it refused
+    bytes: int
+    last: float | None  # seconds since the epoch
+
+
+@dataclass(frozen=True, kw_only=True)
 class InterfaceView:
     name: str
     ifindex: int  # 0: there is no such interface
@@ -136,6 +152,43 @@ class Endpoints:
 @dataclass(frozen=True, kw_only=True)
 class Nats:
     nat: list[NatView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    rules: list[RuleView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirewallQuestion:
+    """A packet that opens a connection; what is not said is found out, as far as that goes."""
+
+    packet: str
+    interface_in: str | None = None
+    interface_out: str | None = None
+    direction: str | None = None  # through | local
+    tcp_flags: str | None = None
+    dscp: str | None = None
+    vlan: int = 0
+    translated: str | None = None  # the packet as it leaves
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefutedView:
+    rule: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirewallDecision:
+    number: int  # of the rule, from 1 on
+    rule: str  # "" the default
+    action: str
+    log: bool
+    asks: str  # what the rule asks for
+    local: bool  # the packet is for this machine
+    interface_out: str | None
+    before: list[RefutedView]  # the rules before it, and why they do not decide
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ def plan(context: typer.Context, file: FileArgument, output: OutputOption = Outp
       clearway plan /etc/clearway/clearway.yaml
     """
     options = options_of(context, output)
-    text, source = _read(file)
+    text, source = read_file(file)
     try:
         result = options.client().post_yaml("plan", text=text, source=source)
     except UnreachableError:
@@ -69,7 +69,7 @@ def apply(context: typer.Context, file: FileArgument, output: OutputOption = Out
       clearway apply new.yaml
     """
     options = options_of(context, output)
-    text, source = _read(file)
+    text, source = read_file(file)
     show_plan(options.client().post_yaml("apply", text=text, source=source), output)
 
 
@@ -81,7 +81,7 @@ def show_plan(result: dict[str, Any], output: Output) -> None:
         say(result["text"])
 
 
-def _read(file: str) -> tuple[bytes, str]:
+def read_file(file: str) -> tuple[bytes, str]:
     """The content, and the name that errors call it by."""
     if file == "-":
         return sys.stdin.buffer.read(), "standard input"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, Literal
 
 import typer
@@ -44,6 +45,15 @@ NAT_COLUMNS = (
     Column("packets", "packets", True),
     Column("bytes", "size", True),
 )
+RULE_COLUMNS = (
+    Column("", "number", True),
+    Column("rule", "title"),
+    Column("action", "does"),
+    Column("asks for", "asks_for"),
+    Column("hits", "hits", True),
+    Column("bytes", "size", True),
+    Column("last hit", "ago", True),
+)
 INTERFACE_COLUMNS = (
     Column("name", "name"),
     Column("state", "state"),
@@ -83,9 +93,9 @@ ServiceOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     app.command()(status)
-    about = "Show services, endpoints, flows, NAT, interfaces, reasons."
+    about = "Show services, endpoints, flows, NAT, firewall rules, interfaces, reasons."
     getting, _alone = group("get", about, "clearway get services")
-    for command in (services, endpoints, flows, nat, interfaces, reasons):
+    for command in (services, endpoints, flows, nat, rules, interfaces, reasons):
         getting.command()(command)
     app.add_typer(getting)
 
@@ -223,6 +233,40 @@ def nat(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     print_table(NAT_COLUMNS, rows, "no NAT rule is configured")
 
 
+def rules(
+    context: typer.Context,
+    hit: Annotated[bool, typer.Option("--hit", help="Only those that have decided something.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show the firewall's rules in their order, and how often each has decided.
+
+    A hit is a connection that was accepted, or a packet that was refused. The last line is what becomes of
+    the rest.
+
+    \b
+    Example:
+      clearway get rules
+    """
+    found = options_of(context, output).client().get("rules")
+    shown = [item for item in found["rules"] if item["hits"] or not hit]
+    if output is Output.JSON:
+        print_json({**found, "rules": shown})
+        return
+    rows = [
+        {
+            **item,
+            "title": item["name"] or "(default)",
+            "does": f"{item['action']}, log" if item["log"] else item["action"],
+            "asks_for": item["asks"] or ("everything" if item["name"] else "the rest"),
+            "size": size(item["bytes"]),
+            "ago": f"{duration(max(0.0, time.time() - item['last']))} ago" if item["last"] else "never",
+        }
+        for item in shown
+    ]
+    empty = "no rule has decided anything yet" if found["rules"] else "there is no firewall"
+    print_table(RULE_COLUMNS, rows, empty)
+
+
 def interfaces(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     """Show where clearway takes packets, by which hook, and why.
 
@@ -267,7 +311,8 @@ def _status_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "carrying",
             f"{things(found['services'], 'service')}, {things(found['endpoints'], 'endpoint')},"
-            f" {things(found['nat'], 'NAT rule')}",
+            f" {things(found['nat'], 'NAT rule')}"
+            + ("" if found["rules"] is None else f", {things(found['rules'], 'firewall rule')}"),
         ),
         ("interfaces", f"{found['interfaces']} attached"),
         ("received", f"{count(found['received_packets'])} packets, {size(found['received_bytes'])}"),
@@ -284,6 +329,10 @@ def _status_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("connections ended", ", ".join(ended)))
     if found["lost_records"]:
         facts.append(("lost", f"{count(found['lost_records'])} ends of connections that were to be followed"))
+    if found["lost_events"]:
+        facts.append(
+            ("lost", f"{count(found['lost_events'])} decisions of the firewall that were to be told")
+        )
     if config["refused"]:
         facts.append(("refused", f"the file's new content: {config['refused']}"))
     facts += [("waiting", sentence) for sentence in found["waiting"]]

@@ -12,11 +12,14 @@ import click
 import typer
 
 from clearway.api.client import NotRunningError, RefusedError, UnreachableError
-from clearway.cli import configure, edit, follow, get, laboratory, node
+from clearway.cli import configure, edit, firewall, follow, get, laboratory, node
 from clearway.cli.common import CommandError, ExitCode, Options, Output, report, starting
 from clearway.instance import DEFAULT_NAME
 
-ABOUT = """A fast path over Linux networking: load balancing and NAT in eBPF, with Linux as the slow path."""
+ABOUT = (
+    "A fast path over Linux networking: load balancing, NAT and a stateful firewall in eBPF,"
+    " with Linux as the slow path."
+)
 
 
 def build_app() -> typer.Typer:
@@ -36,6 +39,7 @@ def build_app() -> typer.Typer:
     get.register(app)
     follow.register(app)
     edit.register(app)
+    firewall.register(app)
     laboratory.register(app)
     return app
 

@@ -6,6 +6,7 @@ from .facts import HostFacts, TableSizes
 from .firewall import identity_of
 from .memory import MemoryEstimate, TableMemory, estimate_memory, require_memory
 from .plan import Change, FieldChange, Plan, plan_configs, plan_tables
+from .state import what_it_asks
 from .tables import EndpointRow, FirewallTables, NatRow, RuleRow, ServiceRow, Tables, Wheel
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "plan_configs",
     "plan_tables",
     "require_memory",
+    "what_it_asks",
 ]

@@ -18,6 +18,7 @@ from clearway.model import (
     Config,
     Endpoint,
     Firewall,
+    FirewallRule,
     Nat,
     PortRange,
     Service,
@@ -160,18 +161,26 @@ def _firewall(firewall: Firewall) -> Iterator[Item]:
         yield Item("set", name, name, name, f"with {size}", {"members": f"{size} ({content})"})
     before = ""
     for rule in firewall.rules:
-        data = rule.model_dump(mode="json", exclude_defaults=True, exclude_none=True, exclude={"name"})
-        fields = {key: _words(value) for key, value in data.items()}
-        summary = ", ".join(f"{key} {value}" for key, value in fields.items() if key != "action")
-        fields["after"] = before or "none"
+        fields = {"action": rule.action, "log": _text(rule.log), **asked_of(rule), "after": before or "none"}
         before = rule.name
-        yield Item(
-            "rule", rule.name, rule.name, rule.name, f"{rule.action} {summary or 'everything'}", fields
-        )
+        summary = f"{rule.action} {what_it_asks(rule) or 'everything'}"
+        yield Item("rule", rule.name, rule.name, rule.name, summary, fields)
 
 
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else _text(value)
+def asked_of(rule: FirewallRule) -> dict[str, str]:
+    """What a rule asks for, by key, in the words of the configuration."""
+    data = rule.model_dump(
+        mode="json", exclude_defaults=True, exclude_none=True, exclude={"name", "action", "log"}
+    )
+    return {
+        key: " ".join(map(str, value)) if isinstance(value, list) else _text(value)
+        for key, value in data.items()
+    }
+
+
+def what_it_asks(rule: FirewallRule) -> str:
+    """The same on one line; "" for everything."""
+    return ", ".join(f"{key} {value}" for key, value in asked_of(rule).items())
 
 
 def _firewall_of_tables(firewall: FirewallTables) -> Item:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import threading
@@ -15,18 +16,22 @@ from clearway.api.control import FilterError
 from clearway.api.views import (
     ConfigView,
     Endpoints,
+    FirewallDecision,
+    FirewallQuestion,
     FlowFilter,
     Interfaces,
     Nats,
     Reasons,
+    Rules,
     Services,
     StatusView,
     SweepView,
 )
 from clearway.compiler import Plan, Tables
-from clearway.daemon import flowlist, report
-from clearway.daemon.ended import Followers
+from clearway.daemon import ended, events, flowlist, report
 from clearway.daemon.flowlist import Names, Use
+from clearway.daemon.followers import Array, Followers
+from clearway.daemon.question import question_of
 from clearway.daemon.service import Daemon
 from clearway.datapath.flows import state_names
 from clearway.linux import namespace
@@ -53,7 +58,18 @@ class DaemonControl:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._datapath = daemon.engine.datapath
-        self._followers = Followers(self._datapath)
+        self._ends = Followers(
+            self._datapath.records,
+            self._tell_ended,
+            "somebody follows the ends of connections already: there can be one at a time;"
+            " end the other `clearway follow` first",
+        )
+        self._events = Followers(
+            self._datapath.events,
+            self._tell_events,
+            "somebody follows the firewall already: there can be one at a time;"
+            " end the other `clearway firewall log` first",
+        )
         self._counting = threading.Lock()
         self._usage: Usage | None = None
 
@@ -79,10 +95,12 @@ class DaemonControl:
             services=len(daemon.config.services),
             endpoints=sum(len(service.endpoints) for service in daemon.config.services),
             nat=len(daemon.config.nat),
+            rules=len(daemon.config.firewall.rules) if daemon.config.firewall else None,
             max_flows=self._datapath.sizes().max_flows,
             sweep=self._sweep_view(),
             ended=self._datapath.ended(),
             lost_records=self._datapath.lost_records(),
+            lost_events=self._datapath.lost_events(),
             received_packets=received.packets,
             received_bytes=received.bytes,
             waiting=list(daemon.waiting()),
@@ -113,6 +131,15 @@ class DaemonControl:
         ifindexes = daemon.machine().ifindexes()
         return report.nats(daemon.config, daemon.engine.tables, ifindexes, self._used().nats)
 
+    def rules(self) -> Rules:
+        daemon = self._daemon
+        _keys, judged = self._datapath.table("judged_v1").items()
+        return report.rules(daemon.config, daemon.engine.tables, judged, self._datapath.clock())
+
+    def ask_firewall(self, question: FirewallQuestion) -> FirewallDecision:
+        daemon = self._daemon
+        return question_of(question, daemon.mirror.watch.picture, daemon.config)
+
     def interfaces(self) -> Interfaces:
         daemon = self._daemon
         return report.interfaces(
@@ -129,11 +156,14 @@ class DaemonControl:
         return flowlist.pieces(chosen, names, matched=matched, total=len(flows))
 
     async def ended(self) -> AsyncIterator[bytes]:
-        return await self._followers.follow(lambda: self._daemon.engine.past)
+        return await self._ends.follow()
+
+    async def events(self) -> AsyncIterator[bytes]:
+        return await self._events.follow()
 
     async def end_following(self) -> None:
         """Before the daemon lets go of the data path."""
-        await self._followers.end()
+        await asyncio.gather(self._ends.end(), self._events.end())
 
     # ---- what changes ----
 
@@ -151,7 +181,8 @@ class DaemonControl:
         try:
             await self._daemon.remove()
         except BaseException:
-            self._followers.begin_again()
+            self._ends.begin_again()
+            self._events.begin_again()
             raise
 
     def stop(self) -> None:
@@ -186,6 +217,20 @@ class DaemonControl:
         reason = daemon.engine.reason(interface)
         handed = daemon.mirror.hands_to_tc(daemon.machine().ifindexes().get(interface, 0))
         return f"{reason}; {HANDED_TO_TC}" if handed else reason
+
+    def _tell_ended(self, records: Array) -> bytes:
+        enums = {name: self._datapath.enum(name) for name in ended.ENUMS}
+        return ended.lines(records, self._daemon.engine.past, enums, self._datapath.clock())
+
+    def _tell_events(self, records: Array) -> bytes:
+        links = self._daemon.machine().links
+        return events.lines(
+            records,
+            self._daemon.engine.past.rules,
+            {ifindex: link.name for ifindex, link in links.items()},
+            self._datapath.enum("firewall_action"),
+            self._datapath.clock(),
+        )
 
     def _opened(self) -> dict[int, int]:
         _keys, values = self._datapath.table("opened_v1").items()

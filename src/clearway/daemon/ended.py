@@ -3,89 +3,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from clearway.api.control import FilterError
 from clearway.daemon.flowlist import PROTOCOLS, addresses, words
+from clearway.daemon.followers import as_lines, when
 from clearway.daemon.past import PastNames, ServiceKey
-from clearway.datapath import Datapath
 from clearway.datapath.calls import Clock
 from clearway.datapath.flows import NONE, state_names, states
 
 Array = npt.NDArray[Any]
 
 ENUMS = ("flow_end", "flow_state", "timeout")
-PAUSE = 0.05
-"""Seconds between two looks at the ring, which holds 27,594 records."""
-MANY = 1000
-"""After so many records there is no pause: while they were told, others came."""
-END_PATIENCE = 1.0
-"""Seconds for the last records to be taken when the daemon stops."""
-SIGN_OF_LIFE = 1.0
-"""Seconds without a record until an empty line goes out, which shows whether anybody still listens."""
-
-
-class Followers:
-    """The ring has one reader, so there is one follower at a time. For use in an event loop."""
-
-    def __init__(self, datapath: Datapath) -> None:
-        self._datapath = datapath
-        self._followed = False
-        self._ending = asyncio.Event()
-
-    async def end(self) -> None:
-        """Nothing more is told: the daemon stops. Who does not take what he is told is not waited for."""
-        self._ending.set()
-        deadline = time.monotonic() + END_PATIENCE
-        while self._followed and time.monotonic() < deadline:
-            await asyncio.sleep(PAUSE)
-
-    def begin_again(self) -> None:
-        """The daemon goes on after all."""
-        self._ending.clear()
-
-    async def follow(self, names: Callable[[], PastNames]) -> AsyncGenerator[bytes, None]:
-        """Lines, as long as somebody takes them. FilterError when somebody else does already. The names are
-        asked for again and again: what is configured changes meanwhile.
-        """
-        if self._followed:
-            raise FilterError(
-                "somebody follows the ends of connections already: there can be one at a time;"
-                " end the other `clearway follow` first"
-            )
-        enums = {name: self._datapath.enum(name) for name in ENUMS}
-        found = self._lines(names, enums)
-        await anext(found)  # from here on nobody else may
-        return found
-
-    async def _lines(
-        self, names: Callable[[], PastNames], enums: Mapping[str, Mapping[str, int]]
-    ) -> AsyncGenerator[bytes, None]:
-        """The first line is empty."""
-        self._followed = True
-        try:
-            with self._datapath.records() as read:
-                yield b"\n"
-                quiet = 0.0
-                while not self._ending.is_set():
-                    records = read()
-                    if len(records):
-                        yield await asyncio.to_thread(lines, records, names(), enums, self._datapath.clock())
-                        quiet = 0.0
-                    await asyncio.sleep(0 if len(records) >= MANY else PAUSE)
-                    quiet += PAUSE
-                    if quiet >= SIGN_OF_LIFE:
-                        yield b"\n"
-                        quiet = 0.0
-        finally:
-            self._followed = False
 
 
 def lines(records: Array, names: PastNames, enums: Mapping[str, Mapping[str, int]], clock: Clock) -> bytes:
@@ -96,7 +29,7 @@ def lines(records: Array, names: PastNames, enums: Mapping[str, Mapping[str, int
     bits = enums["flow_state"]
     client, leaves = records["client"], records["leaves"]
     families = client["family"].tolist()
-    ended = time.time() - (clock.jiffies - records["ended"].astype(np.int64)) / clock.hz
+    ended = when(records["ended"], clock.jiffies, clock.hz)
     lasted = (records["ended"].astype(np.uint32) - records["created"]) / clock.hz
     idle = (
         np.minimum(*(_passed(records["ended"], records[name]) for name in ("seen", "reply_seen"))) / clock.hz
@@ -126,8 +59,7 @@ def lines(records: Array, names: PastNames, enums: Mapping[str, Mapping[str, int
     columns["nat"] = words(nat, names.nats, "gone")
     for name in ("packets", "bytes", "reply_packets", "reply_bytes"):
         columns[name] = records[name].tolist()
-    form = "{" + ", ".join(f'"{name}": %s' for name in columns) + "}\n"
-    return "".join(form % row for row in zip(*columns.values(), strict=True)).encode()
+    return as_lines(columns)
 
 
 def _passed(ended: Array, stamps: Array) -> Array:

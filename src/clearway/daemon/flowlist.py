@@ -21,10 +21,11 @@ from clearway.api.control import FilterError
 from clearway.api.views import FlowFilter
 from clearway.datapath.flows import NONE
 from clearway.datapath.flowtable import FAMILY_IPV4, FAMILY_IPV6
+from clearway.model import protocols
 
 Array = npt.NDArray[Any]
 
-PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
+PROTOCOLS = {number: name for name, number in protocols.PROTOCOLS.items()}
 ADDRESS_COLUMNS = ("client", "destination", "source_out", "destination_out")
 PIECE = 2000  # connections
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
-from clearway.compiler import Tables
+from clearway.compiler import Tables, identity_of
 from clearway.daemon.rows import PROTOCOLS
 from clearway.model import Config, Service
 
@@ -29,6 +29,8 @@ class PastNames:
 
     services: Mapping[ServiceKey, str] = field(default_factory=dict)
     nats: Mapping[int, str] = field(default_factory=dict)
+    rules: Mapping[int, str] = field(default_factory=dict)
+    """Of the firewall, by identity."""
 
     def then(self, config: Config, tables: Tables, ifindexes: Mapping[str, int]) -> PastNames:
         """With what is in force from now on: the rows of `tables`, compiled from `config`."""
@@ -37,7 +39,13 @@ class PastNames:
         return PastNames(
             services=_then(self.services, {_key(service): service.name for service in config.services}),
             nats=_then(self.nats, {row.id: name for name, row in rules.items() if row}),
+            rules=_then(self.rules, _rules(config)),
         )
+
+
+def _rules(config: Config) -> dict[int, str]:
+    names = ("", *(rule.name for rule in config.firewall.rules)) if config.firewall else ()
+    return {identity_of(name): name for name in names}
 
 
 def _key(service: Service) -> ServiceKey:

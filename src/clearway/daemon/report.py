@@ -16,12 +16,16 @@ from clearway.api.views import (
     NatView,
     Reasons,
     ReasonView,
+    Rules,
+    RuleView,
     Services,
     ServiceView,
 )
-from clearway.compiler import EndpointRow, NatRow, ServiceRow, Tables
+from clearway.compiler import EndpointRow, NatRow, ServiceRow, Tables, identity_of, what_it_asks
 from clearway.daemon.flowlist import Names, Use
+from clearway.daemon.followers import when
 from clearway.datapath import Attachment, Counters
+from clearway.datapath.calls import Clock
 from clearway.model import Config, Endpoint, Nat, Service, host_port
 
 NOTHING = Use()
@@ -120,6 +124,33 @@ def nats(config: Config, tables: Tables, ifindexes: Mapping[str, int], used: Map
             )
         )
     return Nats(nat=views)
+
+
+def rules(config: Config, tables: Tables, judged: np.ndarray, clock: Clock) -> Rules:
+    """`judged`: per-CPU values of judged_v1."""
+    if config.firewall is None:
+        return Rules(rules=[])
+    counters = tables.firewall.counters if tables.firewall else {}
+    hits, octets = (judged[column].sum(axis=0).tolist() for column in ("packets", "bytes"))
+    stamps = judged["last"].max(axis=0)
+    last = when(stamps, clock.jiffies, clock.hz).tolist()
+    given = [(rule.name, rule.action, rule.log, what_it_asks(rule)) for rule in config.firewall.rules]
+    views = []
+    for number, (name, action, log, asks) in enumerate([*given, ("", config.firewall.default, False, "")], 1):
+        row = counters.get(identity_of(name))
+        views.append(
+            RuleView(
+                number=number,
+                name=name,
+                action=action,
+                log=log,
+                asks=asks,
+                hits=0 if row is None else hits[row],
+                bytes=0 if row is None else octets[row],
+                last=None if row is None or not stamps[row] else last[row],
+            )
+        )
+    return Rules(rules=views)
 
 
 def interfaces(

@@ -17,7 +17,15 @@ from .config import (
     Timeouts,
     WhenFull,
 )
-from .edit import add_endpoint, add_service, drain_endpoint, remove_endpoint, remove_service
+from .edit import (
+    add_endpoint,
+    add_service,
+    drain_endpoint,
+    parse_members,
+    remove_endpoint,
+    remove_service,
+    replace_set,
+)
 from .errors import ConfigError, Origin, Problem
 from .firewall import Action, Direction, Firewall, FirewallRule
 from .firewall_values import SetName, TcpFlags
@@ -60,8 +68,10 @@ __all__ = [
     "host_port",
     "load_config",
     "parse_config",
+    "parse_members",
     "remove_endpoint",
     "remove_service",
+    "replace_set",
     "to_data",
     "to_yaml",
 ]

@@ -6,8 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pydantic_core import PydanticCustomError
+
 from .config import Config, Endpoint, Service
-from .errors import ConfigError, Problem, Where
+from .errors import ConfigError, Origin, Problem, Where
+from .firewall_checks import firewall_problems
+from .firewall_values import Member, parse_set
 from .load import config_from_data, to_data
 from .values import host_port
 
@@ -126,3 +130,42 @@ def _endpoint(service: Service, text: str) -> Endpoint:
 
 def _unknown(what: str, fix: str) -> ConfigError:
     return ConfigError([Problem((REQUEST,), what, fix)], REQUEST)
+
+
+def parse_members(text: bytes, source: str) -> tuple[Member, ...]:
+    """The members of a set: a prefix, a port or a range of ports on each line; what follows a # is a remark.
+
+    Raises ConfigError with the line of the first that is none.
+    """
+    lines = [line.partition(b"#")[0].strip().decode(errors="replace") for line in text.splitlines()]
+    members = [line for line in lines if line]
+    try:
+        return parse_set(members)
+    except PydanticCustomError as error:
+        context = error.context or {}
+        wrong = next((n for n, line in enumerate(lines, 1) if line and _is_no_member(line)), None)
+        problem = Problem((source,), str(context["what"]), str(context["fix"]), wrong)
+        raise Origin(source, {}).error([problem]) from None
+
+
+def _is_no_member(line: str) -> bool:
+    try:
+        parse_set([line])
+    except PydanticCustomError:
+        return True
+    return False
+
+
+def replace_set(config: Config, name: str, members: tuple[Member, ...]) -> Config:
+    """Exchange what is in a named set of the firewall. Raises ConfigError if there is none of that name, or
+    rules want it to be of the other kind.
+    """
+    firewall = config.firewall
+    if firewall is None or name not in firewall.sets:
+        known = ", ".join(sorted(firewall.sets)) if firewall else ""
+        what = f"there is no set {name}; sets: {known or 'none'}"
+        raise config.origin.error([Problem(("firewall", "sets"), what, "add it to the configuration first")])
+    changed = firewall.model_copy(update={"sets": {**firewall.sets, name: members}})
+    if problems := firewall_problems(changed):
+        raise config.origin.error([problem.within(("firewall",)) for problem in problems])
+    return config.model_copy(update={"firewall": changed})
