@@ -20,6 +20,8 @@ from clearway.api.views import (
     ConfigView,
     Endpoints,
     EndpointView,
+    FirewallDecision,
+    FirewallQuestion,
     FlowFilter,
     Interfaces,
     InterfaceView,
@@ -27,6 +29,9 @@ from clearway.api.views import (
     NatView,
     Reasons,
     ReasonView,
+    RefutedView,
+    Rules,
+    RuleView,
     Services,
     ServiceView,
     StatusView,
@@ -91,9 +96,11 @@ class FakeControl:
             services=len(self.running.services),
             endpoints=2,
             nat=1,
+            rules=2,
             max_flows=1048576,
             ended={"expired": 12, "evicted_half_open": 0},
             lost_records=0,
+            lost_events=0,
             sweep=SweepView(connections=1234567, expired=3, seconds=0.0021, ago=0.4),
             received_packets=1000,
             received_bytes=64000,
@@ -168,6 +175,27 @@ class FakeControl:
         )
         return Nats(nat=[view])
 
+    def rules(self) -> Rules:
+        web = RuleView(
+            number=1, name="web", action="accept", log=True, asks="protocol tcp", hits=7, bytes=420, last=1e9
+        )
+        rest = RuleView(number=2, name="", action="drop", log=False, asks="", hits=0, bytes=0, last=None)
+        return Rules(rules=[web, rest])
+
+    def ask_firewall(self, question: FirewallQuestion) -> FirewallDecision:
+        if "->" not in question.packet:
+            raise FilterError(f"{question.packet!r} is no packet")
+        return FirewallDecision(
+            number=2,
+            rule="web",
+            action="accept",
+            log=False,
+            asks="protocol tcp",
+            local=False,
+            interface_out=question.interface_out or "eth0",
+            before=[RefutedView(rule="ssh", why="destination port 80 is not meant")],
+        )
+
     def interfaces(self) -> Interfaces:
         view = InterfaceView(
             name="eth0",
@@ -200,6 +228,10 @@ class FakeControl:
         return iter(self.flow_pieces)
 
     async def ended(self) -> AsyncIterator[bytes]:
+        self._work()
+        return self._ended()
+
+    async def events(self) -> AsyncIterator[bytes]:
         self._work()
         return self._ended()
 

@@ -22,6 +22,7 @@ from clearway.cli.text import Column, count, duration, print_table, size
 from clearway.daemon.lock import DataPathLock
 from clearway.datapath.pins import Pins
 from clearway.instance import Instance
+from clearway.model import config_from_data, to_data
 from tests.unit.api_node import CONFIG, REFUSED_BY_KERNEL, FakeControl, serving
 
 HEAVY = (
@@ -147,6 +148,83 @@ def test_follow_as_json_passes_lines_on(clearway: Clearway, control: FakeControl
     assert clearway("follow", "-o", "json").out == '{"a": 1}\n{"b": 2}\n'
 
 
+# ---- firewall ----
+
+EVENT = {
+    "at": 1_800_000_000.5,
+    "action": "drop",
+    "rule": "no-telnet",
+    "known": False,
+    "interface_in": "eth0",
+    "interface_out": None,
+    "vlan": 0,
+    "family": 4,
+    "protocol": "tcp",
+    "source": "192.0.2.1",
+    "source_port": 4000,
+    "destination": "203.0.113.1",
+    "destination_port": 23,
+    "tcp_flags": "syn",
+    "length": 74,
+    "head": "4500",
+}
+
+
+def test_firewall_log_shows_each_decision_on_a_line(clearway: Clearway, control: FakeControl) -> None:
+    other = {
+        **EVENT,
+        "rule": None,
+        "known": True,
+        "protocol": "gre",
+        "tcp_flags": "",
+        "interface_out": "eth1",
+    }
+    control.ended_pieces = [f"{json.dumps(EVENT)}\n{json.dumps(other)}\n".encode()]
+    ran = clearway("firewall", "log")
+    assert ran.code == ExitCode.UNREACHABLE  # the daemon has ended
+    first, second = ran.out.splitlines()
+    assert first[9:] == ("drop no-telnet: tcp 192.0.2.1:4000 -> 203.0.113.1:23 syn  in eth0, out -, 74 bytes")
+    assert second[9:] == (
+        "drop (default): gre 192.0.2.1 -> 203.0.113.1  in eth0, out eth1, 74 bytes,"
+        " of a connection that was accepted before"
+    )
+
+
+def test_firewall_test_says_who_decides_and_why_not_others(clearway: Clearway) -> None:
+    ran = clearway("firewall", "test", "tcp 192.0.2.1:1 -> 10.0.0.2:80", "--out", "eth7")
+    assert ran.out.splitlines() == [
+        "accept: by rule web",
+        "  which asks for: protocol tcp",
+        "  the packet is to leave by eth7",
+        "  not by ssh: destination port 80 is not meant",
+    ]
+    assert clearway("firewall", "test", "tcp").err == "clearway: 'tcp' is no packet\n"
+
+
+def test_rules_that_have_decided_nothing_can_be_left_out(clearway: Clearway) -> None:
+    found = json.loads(clearway("get", "rules", "--hit", "-o", "json").out)
+    assert [rule["name"] for rule in found["rules"]] == ["web"]
+
+
+def test_set_is_exchanged(clearway: Clearway, control: FakeControl, tmp_path: Path) -> None:
+    rule = {"name": "in", "action": "accept", "source": "@office"}
+    data = {"firewall": {"sets": {"office": ["10.0.0.0/8"]}, "rules": [rule]}}
+    control.running = config_from_data(data)
+    members = tmp_path / "office.txt"
+    members.write_text("198.51.100.0/24 # the old building\n\n2001:db8:1::/48\n")
+    assert "~ set office" in clearway("firewall", "set", "office", str(members)).out
+    assert to_data(control.running)["firewall"]["sets"] == {  # type: ignore[index]
+        "office": ["198.51.100.0/24", "2001:db8:1::/48"]
+    }
+    members.write_text("198.51.100.0/24\n80\n")
+    assert "both prefixes and ports" in clearway("firewall", "set", "office", str(members)).err
+    members.write_text("80\n")
+    assert "set office is one of ports" in clearway("firewall", "set", "office", str(members)).err
+    members.write_text("10.0.0.0/8\n10.0.0.300\n")
+    assert "request (line 2)" in clearway("firewall", "set", "office", str(members)).err
+    assert "there is no set home" in clearway("firewall", "set", "home", str(members)).err
+
+
 # ---- reading ----
 
 
@@ -157,12 +235,20 @@ def test_follow_as_json_passes_lines_on(clearway: Clearway, control: FakeControl
         (["status"], ["refused", "no: fix it", "waiting", "interface eth9 is not there"]),
         (
             ["status"],
-            ["1 service, 2 endpoints, 1 NAT rule\n", "12 expired\n", "!                  nat out: a warning"],
+            [
+                "1 service, 2 endpoints, 1 NAT rule, 2 firewall rules\n",
+                "12 expired\n",
+                "!                  nat out: a warning",
+            ],
         ),
         (["get", "services"], ["web", "203.0.113.10:80/tcp", "1 of 2", "12,345", "5.0 GiB"]),
         (["get", "endpoints"], ["10.0.0.2:8080", "10.0.0.3:8080", "50.0%", "active"]),
         (["get", "endpoints", "--service", "web"], ["10.0.0.2:8080"]),
         (["get", "nat"], ["out", "10.0.0.0/8", "masquerade", "1024-32767"]),
+        (
+            ["get", "rules"],
+            ["web", "accept, log", "protocol tcp", "7", "420 B", "(default)", "the rest", "never"],
+        ),
         (["get", "interfaces"], ["eth0", "attached", "xdp", "ice", "driver ice has native XDP"]),
         (["get", "flows"], ["no flow matches"]),
     ],

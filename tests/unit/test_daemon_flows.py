@@ -91,7 +91,10 @@ def test_filters(wanted: FlowFilter, found: list[str]) -> None:
         (FlowFilter(service="wbe"), "there is no service wbe; services: dns, web"),
         (FlowFilter(endpoint="10.9.9.9"), "there is no endpoint 10.9.9.9; endpoints: "),
         (FlowFilter(nat="web"), "there is no NAT rule web; rules: out"),
-        (FlowFilter(protocol="gre"), "there are no flows of protocol gre; protocols: icmp, icmpv6, tcp, udp"),
+        (
+            FlowFilter(protocol="carrier-pigeon"),
+            "there are no flows of protocol carrier-pigeon; protocols: ah,",
+        ),
         (
             FlowFilter(state="open"),
             "there is no state open; states: tcp_established, tcp_syn_sent, udp_stream",

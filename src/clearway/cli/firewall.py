@@ -19,7 +19,7 @@ SHOWN_BEFORE = 10
 
 
 def register(app: typer.Typer) -> None:
-    about = "Ask the firewall's rules, follow what they decide, exchange sets."
+    about = "Ask firewall rules, follow what they decide."
     firewall, _alone = group(
         "firewall", about, "clearway firewall test 'tcp 198.51.100.7:4000 -> 10.0.0.1:22'"
     )
@@ -70,9 +70,9 @@ def test(
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Tell which rule decides about a packet that opens a connection, and why.
+    """Tell which rule decides about a packet, and why.
 
-    No packet is sent. Rules and sets are those in force.
+    About one that opens a connection; none is sent. Rules and sets are those in force.
 
     \b
     Example:
@@ -93,7 +93,7 @@ def test(
     if output is Output.JSON:
         print_json(found)
         return
-    where = "for this machine" if found["local"] else f"out by {found['interface_out'] or 'no interface'}"
+    where = "for this machine" if found["local"] else f"to leave by {found['interface_out'] or 'nowhere'}"
     by = f"rule {found['rule']}" if found["rule"] else "the default, because it meets no rule"
     say(f"{found['action']}: by {by}")
     if found["rule"]:
@@ -107,10 +107,10 @@ def test(
 
 
 def log(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
-    """Follow what rules with `log: true` decide, a line each, until interrupted.
+    """Follow what rules with `log: true` decide, a line each.
 
-    With -o json every line is an object, with the first bytes of the packet. Lossless up to 20,000 a
-    second; what is lost beyond is counted in `clearway status`.
+    Until interrupted. With -o json every line is an object, with the first bytes of the packet. Lossless up
+    to 20,000 a second; what is lost beyond is counted in `clearway status`.
 
     \b
     Example:

@@ -93,7 +93,7 @@ ServiceOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     app.command()(status)
-    about = "Show services, endpoints, flows, NAT, firewall rules, interfaces, reasons."
+    about = "Show services, flows, NAT, rules, interfaces, reasons."
     getting, _alone = group("get", about, "clearway get services")
     for command in (services, endpoints, flows, nat, rules, interfaces, reasons):
         getting.command()(command)
@@ -238,7 +238,7 @@ def rules(
     hit: Annotated[bool, typer.Option("--hit", help="Only those that have decided something.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show the firewall's rules in their order, and how often each has decided.
+    """Show the firewall's rules, and how often each has decided.
 
     A hit is a connection that was accepted, or a packet that was refused. The last line is what becomes of
     the rest.
