@@ -190,8 +190,9 @@ def test_firewall_log_shows_each_decision_on_a_line(clearway: Clearway, control:
     )
 
 
-def test_firewall_test_says_who_decides_and_why_not_others(clearway: Clearway) -> None:
+def test_firewall_test_says_who_decides_and_why_not_others(clearway: Clearway, control: FakeControl) -> None:
     ran = clearway("firewall", "test", "tcp 192.0.2.1:1 -> 10.0.0.2:80", "--out", "eth7")
+    assert ran.err == ""
     assert ran.out.splitlines() == [
         "accept: by rule web",
         "  which asks for: protocol tcp",
@@ -201,7 +202,7 @@ def test_firewall_test_says_who_decides_and_why_not_others(clearway: Clearway) -
     assert clearway("firewall", "test", "tcp").err == "clearway: 'tcp' is no packet\n"
 
 
-def test_rules_that_have_decided_nothing_can_be_left_out(clearway: Clearway) -> None:
+def test_rules_that_have_decided_nothing_can_be_left_out(clearway: Clearway, control: FakeControl) -> None:
     found = json.loads(clearway("get", "rules", "--hit", "-o", "json").out)
     assert [rule["name"] for rule in found["rules"]] == ["web"]
 
@@ -222,6 +223,7 @@ def test_set_is_exchanged(clearway: Clearway, control: FakeControl, tmp_path: Pa
     assert "set office is one of ports" in clearway("firewall", "set", "office", str(members)).err
     members.write_text("10.0.0.0/8\n10.0.0.300\n")
     assert "request (line 2)" in clearway("firewall", "set", "office", str(members)).err
+    members.write_text("10.0.0.0/8\n")
     assert "there is no set home" in clearway("firewall", "set", "home", str(members)).err
 
 

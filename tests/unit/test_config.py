@@ -439,7 +439,7 @@ def services(draw: st.DrawFn, index: int) -> dict[str, object]:
         "protocol": draw(st.sampled_from(["tcp", "udp"])),
         "mode": draw(st.sampled_from(["nat", "full-nat"])),
         "algorithm": draw(st.sampled_from(["maglev", "round-robin"])),
-        "maglev_size": next_prime(100 * sum(positive) // min(positive) + draw(st.integers(0, 100))),
+        "maglev_size": next_prime(-(-100 * sum(positive) // min(positive)) + draw(st.integers(0, 100))),
         "endpoints": [
             {"address": str(address), "port": port, "weight": weight, "drain": draw(st.booleans())}
             for (address, port), weight in zip(endpoints, weights, strict=True)

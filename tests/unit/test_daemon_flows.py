@@ -92,8 +92,8 @@ def test_filters(wanted: FlowFilter, found: list[str]) -> None:
         (FlowFilter(endpoint="10.9.9.9"), "there is no endpoint 10.9.9.9; endpoints: "),
         (FlowFilter(nat="web"), "there is no NAT rule web; rules: out"),
         (
-            FlowFilter(protocol="carrier-pigeon"),
-            "there are no flows of protocol carrier-pigeon; protocols: ah,",
+            FlowFilter(protocol="pigeon"),
+            "there are no flows of protocol pigeon; protocols: ah,",
         ),
         (
             FlowFilter(state="open"),
