@@ -213,7 +213,7 @@ def test_what_never_ends_is_not_read_without_end() -> None:
             load_config(f"/proc/self/fd/{reader}")
     finally:
         os.close(reader)
-    with pytest.raises(ConfigError, match="larger than 16 MiB; is this the right file"):
+    with pytest.raises(ConfigError, match="larger than 64 MiB; is this the right file"):
         load_config("/dev/zero")
 
 

@@ -59,17 +59,23 @@ def compile_rules(firewall: Firewall, interfaces: Mapping[str, int]) -> dict[Pla
     left out of it.
     """
     sets = _sets(firewall)
-    kinds = {rule.after_translation for rule in firewall.rules} | {False}
+    asked = {4: [condition_of(rule, firewall, interfaces, 4) for rule in firewall.rules]}
+    # families differ in what ICMP is
+    asked[6] = [
+        condition_of(rule, firewall, interfaces, 6) if rule.icmp_types else condition
+        for rule, condition in zip(firewall.rules, asked[4], strict=True)
+    ]
+    kinds = [rule.after_translation for rule in firewall.rules]
     return {
         (after, family): compile_classifier(
             [
-                condition_of(rule, firewall, interfaces, family) if rule.after_translation == after else NEVER
-                for rule in firewall.rules
+                condition if kind == after else NEVER
+                for kind, condition in zip(kinds, asked[family], strict=True)
             ],
             sets,
             family,
         )
-        for after in sorted(kinds)
+        for after in sorted({False, *kinds})
         for family in FAMILIES
     }
 
@@ -120,9 +126,9 @@ def _addresses(
         return None
     if len(asked) == 1 and isinstance(asked[0], SetName):
         return asked[0].name
-    found: dict[IPNetwork, None] = {}
+    found: list[IPNetwork] = []
     for one in asked:
-        found |= dict.fromkeys(firewall.members(one) if isinstance(one, SetName) else (one,))
+        found += firewall.members(one) if isinstance(one, SetName) else (one,)
     return tuple(found)
 
 
@@ -133,9 +139,9 @@ def _ports(
         return None
     if len(asked) == 1 and isinstance(asked[0], SetName):
         return asked[0].name
-    found: dict[PortRange, None] = {}
+    found: list[PortRange] = []
     for one in asked:
-        found |= dict.fromkeys(firewall.members(one) if isinstance(one, SetName) else (one,))
+        found += firewall.members(one) if isinstance(one, SetName) else (one,)
     return tuple(found)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
@@ -27,6 +26,7 @@ from clearway.model import (
     host_port,
 )
 from clearway.model.fields import Model
+from clearway.model.firewall_values import dscp_texts, protocol_texts, texts
 
 from .facts import HostFacts, TableSizes
 from .tables import EndpointRow, FirewallTables, NatRow, ServiceIdentity, ServiceRow, Tables
@@ -34,6 +34,15 @@ from .tables import EndpointRow, FirewallTables, NatRow, ServiceIdentity, Servic
 Kind = Literal[
     "service", "endpoint", "nat", "firewall", "rule", "set", "interface", "timeout", "conntrack", "limit"
 ]
+
+
+ASKED = {
+    name: field.default
+    for name, field in FirewallRule.model_fields.items()
+    if name not in ("name", "action", "log")
+}
+"""What a rule can ask for, and what it does if nobody says so."""
+WRITTEN = {"protocol": protocol_texts, "dscp": dscp_texts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +166,8 @@ def _firewall(firewall: Firewall) -> Iterator[Item]:
     for name, members in firewall.sets.items():
         kind = "port" if members and isinstance(members[0], PortRange) else "prefix"
         size = f"{len(members):,} {kind}{'' if len(members) == 1 else 's' if kind == 'port' else 'es'}"
-        content = blake2b("\n".join(map(str, members)).encode(), digest_size=4).hexdigest()
-        yield Item("set", name, name, name, f"with {size}", {"members": f"{size} ({content})"})
+        content = hash(members) & 0xFFFF_FFFF  # of numbers alone, so that it tells sets apart everywhere
+        yield Item("set", name, name, name, f"with {size}", {"members": f"{size} ({content:08x})"})
     before = ""
     for rule in firewall.rules:
         fields = {"action": rule.action, "log": _text(rule.log), **asked_of(rule), "after": before or "none"}
@@ -169,13 +178,13 @@ def _firewall(firewall: Firewall) -> Iterator[Item]:
 
 def asked_of(rule: FirewallRule) -> dict[str, str]:
     """What a rule asks for, by key, in the words of the configuration."""
-    data = rule.model_dump(
-        mode="json", exclude_defaults=True, exclude_none=True, exclude={"name", "action", "log"}
-    )
-    return {
-        key: " ".join(map(str, value)) if isinstance(value, list) else _text(value)
-        for key, value in data.items()
-    }
+    asked = {}
+    for key, default in ASKED.items():
+        value = getattr(rule, key)
+        if value != default:
+            written = WRITTEN.get(key, texts)(value) if isinstance(value, tuple) else value
+            asked[key] = " ".join(map(str, written)) if isinstance(written, list) else _text(written)
+    return asked
 
 
 def what_it_asks(rule: FirewallRule) -> str:

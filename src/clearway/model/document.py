@@ -7,6 +7,7 @@ are given twice, merge keys and other tags are refused, each with its line.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ruamel.yaml.reader import ReaderError
 
 from .errors import ConfigError, Origin, Problem, Where, shown
 
-SIZE_MAX = 16 * 1024 * 1024
+SIZE_MAX = 64 * 1024 * 1024
 DEPTH_MAX = 20
 """Deeper than any configuration; also where an anchor that contains itself is noticed."""
 VALUES_MAX = 1_000_000
@@ -85,6 +86,26 @@ def read_document(text: str | bytes, source: str) -> Document:
     if reader.problems:
         raise origin.error(reader.problems)
     return Document(data, origin)
+
+
+def quick_json(text: str | bytes) -> object:
+    """What a text says that is JSON, which is YAML, too, but read a hundred times faster: rules by the ten
+    thousand are written by programs. None: it is not JSON, or something is wrong with it; read_document()
+    tells what.
+    """
+    if len(text) > SIZE_MAX or text.lstrip()[:1] not in (b"{", "{"):
+        return None
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
 
 
 def _refused(source: str, what: str, fix: str, line: int | None = None) -> ConfigError:

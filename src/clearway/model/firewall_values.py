@@ -162,7 +162,7 @@ def _port_item(value: object) -> PortRange | SetName:
 def _member(value: object) -> Member:
     if isinstance(value, PortRange) or (isinstance(value, int) and not isinstance(value, bool)):
         return _ports(value)
-    if isinstance(value, str) and PORT.fullmatch(value):
+    if isinstance(value, str) and not ("." in value or ":" in value) and PORT.fullmatch(value):
         return _ports(value)
     return network_of(value)
 

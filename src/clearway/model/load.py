@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from .config import Config
-from .document import SIZE_MAX, read_document
+from .document import SIZE_MAX, quick_json, read_document
 from .errors import ConfigError, Origin, Problem, shown
 from .messages import problems_of
 
@@ -40,6 +41,10 @@ def parse_config(text: str | bytes, source: str = "configuration") -> Config:
 
     Raises ConfigError with every problem.
     """
+    data = quick_json(text)
+    if data is not None:
+        with suppress(ConfigError):  # whose problems have no lines
+            return _validate(data, Origin(source, {}))
     document = read_document(text, source)
     return _validate(document.data, document.origin)
 

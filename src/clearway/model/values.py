@@ -14,6 +14,7 @@ from ipaddress import (
     ip_network,
     summarize_address_range,
 )
+from socket import AF_INET, AF_INET6, inet_pton
 
 from .errors import refuse, shown
 
@@ -134,6 +135,8 @@ def network_of(value: object) -> IPNetwork:
     if isinstance(value, IPv4Network | IPv6Network):
         return value
     text = value if isinstance(value, str) else ""
+    if (quick := _plain_network(text)) is not None:
+        return quick
     try:
         address, _, length = text.partition("/")
         number = int(_address(address))
@@ -148,6 +151,19 @@ def network_of(value: object) -> IPNetwork:
     if int(network.network_address) != number:
         raise refuse(f"{shown(value)} has bits set after its first {network.prefixlen}", f"write {network}")
     return network
+
+
+def _plain_network(text: str) -> IPNetwork | None:
+    """A prefix that is written plainly, as sets have them by the hundred thousand; None: look closer."""
+    address, slash, length = text.partition("/")
+    try:
+        if ":" in address:
+            number = int.from_bytes(inet_pton(AF_INET6, address), "big")
+            return IPv6Network((number, int(length) if slash else 128))
+        number = int.from_bytes(inet_pton(AF_INET, address), "big")
+        return IPv4Network((number, int(length) if slash else 32))
+    except (OSError, ValueError):
+        return None
 
 
 def parse_prefix(value: object) -> IPNetwork:
