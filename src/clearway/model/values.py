@@ -14,7 +14,6 @@ from ipaddress import (
     ip_network,
     summarize_address_range,
 )
-from socket import AF_INET, AF_INET6, inet_pton
 
 from .errors import refuse, shown
 
@@ -156,13 +155,13 @@ def network_of(value: object) -> IPNetwork:
 def _plain_network(text: str) -> IPNetwork | None:
     """A prefix that is written plainly, as sets have them by the hundred thousand; None: look closer."""
     address, slash, length = text.partition("/")
+    if "%" in address or (slash and not PREFIX_LENGTH.fullmatch(length)):
+        return None
     try:
         if ":" in address:
-            number = int.from_bytes(inet_pton(AF_INET6, address), "big")
-            return IPv6Network((number, int(length) if slash else 128))
-        number = int.from_bytes(inet_pton(AF_INET, address), "big")
-        return IPv4Network((number, int(length) if slash else 32))
-    except (OSError, ValueError):
+            return IPv6Network((int(IPv6Address(address)), int(length) if slash else 128))
+        return IPv4Network((int(IPv4Address(address)), int(length) if slash else 32))
+    except ValueError:
         return None
 
 
