@@ -138,3 +138,12 @@ def test_service_is_refused_in_the_places_of_the_request(data: dict[str, object]
     with pytest.raises(ConfigError) as error:
         add_service(limited, data)
     assert refused(error) == problem
+
+
+def test_firewall_is_left_as_it_is() -> None:
+    data = {"firewall": {"default": "drop", "rules": [{"name": "a", "action": "accept"}]}}
+    config = config_from_data(data)
+    added = {"name": "web", "address": "192.0.2.1", "port": 80, "protocol": "tcp"}
+    changed = add_service(config, added)
+    assert changed.firewall is config.firewall
+    assert changed.services[0].name == "web"

@@ -79,11 +79,13 @@ def _with_services(
     Problems are told in the places of the request, not of a file that nobody wrote: `places` says what the
     beginning of a place becomes.
     """
+    rest = to_data(config.model_copy(update={"firewall": None}))  # whose rules may be very many
     try:
-        return config_from_data(to_data(config) | {"services": services}, config.origin.source)
+        changed = config_from_data(rest | {"services": services}, config.origin.source)
     except ConfigError as error:
         problems = [_in_request(problem, places or {}) for problem in error.problems]
         raise ConfigError(problems, REQUEST) from None
+    return changed.model_copy(update={"firewall": config.firewall})
 
 
 def _in_request(problem: Problem, places: Mapping[Where, Where]) -> Problem:
