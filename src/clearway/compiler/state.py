@@ -172,7 +172,8 @@ def _firewall(firewall: Firewall) -> Iterator[Item]:
     for rule in firewall.rules:
         fields = {"action": rule.action, "log": _text(rule.log), **asked_of(rule), "after": before or "none"}
         before = rule.name
-        summary = f"{rule.action} {what_it_asks(rule) or 'everything'}"
+        does = f"{rule.action}, log:" if rule.log else rule.action
+        summary = f"{does} {what_it_asks(rule) or 'everything'}"
         yield Item("rule", rule.name, rule.name, rule.name, summary, fields)
 
 
