@@ -40,7 +40,7 @@ always_inline int opening_service(struct packet *p, struct opening *o, struct sc
 	if (p->ttl <= 1)
 		return REASON_ANSWER_TTL_EXCEEDED;
 	int reason = opening_midstream(p, o);
-	if (reason != CONTINUE)
+	if (reason != CONTINUE && !(reason == REASON_ANSWER_RESET && o->config->firewall)) /* it is judged first */
 		return reason;
 	const struct endpoint *endpoint = service_endpoint(o->service, &p->tuple, &o->endpoint);
 	if (!endpoint)
@@ -114,8 +114,6 @@ always_inline int opening_source(struct packet *p, struct opening *o, struct scr
  * translated yet. */
 always_inline int opening_nat_only(struct packet *p, const struct opening *o)
 {
-	if (o->service)
-		return CONTINUE;
 	if (p->ttl <= 1)
 		return REASON_PUNT_TTL;
 	if (is_icmp(&p->tuple) && p->icmp_type != icmp_request(p->tuple.family))
@@ -233,7 +231,7 @@ never_inline int opening_decide(struct packet *p, struct opening *o, struct scra
 		return reason;
 	if ((reason = opening_source(p, o, s)) != CONTINUE)
 		return reason;
-	return opening_nat_only(p, o);
+	return o->service ? opening_midstream(p, o) : opening_nat_only(p, o);
 }
 
 #define REFUSED (-3) /* by the firewall, neither a reason nor CONTINUE */
@@ -277,14 +275,16 @@ always_inline int opening_accepted(struct packet *p, struct opening *o, struct s
  * connections, whose first packets have been let in, go on; what expires here is answered before it is judged, as Linux does it. */
 never_inline int opening_ask(struct packet *p, struct opening *o, struct scratch *s, int reason)
 {
-	if (reason != CONTINUE && reason != REASON_PUNT_NOT_OURS && reason != REASON_PUNT_LOCAL &&
-	    reason != REASON_PUNT_ICMP && reason != REASON_PUNT_MULTICAST)
+	bool ours = reason == CONTINUE || reason == REASON_ANSWER_RESET;
+
+	if (!ours && reason != REASON_PUNT_NOT_OURS && reason != REASON_PUNT_LOCAL && reason != REASON_PUNT_ICMP &&
+	    reason != REASON_PUNT_MULTICAST)
 		return reason;
 	if (firewall_spares(p) || (reason == REASON_PUNT_NOT_OURS && o->nat))
 		return reason;
 	if (reason == REASON_PUNT_NOT_OURS && p->ttl <= 1)
 		return REASON_PUNT_TTL;
-	s->judging.linux_knows = reason != CONTINUE ? opening_of_linux(p) : INBOUND_UNKNOWN;
+	s->judging.linux_knows = ours ? INBOUND_UNKNOWN : opening_of_linux(p);
 	if (s->judging.linux_knows == INBOUND_REPLY)
 		return reason;
 	struct asked *a = &s->judging.asked;
@@ -309,7 +309,7 @@ never_inline int opening_judge(struct packet *p, struct opening *o, struct scrat
 		return end;
 	if (firewall_judge(p->ctx) != FIREWALL_ACCEPT)
 		return REFUSED;
-	if (reason == CONTINUE || s->judging.linux_knows == INBOUND_ORIGINAL)
+	if (reason == CONTINUE || reason == REASON_ANSWER_RESET || s->judging.linux_knows == INBOUND_ORIGINAL)
 		return reason;
 	return opening_accepted(p, o, s, reason);
 }
