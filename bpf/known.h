@@ -111,9 +111,8 @@ always_inline int known_refuse(struct packet *p, struct scratch *s)
 /* Where does the route lead now? For this packet, and for those that follow. What is not translated Linux can answer for. */
 always_inline int known_resolve(__u32 stamp, struct scratch *s)
 {
-	int reason = route_reason(&s->route);
-	if (reason != CONTINUE)
-		return s->entry.state & FLOW_TRANSLATED ? reason : REASON_PUNT_LOCAL;
+	if (!route_found(&s->route))
+		return REASON_PUNT_LOCAL;
 	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
 	flow_resolve(&s->entry);
 	return CONTINUE;
@@ -199,8 +198,13 @@ always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *v
 			return CONTINUE;
 		}
 		route_lookup(p, s);
+		if (!route_found(&s->route) && v->state & FLOW_TRANSLATED) {
+			*verdict = conclude(p, REASON_DROP_NO_ROUTE);
+			return 0;
+		}
 		if (!known_allowed(p, config, s)) {
-			*verdict = known_refuse(p, s);
+			/* a way that is lost may come back: then rules about it are met again */
+			*verdict = route_found(&s->route) ? known_refuse(p, s) : stage(p, STAGE_REFUSE);
 			return 0;
 		}
 		int wrong = known_resolve(stamp, s);
