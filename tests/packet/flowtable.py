@@ -73,7 +73,7 @@ def packed(address: str) -> list[int]:
 
 OTHERS = 3
 """A tag of entries in force."""
-FLAGS = ("reply", "source_nat", "dest_nat", "full_nat", "has_service", "has_nat", "picked_up")
+FLAGS = ("reply", "source_nat", "dest_nat", "full_nat", "has_service", "has_nat", "picked_up", "linux")
 
 
 class FlowTable:
