@@ -14,6 +14,15 @@ always_inline void inbound_note(const struct packet *p, const struct config *con
 		bpf_map_update_elem(&inbound_v1, &s->answer.key, &row, BPF_ANY);
 }
 
+/* This connection was ours, and not translated; from now on it is Linux'. */
+always_inline void inbound_released(const struct packet *p, __u32 state)
+{
+	struct inbound row = {.seen = now()};
+
+	if (state & FLOW_REPLY)
+		bpf_map_update_elem(&inbound_v1, &p->tuple, &row, BPF_ANY);
+}
+
 always_inline bool inbound_noted(const struct packet *p, const struct config *config)
 {
 	const struct inbound *row = bpf_map_lookup_elem(&inbound_v1, &p->tuple);
