@@ -280,7 +280,7 @@ never_inline int opening_ask(struct packet *p, struct opening *o, struct scratch
 	if (!ours && reason != REASON_PUNT_NOT_OURS && reason != REASON_PUNT_LOCAL && reason != REASON_PUNT_ICMP &&
 	    reason != REASON_PUNT_MULTICAST)
 		return reason;
-	if (firewall_spares(p) || (reason == REASON_PUNT_NOT_OURS && o->nat))
+	if (firewall_spares(p) || (reason == REASON_PUNT_NOT_OURS && o->nat && inbound_known(p, o->config)))
 		return reason;
 	if (reason == REASON_PUNT_NOT_OURS && p->ttl <= 1)
 		return REASON_PUNT_TTL;
@@ -309,7 +309,7 @@ never_inline int opening_judge(struct packet *p, struct opening *o, struct scrat
 		return end;
 	if (firewall_judge(p->ctx) != FIREWALL_ACCEPT)
 		return REFUSED;
-	if (reason == CONTINUE || reason == REASON_ANSWER_RESET || s->judging.linux_knows == INBOUND_ORIGINAL)
+	if (reason == CONTINUE || reason == REASON_ANSWER_RESET || o->nat || s->judging.linux_knows == INBOUND_ORIGINAL)
 		return reason;
 	return opening_accepted(p, o, s, reason);
 }
