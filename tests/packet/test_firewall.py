@@ -7,6 +7,7 @@ A connection is judged once, by its first packet: the counters of rules tell.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -119,7 +120,8 @@ def test_dropped_packet_leaves_no_entry(node: Node, net: Net, proto: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("default", "reason"), [("accept", "forward_new"), ("drop", "drop_firewall"), ("reject", "answer_rejected")]
+    ("default", "reason"),
+    [("accept", "forward_new"), ("drop", "drop_firewall"), ("reject", "answer_rejected")],
 )
 @PROTOCOLS
 def test_default_decides_about_what_meets_no_rule(
@@ -168,7 +170,7 @@ def test_expired_packet_of_a_known_connection_is_answered(node: Node, net: Net) 
 
 def test_packet_over_the_mtu_of_the_way_is_answered(node: Node, net: Net) -> None:
     node.apply(firewall=firewall(rule()))
-    fields = {"flags": "DF"} if net.family == 4 else {}
+    fields: dict[str, Any] = {"flags": "DF"} if net.family == 4 else {}
     sent = frame(FRONT, net.client, net.narrow_endpoint, udp(40000, 80, bytes(1440)), **fields)
     assert node.send(sent).reason == "answer_too_big"
     small = frame(FRONT, net.client, net.narrow_endpoint, udp(40000, 80), **fields)
@@ -230,9 +232,7 @@ def test_picked_up_connection_goes_on(node: Node, net: Net) -> None:
 
 
 @pytest.mark.parametrize("flags", ["SA", "R", "RA", "SF"])
-def test_segment_that_opens_nothing_is_dropped_when_rules_accept_it(
-    node: Node, net: Net, flags: str
-) -> None:
+def test_segment_that_opens_nothing_is_dropped_when_rules_accept_it(node: Node, net: Net, flags: str) -> None:
     node.apply(firewall=firewall(rule()), midstream="pick-up")
     assert plain(node, net).client(flags).reason == "drop_midstream"
     assert node.flows.entries() == 0
