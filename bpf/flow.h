@@ -8,6 +8,7 @@
  *   flow_open         both or none; the reply's key decides who owns a translated tuple
  *   flow_end          both
  *   flow_refresh      a packet went by
+ *   flow_touch        one came, and was refused
  */
 #pragma once
 
@@ -292,6 +293,17 @@ __noinline int flow_refresh(struct peek *peek, __u32 bytes)
 	f->seen = now();
 	if ((was ^ is) & CARRIED_TURNS)
 		carried_fold(&spot, peek->key.family);
+	return 1;
+}
+
+/* A packet of this entry came, and went nowhere. */
+__noinline int flow_touch(struct peek *peek)
+{
+	struct spot spot = {};
+
+	if (!peek || !peek_spot_any(peek, &spot))
+		return 0;
+	spot.flow->seen = now();
 	return 1;
 }
 

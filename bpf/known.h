@@ -101,10 +101,17 @@ never_inline bool known_allowed(struct packet *p, const struct config *config, s
 	return firewall_judge(p->ctx) == FIREWALL_ACCEPT;
 }
 
-/* The connection ends with this packet. */
+/* The entry stays: without it the next packet of the other direction would open the connection again, the wrong way round.
+ * It is asked for anew with each packet, and stays for as long as who has opened it goes on. */
+always_inline void known_refused(struct scratch *s)
+{
+	if (!(s->entry.state & FLOW_REPLY))
+		flow_touch(&s->entry);
+}
+
 always_inline int known_refuse(struct packet *p, struct scratch *s)
 {
-	flow_end(&s->ending, &p->tuple, FLOW_END_FORBIDDEN);
+	known_refused(s);
 	return stage(p, STAGE_REFUSE);
 }
 

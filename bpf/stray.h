@@ -40,7 +40,7 @@ always_inline int stray_known(struct packet *p, const struct config *config, __u
 	if (v->stamp != stamp) {
 		route_lookup(p, s);
 		if (!known_allowed(p, config, s)) {
-			flow_end(&s->ending, &p->tuple, FLOW_END_FORBIDDEN);
+			known_refused(s);
 			return stray_refuse(p);
 		}
 		if (v->state & FLOW_LINUX) {

@@ -159,7 +159,6 @@ enum flow_end {
 	FLOW_END_EVICTED_HALF_OPEN, /* or unanswered */
 	FLOW_END_EVICTED_IDLE,	    /* not TCP */
 	FLOW_END_ORPHAN,	    /* half a connection */
-	FLOW_END_FORBIDDEN,	    /* by firewall rules that are newer than it */
 	FLOW_END_RELEASED,	    /* to Linux: the firewall that it was opened for is not there any more */
 	FLOW_END_COUNT,
 };

@@ -31,7 +31,11 @@ TOS_OPTION: dict[int, tuple[int, int]] = {
 }
 PACE = 0.0015  # seconds: refusals are limited to 1,000 a second, by Linux and by clearway
 REFUSALS = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EACCES, errno.ECONNRESET)
-SETTINGS = {"ipv4/icmp_ratelimit": 0, "ipv6/icmp/ratelimit": 0, "ipv4/ping_group_range": "0 0"}
+SETTINGS: dict[str, str | int] = {
+    "ipv4/icmp_ratelimit": 0,
+    "ipv6/icmp/ratelimit": 0,
+    "ipv4/ping_group_range": "0 0",
+}
 
 
 @dataclass(frozen=True)

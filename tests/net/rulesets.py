@@ -183,9 +183,14 @@ def _match(rule: Rule, sets: Mapping[str, Sequence[Any]], family: int, protocol:
 def _addresses(rule: Rule, sets: Mapping[str, Sequence[Any]], family: int) -> Iterator[str | None]:
     for key, word in (("source", "saddr"), ("destination", "daddr")):
         if key in rule:
-            prefixes = [ip_network(one) for one in _members(rule[key], sets)]
-            mine = list(collapse_addresses(one for one in prefixes if one.version == family))
+            mine = _collapsed(_members(rule[key], sets), family)
             yield f"{WORDS[family]} {word} {_listed(mine)}" if mine else None
+
+
+def _collapsed(prefixes: Iterator[str], family: int) -> list[Any]:
+    """Prefixes of one family that overlap nowhere, as nft wants them."""
+    mine: Any = (network for network in map(ip_network, prefixes) if network.version == family)
+    return list(collapse_addresses(mine))
 
 
 def _ports(rule: Rule, sets: Mapping[str, Sequence[Any]], protocol: str | None) -> Iterator[str | None]:

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that say something all the time, in both directions, in numbers, so that whatever is lost shows."""
+"""Connections that talk all the time, both ways, in numbers, so that whatever is lost shows."""
 
 from __future__ import annotations
 
-import contextlib
-import select
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
 from clearway.lab import wait_until
-from clearway.lab.namespace import Namespace, family_of
+from clearway.lab.namespace import Namespace
 
 EVERY = 0.004  # seconds between two messages of a direction
 MESSAGE = struct.Struct("!Q192x")
@@ -92,6 +90,9 @@ class Stream:
     def close(self) -> None:
         self._stack.close()
 
+    def talks(self) -> bool:
+        return bool(self.out.arrived and self.back.arrived)
+
     def __str__(self) -> str:
         return self.name
 
@@ -116,11 +117,15 @@ class Pump:
         for stream in self._streams:
             stream.close()
 
-    def add(self, stream: Stream) -> Stream:
-        with self._lock:
-            self._streams.append(stream)
-        wait_until(f"{stream} talks", lambda: stream.out.arrived and stream.back.arrived, timeout=5)
-        return stream
+    def add(self, streams: Iterable[Stream]) -> list[Stream]:
+        added = []
+        for stream in streams:
+            with self._lock:
+                self._streams.append(stream)
+            added.append(stream)
+        for stream in added:
+            wait_until(f"{stream} talks", stream.talks, timeout=5)
+        return added
 
     def remove(self, stream: Stream) -> None:
         with self._lock:
