@@ -68,6 +68,16 @@ always_inline bool known_keeps(const struct packet *p, struct scratch *s)
 
 #define FLOW_TRANSLATED (FLOW_SOURCE_NAT | FLOW_DEST_NAT | FLOW_HAS_SERVICE | FLOW_HAS_NAT)
 
+/* Has the direction that opened been judged as things are now? Then this reply shares its fate: of what the rules ask for, it
+ * does not tell all (DSCP). */
+never_inline bool known_judged(const struct peek *reply, struct peek *opening, __u32 stamp)
+{
+	if (!(reply->state & FLOW_REPLY))
+		return false;
+	tuple_reverse(&reply->leaves, &opening->key);
+	return flow_peek(opening) && peek_leads_back(reply, opening) && opening->verdict.stamp == stamp;
+}
+
 /* The rules may have changed. They are asked about the packet that opened the connection, as far as this one can tell; what
  * this machine has opened is not theirs to judge. */
 never_inline bool known_allowed(struct packet *p, const struct config *config, struct scratch *s)
@@ -211,9 +221,8 @@ always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *v
 			*verdict = conclude(p, REASON_DROP_NO_ROUTE);
 			return 0;
 		}
-		if (!known_allowed(p, config, s)) {
-			/* a way that is lost may come back: then rules about it are met again */
-			*verdict = route_found(&s->route) ? known_refuse(p, s) : stage(p, STAGE_REFUSE);
+		if (!known_judged(&s->entry, &s->ending.pair, stamp) && !known_allowed(p, config, s)) {
+			*verdict = known_refuse(p, s);
 			return 0;
 		}
 		int wrong = known_resolve(stamp, s);

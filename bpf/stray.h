@@ -39,7 +39,7 @@ always_inline int stray_known(struct packet *p, const struct config *config, __u
 	s->forward.leaves = s->entry.leaves;
 	if (v->stamp != stamp) {
 		route_lookup(p, s);
-		if (!known_allowed(p, config, s)) {
+		if (!known_judged(&s->entry, &s->ending.pair, stamp) && !known_allowed(p, config, s)) {
 			known_refused(s);
 			return stray_refuse(p);
 		}
