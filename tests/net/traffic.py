@@ -37,6 +37,10 @@ class Listeners:
             opened = host.ns.listen((host.address(family), port), kind=kind)
             self._sockets[self._stack.enter_context(opened)] = host.name
 
+    @property
+    def sockets(self) -> list[socket.socket]:
+        return list(self._sockets)
+
     def __enter__(self) -> Listeners:
         return self
 
