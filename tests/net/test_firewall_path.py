@@ -71,8 +71,9 @@ def test_too_big_names_the_link_behind(lab: Lab, daemon: Daemon, family: int) ->
 
 
 def test_too_big_for_the_nodes_own_link(lab: Lab, daemon: Daemon, family: int) -> None:
-    """Told by the node itself, of the packet that opens the connection. (Whoever is the first for a next hop is not
-    compared with the MTU: ARCHITECTURE.md, limits.)"""
+    """Told by the node itself, of the packet that opens the connection. (Whoever is the first for a next hop
+    is not compared with the MTU: ARCHITECTURE.md, limits.)
+    """
     lab.node.run("ping", "-c1", "-W3", lab["client2"].address(family))
     error = udp_error(lab, lab.client, (lab["client2"].address(family), PORT), family, 64, 1400)
     assert (error.kind, error.code, error.info) == (*TOO_BIG[family], NARROW)
