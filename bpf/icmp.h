@@ -7,15 +7,27 @@
 struct quote {
 	void *l3;
 	void *l4;	    /* the first eight bytes are there */
+	__u32 header;	    /* bytes between the two */
 	struct tuple tuple; /* as it left here */
 };
 
 /* Does the quoted packet hold so much of layer 4? What follows in the frame may be padding. */
-always_inline bool quote_fits(const struct packet *p, __u32 size)
+always_inline bool quote_fits(const struct packet *p, const struct quote *q, __u32 size)
 {
-	__u32 header = p->tuple.family == FAMILY_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	return parse_fits(p, sizeof(struct icmphdr) + q->header + size);
+}
 
-	return parse_fits(p, sizeof(struct icmphdr) + header + size);
+/* A first fragment has the ports that later ones have not. */
+always_inline bool quote_fragment(const struct packet *p, struct quote *q)
+{
+	const struct frag_hdr *fragment = q->l4;
+
+	if ((void *)(fragment + 1) > p->end || fragment->frag_off & IP6_OFFSET)
+		return false;
+	q->tuple.proto = fragment->nexthdr;
+	q->l4 = (void *)(fragment + 1);
+	q->header += sizeof(*fragment);
+	return true;
 }
 
 /* Only what is quoted far enough, and is of a kind that has flows, can be looked up. */
@@ -35,6 +47,7 @@ always_inline bool quote_parse(const struct packet *p, struct quote *q)
 		t->dst.v4 = ip->daddr;
 		t->proto = ip->protocol;
 		q->l4 = (void *)(ip + 1);
+		q->header = sizeof(*ip);
 	} else {
 		const struct ipv6hdr *ip = q->l3;
 		if ((void *)(ip + 1) > p->end || ip->version != 6)
@@ -43,8 +56,11 @@ always_inline bool quote_parse(const struct packet *p, struct quote *q)
 		__builtin_memcpy(&t->dst, &ip->daddr, sizeof(t->dst));
 		t->proto = ip->nexthdr;
 		q->l4 = (void *)(ip + 1);
+		q->header = sizeof(*ip);
+		if (t->proto == EXTENSION_FRAGMENT && !quote_fragment(p, q))
+			return false;
 	}
-	if (q->l4 + 8 > p->end || !quote_fits(p, 8))
+	if (q->l4 + 8 > p->end || !quote_fits(p, q, 8))
 		return false;
 	if (t->proto == IPPROTO_TCP || t->proto == IPPROTO_UDP) {
 		t->sport = ((const struct udphdr *)q->l4)->source;
@@ -66,7 +82,7 @@ always_inline __u32 quote_checksum(const struct packet *p, struct quote *q, __u1
 						       offsetof(struct icmphdr, checksum);
 	__u16 *checksum = q->l4 + offset;
 
-	if ((void *)(checksum + 1) > p->end || !quote_fits(p, offset + sizeof(*checksum)))
+	if ((void *)(checksum + 1) > p->end || !quote_fits(p, q, offset + sizeof(*checksum)))
 		return 0;
 	if (q->tuple.proto == IPPROTO_UDP && *checksum == 0)
 		return 0;

@@ -250,6 +250,13 @@ struct ipv6hdr {
 	} saddr, daddr;
 };
 
+struct frag_hdr {
+	__u8 nexthdr;
+	__u8 reserved;
+	__be16 frag_off;
+	__be32 identification;
+};
+
 struct tcphdr {
 	__be16 source;
 	__be16 dest;

@@ -71,9 +71,8 @@ def test_too_big_names_the_link_behind(lab: Lab, daemon: Daemon, family: int) ->
 
 
 def test_too_big_for_the_nodes_own_link(lab: Lab, daemon: Daemon, family: int) -> None:
-    """Told by the node itself, of the packet that opens the connection. (Whoever is the first for a next hop
-    is not compared with the MTU: ARCHITECTURE.md, limits.)
-    """
+    """Told by the node itself, of the packet that opens the connection. (The first one for a next hop is not
+    compared with the MTU: ARCHITECTURE.md, limits.)"""
     lab.node.run("ping", "-c1", "-W3", lab["client2"].address(family))
     error = udp_error(lab, lab.client, (lab["client2"].address(family), PORT), family, 64, 1400)
     assert (error.kind, error.code, error.info) == (*TOO_BIG[family], NARROW)
@@ -92,7 +91,7 @@ def test_transfers_both_ways_shrink_to_the_narrow_link(
         assert NARROW in known_path_mtu(who)
 
 
-@pytest.mark.parametrize("size", [100, 1400, 5000, 20000])
+@pytest.mark.parametrize("size", [1400, 9000])
 @pytest.mark.parametrize("there", ["server1", "client2", "outside"])
 def test_ping_of_every_size(lab: Lab, daemon: Daemon, family: int, there: str, size: int) -> None:
     """In fragments, made by the sender, and over IPv4 also by the node and by the router behind it."""
