@@ -114,9 +114,9 @@ class Wire:
         assert isinstance(shown, dict)
         return shown
 
-    def filters(self, device: str = "cw-near") -> list[dict[str, Any]]:
-        """What `tc filter show ingress` says of a device of `near`."""
-        shown = self.near.run("tc", "-json", "filter", "show", "dev", device, "ingress").stdout
+    def filters(self, device: str = "cw-near", side: str = "ingress") -> list[dict[str, Any]]:
+        """What `tc filter show` says of a device of `near`; side: ingress | egress."""
+        shown = self.near.run("tc", "-json", "filter", "show", "dev", device, side).stdout
         return [entry for entry in json.loads(shown or "[]") if "options" in entry]
 
     def qdiscs(self, device: str = "cw-near") -> list[str]:

@@ -400,3 +400,166 @@ def test_clsact_interface_that_came_back_is_attached_again(
         pass
     clsact.detach(DEVICE)
     assert "clsact" not in wire.qdiscs()
+
+
+# ---- what this machine sends: at egress, beside any hook ----
+
+
+@pytest.fixture(params=["tcx", "clsact"])
+def attacher(request: pytest.FixtureRequest, datapath: Datapath) -> Attacher:
+    pins = Pins.of(datapath.instance)
+    return Attacher(pins, pins.progs / "1", use_tcx=request.param == "tcx")
+
+
+def egress_program(datapath: Datapath, wire: Wire, device: str = DEVICE) -> int:
+    """The program that runs at egress, by TCX or clsact; 0 if none."""
+    pin = BPFFS / datapath.instance / "links" / device / "sent"
+    if pin.exists():
+        return int(bpftool("link", "show", "pinned", str(pin))["prog_id"])
+    if "clsact" not in wire.qdiscs(device):
+        return 0
+    listed = [entry["options"]["prog"]["id"] for entry in wire.filters(device, "egress")]
+    return int(listed[0]) if listed else 0
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_egress_program_comes_and_goes(attacher: Attacher, datapath: Datapath, wire: Wire, hook: str) -> None:
+    without = attacher.attach(DEVICE, Choice(hook))
+    assert not without.sent
+    assert egress_program(datapath, wire) == 0
+    attached = attacher.attach(DEVICE, Choice(hook), sent=True)
+    assert (attached.hook, attached.sent, attached.stale) == (hook, True, False)
+    assert attacher.attachments() == [attached]
+    assert egress_program(datapath, wire) == ids(datapath)["cw_tc_out"]
+    assert attacher.attach(DEVICE, Choice(hook), sent=True) == attached
+    assert attacher.attach(DEVICE, Choice(hook)) == without
+    assert egress_program(datapath, wire) == 0
+    with stream(datapath, wire):
+        pass
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_detach_takes_the_egress_program_along(
+    attacher: Attacher, datapath: Datapath, wire: Wire, hook: str
+) -> None:
+    links = len(bpftool("link", "show"))
+    attacher.attach(DEVICE, Choice(hook), sent=True)
+    attacher.detach(DEVICE)
+    assert attacher.attachments() == []
+    assert len(bpftool("link", "show")) == links
+    assert "clsact" not in wire.qdiscs()
+    assert list((BPFFS / datapath.instance / "links").iterdir()) == []
+    attacher.detach(DEVICE)  # once more is no error
+
+
+@pytest.mark.parametrize("start", HOOKS)
+@pytest.mark.parametrize("end", HOOKS)
+def test_egress_program_stays_when_hooks_are_moved(
+    attacher: Attacher, datapath: Datapath, wire: Wire, start: str, end: str
+) -> None:
+    attacher.attach(DEVICE, Choice(start), sent=True)
+    for hook in (end, start, end):
+        attached = attacher.attach(DEVICE, Choice(hook), sent=True)
+        assert (attached.hook, attached.sent, attached.stale) == (hook, True, False)
+        assert egress_program(datapath, wire) == ids(datapath)["cw_tc_out"]
+
+
+@pytest.mark.parametrize("hook", ["tc", "xdp"])
+def test_egress_program_of_a_vanished_interface(
+    attacher: Attacher, datapath: Datapath, wire: Wire, hook: str
+) -> None:
+    attacher.attach(DEVICE, Choice(hook), sent=True)
+    wire.near.ip("link", "del", DEVICE)
+    assert [(one.stale, one.sent) for one in attacher.attachments()] == [(True, True)]
+    wire.connect(DEVICE, "cw-far", 1)
+    assert [(one.stale, one.sent) for one in attacher.attachments()] == [(True, True)]
+    attached = attacher.attach(DEVICE, Choice(hook), sent=True)
+    assert (attached.stale, attached.sent) == (False, True)
+    assert egress_program(datapath, wire) == ids(datapath)["cw_tc_out"]
+    attacher.detach(DEVICE)
+    assert attacher.attachments() == []
+    assert "clsact" not in wire.qdiscs()
+
+
+def test_egress_program_of_an_interface_that_came_back_without_a_firewall(
+    attacher: Attacher, datapath: Datapath, wire: Wire
+) -> None:
+    attacher.attach(DEVICE, Choice("tc"), sent=True)
+    wire.near.ip("link", "del", DEVICE)
+    wire.connect(DEVICE, "cw-far", 1)
+    attached = attacher.attach(DEVICE, Choice("tc"))
+    assert (attached.stale, attached.sent) == (False, False)
+    assert egress_program(datapath, wire) == 0
+    assert attacher.attachments() == [attached]
+
+
+def test_missing_egress_program_is_told(clsact: Attacher, datapath: Datapath, wire: Wire) -> None:
+    """Somebody has removed the filter: what the machine sends passes by unseen until it is attached again."""
+    clsact.attach(DEVICE, Choice("tc"), sent=True)
+    wire.near.run("tc", "filter", "del", "dev", DEVICE, "egress")
+    assert [(one.stale, one.sent) for one in clsact.attachments()] == [(True, True)]
+    assert not clsact.attach(DEVICE, Choice("tc"), sent=True).stale
+    assert egress_program(datapath, wire) == ids(datapath)["cw_tc_out"]
+
+
+def test_clsact_egress_place_of_another_program_is_left_alone(
+    clsact: Attacher, wire: Wire, datapath: Datapath
+) -> None:
+    wire.near.run("tc", "qdisc", "add", "dev", DEVICE, "clsact")
+    add_filter(wire, datapath, "egress", "pref", "10", "handle", "0xc1ea")
+    before = wire.filters(side="egress")
+    with pytest.raises(
+        DatapathError, match=f"interface {DEVICE}: tc filter pref 10 handle 0xc1ea runs another"
+    ):
+        clsact.attach(DEVICE, Choice("tc"), sent=True)
+    assert wire.filters(side="egress") == before
+    clsact.detach(DEVICE)
+    assert wire.filters() == []
+    assert wire.filters(side="egress") == before
+
+
+def test_own_qdisc_stays_while_others_use_its_egress(
+    clsact: Attacher, wire: Wire, datapath: Datapath
+) -> None:
+    clsact.attach(DEVICE, Choice("tc"), sent=True)
+    add_filter(wire, datapath, "egress", "pref", "5")
+    clsact.attach(DEVICE, Choice("tc"))
+    assert "pref 5 bpf" in wire.near.run("tc", "filter", "show", "dev", DEVICE, "egress").stdout
+    assert "pref 10 bpf" not in wire.near.run("tc", "filter", "show", "dev", DEVICE, "egress").stdout
+    clsact.detach(DEVICE)
+    assert "clsact" in wire.qdiscs()
+
+
+def test_renamed_interface_keeps_its_egress_program(
+    attacher: Attacher, datapath: Datapath, wire: Wire
+) -> None:
+    attacher.attach(DEVICE, Choice("xdp"), sent=True)
+    wire.near.ip("link", "set", DEVICE, "down")
+    wire.near.ip("link", "set", DEVICE, "name", "cw-other")
+    attached = attacher.attach("cw-other", Choice("xdp"), sent=True)
+    assert (attached.stale, attached.sent) == (False, True)
+    assert [one.ifname for one in attacher.attachments()] == ["cw-other"]
+    assert egress_program(datapath, wire, "cw-other") == ids(datapath)["cw_tc_out"]
+
+
+@pytest.mark.parametrize("mechanism", ["tcx", "clsact"])
+@pytest.mark.parametrize("hook", ["tc", "xdp"])
+def test_upgrade_replaces_the_egress_program(
+    own_datapath: Datapath,
+    instance: str,
+    wire: Wire,
+    changed_objects: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mechanism: str,
+    hook: str,
+) -> None:
+    if mechanism == "clsact":  # as on a kernel before TCX
+        monkeypatch.setattr("clearway.datapath.attach._create_tcx", lambda *_: False)
+    attacher = Attacher(Pins.of(instance), Pins.of(instance).progs / "1")
+    assert attacher.attach(DEVICE, Choice(hook), sent=True).mechanism == mechanism
+    before = ids(own_datapath)
+    with Datapath.load(instance, SIZES, objects=changed_objects) as upgraded:
+        after = ids(upgraded)
+        assert [(one.sent, one.stale) for one in upgraded.attachments()] == [(True, False)]
+        assert egress_program(upgraded, wire) == after["cw_tc_out"] != before["cw_tc_out"]
+    assert len(wire.filters(side="egress") if mechanism == "clsact" else [1]) == 1
