@@ -37,7 +37,9 @@ def topology() -> Topology:
 
 def configuration(lab: Lab, hook: str, default: str, toggled: str) -> dict[str, Any]:
     ports = {"kept": (KEPT, KEPT_SERVICE), "toggled": (TOGGLED, TOGGLED_SERVICE)}
-    rules = [
+    early = {"name": "early", "action": "drop", "source": "192.0.2.0/24"}
+    rules: list[dict[str, Any]] = [early] if toggled != "accept" else []  # the others have other numbers then
+    rules += [
         {"name": name, "action": action, "protocol": ["tcp", "udp"], "destination_ports": list(ports[name])}
         for name, action in (("kept", "accept"), ("toggled", toggled))
     ]
@@ -116,6 +118,8 @@ def test_forbidden_ones_stop_at_once_and_others_lose_nothing(lab: Lab, rules: Ru
             ]
             assert not going_on, f"default {default}, {action}, round {number}:\n" + "\n".join(going_on)
             assert rules.judged("kept") == before
+            lab.client.ns.connect((lab.vip(4), KEPT)).close()
+            assert rules.judged("kept") == before + 1
             rules.put("accept", "accept")
             for stream in forbidden:
                 pump.remove(stream)
