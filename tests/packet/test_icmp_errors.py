@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment
 from scapy.packet import Packet
 
 from tests.packet.addresses import BACK, FRONT, SPARE, Net, device_mac, neighbour_mac
 from tests.packet.conversation import Conversation, masquerade, service
 from tests.packet.frames import echo, frame, hop_limit, icmp_error, identifier, l3, network, udp
-from tests.packet.marks import IPV4, PROTOCOLS
+from tests.packet.marks import IPV4, IPV6, PROTOCOLS
 from tests.packet.node import Node, Outcome
 
 KINDS = pytest.mark.parametrize("kind", ["unreachable", "too-big", "time-exceeded", "parameter-problem"])
@@ -93,6 +93,30 @@ def test_error_of_a_router_towards_an_endpoint_keeps_its_sender(node: Node, net:
     went = talk.server("A", payload=b"x" * 60)
     out = node.send(error("too-big", FRONT, net.router(FRONT), net.vip, went.frame), FRONT)
     assert network(out.packet).src == net.router(FRONT)
+
+
+@IPV6
+@PROTOCOLS
+def test_error_about_a_first_fragment_is_translated_back(node: Node, net: Net, proto: str) -> None:
+    """It has the ports; of a later one nobody can tell what it belongs to."""
+    talk = talking(node, net, proto)
+    went = talk.client("A", payload=b"x" * 64)
+
+    def about(offset: int) -> Outcome:
+        packet = IPv6(l3(went.frame))
+        above = packet.payload.copy()
+        packet.remove_payload()
+        head = IPv6ExtHdrFragment(nh=packet.nh, offset=offset, m=1, id=7)
+        fragment = IPv6(src=packet.src, dst=packet.dst, nh=44) / head / above
+        told = icmp_error("too-big", bytes(fragment))
+        return node.send(frame(BACK, net.router(BACK), talk.leaves.src, told), BACK)
+
+    first = about(0)
+    assert first.reason == "forward_icmp_error"
+    assert network(first.packet).dst == net.client
+    assert quoted(first)[IPv6ExtHdrFragment].id == 7
+    assert ends(quoted(first)) == (net.client, 40000, net.vip, 80)
+    assert about(100).reason != "forward_icmp_error"
 
 
 def test_path_mtu_discovery_works_through_a_service(node: Node, net: Net) -> None:
