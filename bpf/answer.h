@@ -92,24 +92,22 @@ always_inline __s64 answer_sum_of(const struct packet *p, void *at, const __u32 
 	return at + size > p->end ? -1 : bpf_csum_diff(0, 0, at, size, 0);
 }
 
+#define QUOTE_MIN 28   /* an IPv4 header and eight bytes behind it (RFC 792) */
+#define QUOTE_SHORT 68 /* the same, with all the options that there may be */
+
 always_inline __s64 answer_sum(const struct packet *p, void *at, __u32 size)
 {
-	switch (size) {
-	case 512:
+	if (size == 512)
 		return answer_sum_of(p, at, 512);
-	case 128:
+	if (size == 128)
 		return answer_sum_of(p, at, 128);
-	case 64:
-		return answer_sum_of(p, at, 64);
-	case 60:
-		return answer_sum_of(p, at, 60);
-	case 48:
-		return answer_sum_of(p, at, 48);
-	case 40:
-		return answer_sum_of(p, at, 40);
-	default:
-		return answer_sum_of(p, at, 28);
+#pragma clang loop unroll(full)
+	for (__u32 step = QUOTE_SHORT; step > QUOTE_MIN; step -= 4) {
+		keep_register(size); /* lest the compiler puts it in the place of the constants again */
+		if (size == step)
+			return answer_sum_of(p, at, step);
 	}
+	return answer_sum_of(p, at, QUOTE_MIN);
 }
 
 /* How much of the packet is quoted: a whole TCP header, enough for every stack, little enough for every minimum
@@ -120,9 +118,11 @@ always_inline __u32 answer_quote(const struct packet *p)
 
 	if (there > p->l3_length && !packet_is_gso(p))
 		there = p->l3_length;
-	if (there >= 64)
-		return there >= 512 ? 512 : there >= 128 ? 128 : 64;
-	return there >= 60 ? 60 : there >= 48 ? 48 : there >= 40 ? 40 : 28;
+	if (there >= 128)
+		return there >= 512 ? 512 : 128;
+	if (there >= QUOTE_SHORT)
+		return QUOTE_SHORT;
+	return there > QUOTE_MIN ? there & ~3u : QUOTE_MIN;
 }
 
 /* What an ICMP error says. rest: the second word of its header. */
