@@ -44,8 +44,9 @@ always_inline int enter_refuse(struct packet *p, struct scratch *s)
 {
 	if (s->judging.action != FIREWALL_REJECT || !refuse_answers(p))
 		return conclude(p, REASON_DROP_FIREWALL);
-	/* a reset is made from the headers of its cause, which here may have options */
-	bool plain = p->tuple.family == FAMILY_IPV6 || p->l4_offset - p->l3_offset == sizeof(struct iphdr);
+	/* a reset is made from the headers of its cause, which here may have options or extensions */
+	__u32 header = p->tuple.family == FAMILY_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	bool plain = p->l4_offset - p->l3_offset == header;
 	if (p->tuple.proto == IPPROTO_TCP && p->fragment == FRAGMENT_NONE && plain)
 		return answer_reset(p, REASON_ANSWER_REJECTED, REASON_DROP_FIREWALL);
 	return refuse_unreachable(p, s);
