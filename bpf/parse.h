@@ -50,6 +50,11 @@ enum parsing {
 	PARSE_ALL,   /* again; also what only Linux can carry, as far as rules can ask for it (stray.h) */
 };
 
+always_inline bool is_tag(__be16 proto)
+{
+	return proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD);
+}
+
 always_inline int parse_eth(struct packet *p, __be16 *proto, const enum parsing how)
 {
 	struct ethhdr *eth = p->data;
@@ -60,9 +65,10 @@ always_inline int parse_eth(struct packet *p, __be16 *proto, const enum parsing 
 	p->l3_offset = sizeof(*eth);
 	if (how == PARSE_ALL)
 		return CONTINUE;
-	if (eth->h_dest[0] & 1)
-		return *proto == bpf_htons(ETH_P_IP) || *proto == bpf_htons(ETH_P_IPV6) ? REASON_PUNT_MULTICAST :
-											  REASON_PUNT_NOT_IP;
+	if (eth->h_dest[0] & 1) {
+		bool ip = *proto == bpf_htons(ETH_P_IP) || *proto == bpf_htons(ETH_P_IPV6);
+		return ip || is_tag(*proto) ? REASON_PUNT_MULTICAST : REASON_PUNT_NOT_IP;
+	}
 	if (!packet_for_us(p, eth))
 		return REASON_PUNT_OTHER_HOST;
 	return CONTINUE;
@@ -85,11 +91,6 @@ always_inline int parse_tag(struct packet *p, __be16 *proto)
 	p->tags++;
 	*proto = tag->h_vlan_encapsulated_proto;
 	return CONTINUE;
-}
-
-always_inline bool is_tag(__be16 proto)
-{
-	return proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD);
 }
 
 /* The tags of the frame name a VLAN device; routing wants that one. */
@@ -377,6 +378,13 @@ always_inline int parse_l4(struct packet *p, const enum parsing how)
 	return how == PARSE_ALL ? CONTINUE : REASON_PUNT_PROTOCOL;
 }
 
+/* There are more tags than are read, and Linux reads on, priority tags as many as there are (net/core/dev.c, check_vlan_id):
+ * what is behind them cannot be judged. */
+always_inline int parse_tags_left(const enum parsing how)
+{
+	return how == PARSE_ALL ? REASON_DROP_FIREWALL : REASON_PUNT_VLAN_UNKNOWN;
+}
+
 always_inline int parse(struct packet *p, const enum parsing how)
 {
 	__be16 proto;
@@ -391,7 +399,7 @@ always_inline int parse(struct packet *p, const enum parsing how)
 	else if (proto == bpf_htons(ETH_P_IPV6))
 		reason = parse_ipv6(p, how);
 	else
-		return REASON_PUNT_NOT_IP;
+		return is_tag(proto) ? parse_tags_left(how) : REASON_PUNT_NOT_IP;
 	if (reason != CONTINUE)
 		return reason;
 	return parse_l4(p, how);

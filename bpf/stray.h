@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What the parser leaves to Linux at once: IP options, other protocols than TCP, UDP and ICMP, multicast, link-local
- * addresses. With a firewall it is judged before: no packet may go around it by being odd. */
+ * addresses, more tags than it reads. With a firewall it is judged before: no packet may go around it by being odd. */
 #pragma once
 
 always_inline bool stray_is(int reason)
 {
 	return reason == REASON_PUNT_MULTICAST || reason == REASON_PUNT_IP_OPTIONS || reason == REASON_PUNT_PROTOCOL ||
-	       reason == REASON_PUNT_ICMP;
+	       reason == REASON_PUNT_ICMP || reason == REASON_PUNT_VLAN_UNKNOWN;
 }
 
 /* How the packet ends that the parser has left. */
