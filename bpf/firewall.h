@@ -151,7 +151,7 @@ __noinline int firewall_judge(context *ctx)
 }
 
 /* Neighbour discovery and multicast groups of IPv6 (RFC 4861, RFC 2710, RFC 3810): without them there is no IPv6 (RFC 4890
- * 4.4.1). */
+ * 4.4.1). They are of the link alone: what is to be forwarded is none of them. */
 always_inline bool firewall_spares(const struct packet *p)
 {
 	return p->tuple.family == FAMILY_IPV6 && p->tuple.proto == IPPROTO_ICMPV6 && !p->fragment &&

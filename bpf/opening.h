@@ -280,7 +280,8 @@ never_inline int opening_ask(struct packet *p, struct opening *o, struct scratch
 	if (!ours && reason != REASON_PUNT_NOT_OURS && reason != REASON_PUNT_LOCAL && reason != REASON_PUNT_ICMP &&
 	    reason != REASON_PUNT_MULTICAST)
 		return reason;
-	if (firewall_spares(p) || (reason == REASON_PUNT_NOT_OURS && o->nat && inbound_known(p, o->config)))
+	if ((firewall_spares(p) && !route_through(&s->route)) ||
+	    (reason == REASON_PUNT_NOT_OURS && o->nat && inbound_known(p, o->config)))
 		return reason;
 	if (reason == REASON_PUNT_NOT_OURS && p->ttl <= 1)
 		return REASON_PUNT_TTL;
