@@ -31,6 +31,12 @@ always_inline int stray_refuse(struct packet *p)
 	return conclude(p, REASON_DROP_FIREWALL); /* too little of it is known for an answer */
 }
 
+/* Can it be told which connection it is of? What ICMP says besides echoes has the tuple of one with identifier 0. */
+always_inline bool stray_tells(const struct packet *p)
+{
+	return !is_icmp(&p->tuple) || p->icmp_echo || p->tuple.sport || p->tuple.dport;
+}
+
 /* Of a connection that is known: it goes on for as long as that may. */
 always_inline int stray_known(struct packet *p, const struct config *config, __u32 stamp, struct scratch *s)
 {
@@ -87,7 +93,7 @@ always_inline int enter_stray(struct packet *p, struct scratch *s)
 	const struct config *config = config_of(active_now().epoch);
 	__u32 stamp = generation(p);
 
-	if (!config || firewall_spares(p))
+	if (!config)
 		return conclude(p, s->stray);
 	if (p->fragment == FRAGMENT_FIRST)
 		fragment_store(p);
@@ -95,7 +101,7 @@ always_inline int enter_stray(struct packet *p, struct scratch *s)
 		return conclude(p, REASON_DROP_FRAGMENT_UNKNOWN);
 	s->parsed = *packet_parsed(p);
 	s->entry.key = p->tuple;
-	if (flow_peek(&s->entry))
+	if (stray_tells(p) && flow_peek(&s->entry))
 		return stray_known(p, config, stamp, s);
 	return stray_open(p, config, stamp, s);
 }
