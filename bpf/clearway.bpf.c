@@ -245,7 +245,8 @@ SEC("tc") int cw_tc_out(context *ctx)
 {
 	struct packet p = {.ctx = ctx};
 
-	if (sent_was_seen(ctx) || !packet_open(&p) || parse(&p, PARSE_ALL) != CONTINUE || !sent_tells(&p))
+	/* what came in by an interface of clearway's was judged there */
+	if (is_port(ctx->ingress_ifindex) || !packet_open(&p) || parse(&p, PARSE_ALL) != CONTINUE || !sent_tells(&p))
 		return ACTION_PUNT;
 	if (!sent_hit(&p)) {
 		struct scratch *s = scratch_get();

@@ -78,6 +78,12 @@ never_inline bool known_judged(const struct peek *reply, struct peek *opening, _
 	return flow_peek(opening) && peek_leads_back(reply, opening) && opening->verdict.stamp == stamp;
 }
 
+/* Does this packet answer what this machine has opened, or somebody beyond an interface that is not clearway's? */
+always_inline bool known_opened_here(const struct peek *e, const struct route *route)
+{
+	return e->state & FLOW_LINUX && e->state & FLOW_REPLY && !(route_found(route) && is_port(route->device.lower));
+}
+
 /* The rules may have changed. They are asked about the packet that opened the connection, as far as this one can tell; what
  * this machine has opened is not theirs to judge. */
 never_inline bool known_allowed(struct packet *p, const struct config *config, struct scratch *s)
@@ -86,7 +92,7 @@ never_inline bool known_allowed(struct packet *p, const struct config *config, s
 	__u32 next = route_found(&s->route) ? s->route.fib.ifindex : 0;
 	struct asked *a = &s->judging.asked;
 
-	if (!config->firewall || (e->state & FLOW_LINUX && e->state & FLOW_REPLY))
+	if (!config->firewall || known_opened_here(e, &s->route))
 		return true;
 	a->tcp_flags = p->tuple.proto == IPPROTO_TCP ? TCP_SYN : 0;
 	a->icmp_type = icmp_request(p->tuple.family);

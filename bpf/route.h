@@ -50,6 +50,15 @@ always_inline bool route_through(const struct route *r)
 	return route_found(r) || r->result == BPF_FIB_LKUP_RET_UNSUPP_LWT;
 }
 
+/* Does clearway take packets from this device? */
+always_inline bool is_port(__u32 ifindex)
+{
+	__u32 slot = ifindex % PORT_SLOTS;
+	const struct port *port = ifindex ? bpf_map_lookup_elem(&port_v1, &slot) : NULL;
+
+	return port && port->ifindex == ifindex;
+}
+
 /* Why a translated packet cannot go on. */
 always_inline int route_reason(const struct route *r)
 {

@@ -3,15 +3,6 @@
  * opens connections, so that the firewall knows what comes in as their replies. */
 #pragma once
 
-/* From one of clearway's own interfaces: it was judged there. */
-always_inline bool sent_was_seen(const context *ctx)
-{
-	__u32 from = ctx->ingress_ifindex, slot = from % PORT_SLOTS;
-	const struct port *port = from ? bpf_map_lookup_elem(&port_v1, &slot) : NULL;
-
-	return port && port->ifindex == from;
-}
-
 /* Most packets are of a connection that is known, and change nothing. */
 always_inline bool sent_hit(struct packet *p)
 {
