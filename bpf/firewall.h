@@ -113,7 +113,7 @@ always_inline void firewall_log(context *ctx, const struct scratch *s, const str
 	event->identity = rule->identity;
 	event->action = rule->action;
 	event->ifindex_in = parsed->ifindex;
-	event->ifindex_out = s->judging.before.words[5] >> 12 & FIELDS_IFINDEX_MAX;
+	event->ifindex_out = route_found(&s->route) ? s->route.fib.ifindex : 0;
 	event->length = parsed->length;
 	event->vlan = parsed->vlan_outer;
 	event->family = parsed->tuple.family;
