@@ -119,8 +119,8 @@ always_inline int enter_known(struct packet *p, struct scratch *s)
 	s->entry.key = p->tuple;
 	if (flow_peek(&s->entry) && known(p, stamp, s, &verdict) != CONTINUE)
 		return verdict;
-	if (p->fragment == FRAGMENT_LATER)
-		return conclude(p, fragment_left(p));
+	if (p->fragment == FRAGMENT_LATER) /* the first one has gone to Linux */
+		return conclude(p, REASON_PUNT_FRAGMENT);
 	return stage(p, STAGE_OPEN);
 }
 

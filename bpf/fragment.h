@@ -3,7 +3,7 @@
  * the first of its datagram cannot be told, and is not ours to keep. */
 #pragma once
 
-always_inline struct fragment_key fragment_key(const struct packet *p)
+always_inline struct fragment_key fragment_key(const struct parsed *p)
 {
 	struct fragment_key key = {.src = p->tuple.src,
 				   .dst = p->tuple.dst,
@@ -13,9 +13,9 @@ always_inline struct fragment_key fragment_key(const struct packet *p)
 	return key;
 }
 
-always_inline void fragment_store(const struct packet *p)
+always_inline void fragment_store(struct packet *p)
 {
-	struct fragment_key key = fragment_key(p);
+	struct fragment_key key = fragment_key(packet_parsed(p));
 	struct fragment row = {
 		.sport = p->tuple.sport, .dport = p->tuple.dport, .proto = p->tuple.proto, .seen = now()};
 
@@ -25,7 +25,7 @@ always_inline void fragment_store(const struct packet *p)
 /* Gives a later fragment the ports of its datagram, and the protocol behind all its headers. */
 always_inline bool fragment_load(struct packet *p)
 {
-	struct fragment_key key = fragment_key(p);
+	struct fragment_key key = fragment_key(packet_parsed(p));
 	const struct fragment *row = bpf_map_lookup_elem(&fragment_v1, &key);
 
 	if (!row || now() - row->seen > FRAGMENT_LIFETIME_MS / 1000 * cw_hz)
@@ -34,6 +34,14 @@ always_inline bool fragment_load(struct packet *p)
 	p->tuple.dport = row->dport;
 	p->tuple.proto = row->proto;
 	return true;
+}
+
+/* A datagram that was refused: nothing of it passes. */
+never_inline void fragment_forget(const struct parsed *p)
+{
+	struct fragment_key key = fragment_key(p);
+
+	bpf_map_delete_elem(&fragment_v1, &key);
 }
 
 /* Does a service's address or an endpoint's stand at either end? */
@@ -59,12 +67,4 @@ always_inline int fragment_unknown(struct packet *p, struct scratch *s)
 	if (route_found(&s->route) && nat_lookup(config->epoch, s->route.fib.ifindex, &p->tuple))
 		return REASON_DROP_FRAGMENT_UNKNOWN;
 	return REASON_PUNT_FRAGMENT;
-}
-
-/* A later fragment of what has no entry. Its first one has gone to Linux, unless there is a firewall: then it was refused. */
-always_inline int fragment_left(const struct packet *p)
-{
-	const struct config *config = config_of(active_now().epoch);
-
-	return config && config->firewall ? REASON_DROP_FIREWALL : REASON_PUNT_FRAGMENT;
 }
