@@ -30,7 +30,8 @@ always_inline bool refuse_answers(const struct packet *p)
 always_inline int refuse_unreachable(struct packet *p, const struct scratch *s)
 {
 	bool port = p->tuple.proto == IPPROTO_UDP;
-	struct answer a = {.type = ICMP_UNREACHABLE, .from_destination = s->judging.before.words[4] & 1};
+	bool local = s->judging.before.words[4] & 1 && s->route.result == BPF_FIB_LKUP_RET_NOT_FWDED;
+	struct answer a = {.type = ICMP_UNREACHABLE, .from_destination = local};
 
 	a.code = port ? ICMP_PORT_UNREACHABLE : ICMP_PROHIBITED;
 	if (p->tuple.family == FAMILY_IPV6) {

@@ -172,6 +172,13 @@ def test_error_about_a_packet_to_the_node_comes_from_the_address_it_went_to(
     assert (network(out.packet).src, network(out.packet).dst) == (net.node(where), net.client)
 
 
+def test_error_about_a_packet_without_a_way_comes_from_the_node(rejecting: Node, net: Net) -> None:
+    with rejecting.world.route("add", "unreachable", net.remote_host(5)):
+        out = rejecting.send(frame(FRONT, net.client, net.remote_host(5), udp(40000, 53)))
+    assert unreachable(out) == port_unreachable(net)
+    assert network(out.packet).src == net.node(FRONT)
+
+
 def test_error_about_a_reply_comes_from_the_device_that_received_it(node: Node, net: Net) -> None:
     node.apply([service(net, protocol="udp")], firewall=firewall(rule()))
     talk = Conversation(node, net, proto="udp").open()
