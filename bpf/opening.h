@@ -271,6 +271,12 @@ always_inline int opening_accepted(struct packet *p, struct opening *o, struct s
 	return o->midstream && p->tcp_flags & (TCP_RST | TCP_SYN) ? reason : CONTINUE;
 }
 
+/* Is it of a connection that has gone on without an entry so far? As far as can be told. */
+always_inline bool opening_again(const struct opening *o)
+{
+	return o->midstream && o->service && o->service->stateless && stateless_recently(o->config);
+}
+
 /* Is the firewall to be asked? CONTINUE, with what it is asked in the scratch; otherwise how the packet ends. Linux' own
  * connections, whose first packets have been let in, go on; what expires here is answered before it is judged, as Linux does it. */
 never_inline int opening_ask(struct packet *p, struct opening *o, struct scratch *s, int reason)
@@ -289,15 +295,16 @@ never_inline int opening_ask(struct packet *p, struct opening *o, struct scratch
 	if (s->judging.linux_knows == INBOUND_REPLY)
 		return reason;
 	struct asked *a = &s->judging.asked;
+	bool again = opening_again(o);
 	a->ifindex_in = p->ifindex;
 	a->ifindex_out = route_found(&s->route) ? s->route.fib.ifindex : 0;
 	a->vlan = p->vlan_outer;
-	a->tcp_flags = p->tcp_flags;
+	a->tcp_flags = again ? TCP_SYN : p->tcp_flags;
 	a->icmp_type = p->icmp_type;
 	a->tos = p->tos;
 	a->local = !route_through(&s->route);
 	firewall_ask(&s->judging, &p->tuple, opening_leaves(o, s), o->config);
-	s->judging.known = false;
+	s->judging.known = again;
 	return CONTINUE;
 }
 

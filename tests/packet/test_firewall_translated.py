@@ -156,6 +156,18 @@ def test_service_without_endpoints_has_its_own_reason(node: Node, net: Net) -> N
     assert Conversation(node, net).first().verdict == "drop"
 
 
+def test_connection_without_a_place_goes_on_as_it_began(node: Node, net: Net) -> None:
+    """Stateless, each of its packets is judged: as of a connection that began with SYN. They count once."""
+    ruled = rule(protocol="tcp", tcp_flags="syn/syn,ack")
+    node.apply([service(net)], firewall=firewall(ruled), when_full="stateless")
+    node.flows.fill(net.family)
+    talk = Conversation(node, net)
+    assert talk.first().reason == "forward_stateless"
+    for _ in range(2):
+        assert talk.client("A", payload=b"x").reason == "forward_stateless"
+    assert judged(node).packets == 1
+
+
 # ---- rules that change ----
 
 
