@@ -145,8 +145,6 @@ __noinline int firewall_judge(context *ctx)
 		return FIREWALL_DROP;
 	const struct rule *rule = firewall_rule(&s->judging);
 	s->judging.action = rule ? rule->action : FIREWALL_DROP;
-	if (s->judging.action != FIREWALL_ACCEPT && s->parsed.fragment)
-		fragment_forget(&s->parsed);
 	if (rule && !(s->judging.known && s->judging.action == FIREWALL_ACCEPT))
 		firewall_tell(ctx, s, rule);
 	return s->judging.action;

@@ -37,11 +37,12 @@ always_inline bool fragment_load(struct packet *p)
 }
 
 /* A datagram that was refused: nothing of it passes. */
-never_inline void fragment_forget(const struct parsed *p)
+never_inline void fragment_forget(struct packet *p)
 {
-	struct fragment_key key = fragment_key(p);
+	struct fragment_key key = fragment_key(packet_parsed(p));
 
-	bpf_map_delete_elem(&fragment_v1, &key);
+	if (p->fragment)
+		bpf_map_delete_elem(&fragment_v1, &key);
 }
 
 /* Does a service's address or an endpoint's stand at either end? */

@@ -15,12 +15,12 @@ always_inline void inbound_note(const struct packet *p, const struct config *con
 }
 
 /* This connection was ours, and not translated; from now on it is Linux'. */
-always_inline void inbound_released(const struct packet *p, __u32 state)
+never_inline void inbound_released(const struct tuple *t, __u32 state)
 {
 	struct inbound row = {.seen = now()};
 
 	if (state & FLOW_REPLY)
-		bpf_map_update_elem(&inbound_v1, &p->tuple, &row, BPF_ANY);
+		bpf_map_update_elem(&inbound_v1, t, &row, BPF_ANY);
 }
 
 always_inline bool inbound_noted(const struct packet *p, const struct config *config)

@@ -178,7 +178,7 @@ always_inline int known_linux(struct packet *p, __u32 stamp, struct scratch *s, 
 		bool ours = !(v->state & FLOW_REPLY) && route_found(&s->route);
 		if (!config || !config->firewall || ours) { /* by now */
 			flow_end(&s->ending, &p->tuple, FLOW_END_RELEASED);
-			inbound_released(p, v->state);
+			inbound_released(&s->entry.key, v->state);
 			return CONTINUE;
 		}
 		if (!known_allowed(p, config, s)) {
@@ -219,7 +219,7 @@ always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *v
 		const struct config *config = config_of(active_now().epoch);
 		if (!config || (!config->firewall && !(v->state & FLOW_TRANSLATED))) {
 			flow_end(&s->ending, &p->tuple, FLOW_END_RELEASED);
-			inbound_released(p, v->state);
+			inbound_released(&s->entry.key, v->state);
 			return CONTINUE;
 		}
 		route_lookup(p, s);

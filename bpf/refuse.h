@@ -43,6 +43,7 @@ always_inline int refuse_unreachable(struct packet *p, const struct scratch *s)
 
 always_inline int enter_refuse(struct packet *p, struct scratch *s)
 {
+	fragment_forget(p);
 	if (s->judging.action != FIREWALL_REJECT || !refuse_answers(p))
 		return conclude(p, REASON_DROP_FIREWALL);
 	/* a reset is made from the headers of its cause, which here may have options or extensions */

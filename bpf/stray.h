@@ -28,6 +28,7 @@ always_inline int stray_refuse(struct packet *p)
 {
 	if (p->l4)
 		return stage(p, STAGE_REFUSE);
+	fragment_forget(p);
 	return conclude(p, REASON_DROP_FIREWALL); /* too little of it is known for an answer */
 }
 
