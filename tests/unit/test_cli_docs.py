@@ -40,6 +40,7 @@ LISTED = (  # what a user was promised
     "firewall test",
     "firewall log",
     "firewall set",
+    "firewall import",
     "down",
     "doctor",
     "lab up",

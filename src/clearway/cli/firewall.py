@@ -13,19 +13,21 @@ import typer
 from clearway.cli import complete
 from clearway.cli.common import Output, OutputOption, group, options_of, print_json, say, something, write_out
 from clearway.cli.configure import read_file, show_plan
+from clearway.cli.importing import firewall_import
 from clearway.cli.text import host_port, things
 
 SHOWN_BEFORE = 10
 
 
 def register(app: typer.Typer) -> None:
-    about = "Ask firewall rules, follow what they decide."
+    about = "Ask, follow and bring along firewall rules."
     firewall, _alone = group(
         "firewall", about, "clearway firewall test 'tcp 198.51.100.7:4000 -> 10.0.0.1:22'"
     )
     firewall.command("test")(test)
     firewall.command("log")(log)
     firewall.command("set")(set_replace)
+    firewall.command("import")(firewall_import)
     app.add_typer(firewall)
 
 
