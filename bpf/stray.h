@@ -24,12 +24,15 @@ always_inline int stray_or_end(struct packet *p, int reason)
 	return conclude(p, reason);
 }
 
+/* What is shorter than an ICMP error has to quote gets none. */
 always_inline int stray_refuse(struct packet *p)
 {
-	if (p->l4)
+	void *l4 = p->data + (p->l4_offset & L4_OFFSET_MAX);
+
+	if (p->fragment == FRAGMENT_LATER || l4 + sizeof(struct udphdr) <= p->end)
 		return stage(p, STAGE_REFUSE);
 	fragment_forget(p);
-	return conclude(p, REASON_DROP_FIREWALL); /* too little of it is known for an answer */
+	return conclude(p, REASON_DROP_FIREWALL);
 }
 
 /* Can it be told which connection it is of? What ICMP says besides echoes has the tuple of one with identifier 0. */

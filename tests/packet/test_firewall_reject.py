@@ -17,7 +17,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrRouting,
 )
 from scapy.layers.l2 import Dot1Q, Ether
-from scapy.packet import Packet
+from scapy.packet import Packet, Raw
 
 from tests.packet.addresses import BACK, FRONT, SPARE, Net, device_mac, neighbour_mac
 from tests.packet.conversation import Conversation, masquerade, service
@@ -170,6 +170,23 @@ def test_error_about_a_packet_to_the_node_comes_from_the_address_it_went_to(
     out = rejecting.send(frame(FRONT, net.client, net.node(where), udp(40000, 53)))
     assert unreachable(out) == port_unreachable(net)
     assert (network(out.packet).src, network(out.packet).dst) == (net.node(where), net.client)
+
+
+@pytest.mark.parametrize("to", ["inside", "node"])
+@pytest.mark.parametrize(("size", "answered"), [(7, False), (8, True), (100, True)])
+def test_other_protocol_is_answered_with_prohibited(
+    rejecting: Node, net: Net, to: str, size: int, answered: bool
+) -> None:
+    """As far as there is enough of it to quote."""
+    packet = Raw(bytes(range(size)))
+    number = {"proto": 253} if net.family == 4 else {"nh": 253}
+    made = frame(FRONT, net.client, net.inside if to == "inside" else net.node(FRONT), packet, **number)
+    out = rejecting.send(made)
+    if answered:
+        assert unreachable(out) == prohibited(net)
+        assert quoted(out).startswith(l3(made)[:28])
+    else:
+        assert out.reason == "drop_firewall"
 
 
 def test_error_about_a_packet_without_a_way_comes_from_the_node(rejecting: Node, net: Net) -> None:
