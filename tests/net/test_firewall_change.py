@@ -21,7 +21,7 @@ from tests.net.configuration import service
 from tests.net.counters import added_up
 from tests.net.streams import Pump, Stream
 
-ROUNDS = 20
+ROUNDS = 8
 KEPT, TOGGLED = 7000, 7001
 KEPT_SERVICE, TOGGLED_SERVICE = 9000, 9001
 ENDPOINTS = 100  # what their ports have more than the service

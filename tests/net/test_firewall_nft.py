@@ -15,7 +15,7 @@ from tests.net import rulesets
 from tests.net.counters import added_up
 from tests.net.probes import Echoes, Probe, Verdict, attempt, prepare
 
-SEEDS = range(12)
+SEEDS = range(8)
 FIRST_PORT = 20000
 PORTS_A_RULESET = 200
 TIMEOUT = 0.3
