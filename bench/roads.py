@@ -133,9 +133,9 @@ class Road:
     def masquerade_sinks(self, family: int) -> list[Sink]:
         """Where masquerade_stream() ends. Translating systems are to show the node's address."""
         outside = self.lab.outside
-        expectation = Expectation(DESTINATION_OFFSET[family], outside.address(family))
+        expectation = Expectation.of_address(DESTINATION_OFFSET[family], outside.address(family))
         if self.system in TRANSLATING:
-            expectation = Expectation(SOURCE_OFFSET[family], outside.plan.gateway(family))
+            expectation = Expectation.of_address(SOURCE_OFFSET[family], outside.plan.gateway(family))
         end = self.entry if self.system is System.DROP else find_device(outside.ns, "eth0")
         return [Sink(end, expectation)]
 
@@ -143,13 +143,13 @@ class Road:
         """Where service_stream() ends."""
         offset = DESTINATION_OFFSET[family]
         return [
-            Sink(find_device(server.ns, "eth0"), Expectation(offset, server.address(family)))
+            Sink(find_device(server.ns, "eth0"), Expectation.of_address(offset, server.address(family)))
             for server in self.lab.servers
         ]
 
     def reply_sink(self, stream: Stream) -> Sink:
         """Where replies come back to, from the address that the clients sent to."""
-        return Sink(self.client, Expectation(SOURCE_OFFSET[stream.family], stream.destination))
+        return Sink(self.client, Expectation.of_address(SOURCE_OFFSET[stream.family], stream.destination))
 
 
 @contextlib.contextmanager
@@ -159,7 +159,7 @@ def open_road(system: System) -> Iterator[Road]:
         lab = stack.enter_context(
             Lab(system.lab, Topology(clients=1, servers=3 if system in TRANSLATING else 0))
         )
-        _prepare(lab)
+        prepare(lab)
         road = Road(system, lab)
         if system in (System.TC, System.XDP):
             lab.prepare_for(system.value)
@@ -172,7 +172,7 @@ def open_road(system: System) -> Iterator[Road]:
         yield road
 
 
-def _prepare(lab: Lab) -> None:
+def prepare(lab: Lab) -> None:
     """Addresses behind the client, and neighbours that nobody needs to ask for: sinks answer no questions."""
     client = lab.client
     lab.node.ip_batch(

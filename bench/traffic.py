@@ -63,10 +63,15 @@ class Stream:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a sink counts as right: this address at that offset."""
+    """What a sink counts as right: these four bytes at that offset."""
 
     offset: int
-    address: str
+    word: bytes
+
+    @classmethod
+    def of_address(cls, offset: int, address: str) -> Expectation:
+        """This address there; of IPv6 its last four bytes."""
+        return cls(offset, ip_address(address).packed[-4:])
 
 
 @dataclass(frozen=True)
@@ -138,10 +143,9 @@ class Sink:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Sink:
-        address = self.expectation.address
         constants = {
             "expect_offset": self.expectation.offset,
-            "expect_word": memory_words(address)[0 if ip_address(address).version == 4 else 3],
+            "expect_word": int.from_bytes(self.expectation.word, "little"),
         }
         with contextlib.ExitStack() as stack:
             programs = stack.enter_context(loaded(constants))
@@ -200,9 +204,14 @@ class Generator:
 
     def send(self, frames: int) -> Burst:
         """Send so many frames; returns when all have gone their way."""
-        with self.device.namespace.entered():
-            before = time.thread_time()
-            # ifindex 0: the frames come from nowhere; they leave by bpf_redirect().
-            ns_per_frame = run_live(self.program_fd, bytes(FRAME_BYTES), ifindex=0, repeat=frames)
-            cpu_seconds = time.thread_time() - before
-        return Burst(frames, ns_per_frame * frames / 1e9, cpu_seconds)
+        return send_live(self.program_fd, self.device, frames)
+
+
+def send_live(program_fd: int, device: Device, frames: int, frame_bytes: int = FRAME_BYTES) -> Burst:
+    """Have a program write so many frames and send them out of `device`."""
+    with device.namespace.entered():
+        before = time.thread_time()
+        # ifindex 0: the frames come from nowhere; they leave by bpf_redirect().
+        ns_per_frame = run_live(program_fd, bytes(frame_bytes), ifindex=0, repeat=frames)
+        cpu_seconds = time.thread_time() - before
+    return Burst(frames, ns_per_frame * frames / 1e9, cpu_seconds)

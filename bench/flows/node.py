@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +25,7 @@ from clearway.datapath.datapath import remove
 from clearway.datapath.flowtable import TAG_SHIFT
 from clearway.lab import Daemon, Namespace
 from clearway.lab.namespace import existing
-from clearway.model import config_from_data
+from clearway.model import Config, config_from_data
 
 PREFIX = "cw-bench-flows-"
 BPFFS = Path("/sys/fs/bpf")
@@ -59,19 +59,20 @@ def neighbour_mac(device: str, number: int) -> str:
     return f"02:00:00:00:{DEVICES.index(device) + 0x10:02x}:{number:02x}"
 
 
-def sizes_for(max_flows: int) -> Sizes:
-    return Sizes(max_flows=max_flows, services=16, endpoints=256, wheel_slots=1 << 21, nats=16, rules=16)
+def sizes_for(max_flows: int, rules: int = 16) -> Sizes:
+    return Sizes(max_flows=max_flows, services=16, endpoints=256, wheel_slots=1 << 21, nats=16, rules=rules)
 
 
 @dataclass
 class Node:
-    """A namespace with a data path on both devices, configured. `ifindex` by device."""
+    """A namespace with a data path on both devices, configured. `ifindex` by device; `tables`: in force."""
 
     name: str
     max_flows: int
     inside: Namespace
     datapath: Datapath
     ifindex: dict[str, int] = field(default_factory=dict)
+    tables: Tables = field(default_factory=Tables)
 
     def write(self, table: str, key: Any, **fields: Any) -> None:
         """One row; what is not named is zero."""
@@ -82,11 +83,19 @@ class Node:
             values[0][name] = value
         opened.update(keys, values)
 
+    def compile(self, config: Config) -> Tables:
+        """To replace what is in force."""
+        facts = HostFacts(*LOCAL_PORTS, self.ifindex, self.datapath.sizes())
+        return compile_tables(config, facts, self.tables)
+
+    def put(self, tables: Tables) -> None:
+        """In force from now on, whenever they were compiled."""
+        desired = replace(tables, epoch=self.tables.next_epoch)
+        self.tables = apply_tables(self.datapath, self.tables, desired).tables
+
     def forget(self) -> None:
         """Empties the flow tables. Nothing must go through them meanwhile."""
-        with self.datapath.flow_tables() as tables:
-            for table in tables:
-                table.rows["marks"] = np.zeros((), table.rows.dtype["marks"])
+        forget_flows(self.datapath)
 
     def connections(self, family: int) -> int:
         """That the flow tables hold."""
@@ -100,21 +109,28 @@ class Node:
         return {name: count.packets for name, count in self.datapath.counters().reasons.items()}
 
 
+def forget_flows(datapath: Datapath) -> None:
+    """Empties its flow tables. Nothing must go through them meanwhile."""
+    with datapath.flow_tables() as tables:
+        for table in tables:
+            table.rows["marks"] = np.zeros((), table.rows.dtype["marks"])
+
+
 @contextmanager
-def open_node(max_flows: int) -> Iterator[Node]:
-    """A node whose flow tables are made for so many connections of each family, for the time of the `with`
-    block.
+def open_node(max_flows: int, rules: int = 16) -> Iterator[Node]:
+    """A node whose flow tables are made for so many connections of each family, with room for so many rules
+    of a firewall, for the time of the `with` block.
     """
     with ExitStack() as undo:
         name, inside = undo.enter_context(_network())
-        datapath = Datapath.load(name, sizes_for(max_flows))
+        datapath = Datapath.load(name, sizes_for(max_flows, rules))
         undo.callback(datapath.remove)
         with inside.entered():
             for device in DEVICES:  # test runs of XDP want the receive queues of a device with a program
                 datapath.attach(device, "xdp")
         node = Node(name, max_flows, inside, datapath, _ifindexes(inside))
         _mirror(node)
-        _configure(node)
+        node.put(node.compile(config_from_data(_data(datapath.sizes()))))
         yield node
 
 
@@ -214,13 +230,6 @@ def _mirror(node: Node) -> None:
         node.write("port_v1", ifindex, ifindex=ifindex, mac=mac)
 
 
-def _configure(node: Node) -> None:
-    sizes = node.datapath.sizes()
-    facts = HostFacts(*LOCAL_PORTS, node.ifindex, sizes)
-    desired = compile_tables(config_from_data(_data(sizes)), facts, Tables())
-    apply_tables(node.datapath, Tables(), desired, wait=lambda: None)
-
-
 def _data(sizes: Sizes) -> dict[str, Any]:
     """The configuration."""
     return {
@@ -231,6 +240,7 @@ def _data(sizes: Sizes) -> dict[str, Any]:
             "endpoints": sizes.endpoints,
             "nats": sizes.nats,
             "wheel_slots": sizes.wheel_slots,
+            "rules": sizes.rules,
         },
     }
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,19 @@ class Generator:
 
     def burst(self, packets: int, target: str, reason: str) -> int:
         """The same; LabError unless they all, or nearly so, were counted under that reason."""
-        before = self.node.reasons()
-        duration = self.send(packets, target)
-        after = self.node.reasons()
-        if after[reason] - before[reason] < AS_EXPECTED * packets:
-            found = {name: after[name] - before[name] for name in after if after[name] != before[name]}
-            raise LabError(f"{packets:,} packets to {target}: all should be {reason}, but they were {found}")
-        return duration
+        with expecting(self.node, packets, reason):
+            return self.send(packets, target)
+
+
+@contextmanager
+def expecting(node: Node, packets: int, reason: str) -> Iterator[None]:
+    """LabError unless so many packets, or nearly so, are counted under that reason within the `with` block."""
+    before = node.reasons()
+    yield
+    after = node.reasons()
+    if after[reason] - before[reason] < AS_EXPECTED * packets:
+        found = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+        raise LabError(f"{packets:,} packets: all should be {reason}, but they were {found}")
 
 
 def open_flows(

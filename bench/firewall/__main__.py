@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m bench.firewall`: tables on standard output, JSON in build/bench/firewall.json.
+
+Exit code 0 also when a target is missed, 1 when something could not be measured, 130 or 143 when interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from bench import machine, scheduling
+from bench.command import OUTPUT, report_of, require
+from bench.firewall import established, first
+from bench.firewall.rules import FAMILIES, firewall, ruleset
+from bench.flows.node import Node, open_node, remove_leftovers
+from bench.progress import Progress
+from bench.results import Report
+from clearway.compiler import Tables
+from clearway.model import config_from_data
+
+TOOLS = ("ip", "nsenter")
+COUNTS = (10, 1_000, 10_000, 100_000)
+FLOWS = 1 << 19
+ROOM = 2 * COUNTS[-1]
+
+
+def main() -> int:
+    """Run it; the exit code."""
+    return report_of(measure, OUTPUT / "firewall.json")
+
+
+def measure(progress: Progress) -> Report:
+    """Everything, in an order in which nothing disturbs what follows."""
+    require(TOOLS)
+    remove_leftovers()
+    cpu = scheduling.last_cpu()
+    with open_node(FLOWS, ROOM) as node, node.inside.entered():
+        report = Report(machine.describe(node.name))
+        _packets(node, report, progress, cpu)
+    return report
+
+
+def _packets(node: Node, report: Report, progress: Progress, cpu: int) -> None:
+    services = node.tables
+    first.prepare(node)
+    for family in FAMILIES:
+        with progress.step(f"rules, IPv{family}"):
+            rules = {count: _tables(node, count, family) for count in COUNTS}
+        first.measure(node, family, rules, report, progress, cpu)
+        firewalls = {established.NONE: services}
+        for count in (COUNTS[0], COUNTS[-1]):
+            firewalls[f"{count:,} rules"] = replace(services, firewall=rules[count].firewall)
+        established.measure(node, family, firewalls, report, progress, cpu)
+
+
+def _tables(node: Node, count: int, family: int) -> Tables:
+    """With a firewall and nothing else."""
+    data = {"firewall": firewall(ruleset(count, family)), "limits": {"rules": ROOM}}
+    return node.compile(config_from_data(data))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
