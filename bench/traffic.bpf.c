@@ -184,13 +184,15 @@ int generate6(struct xdp_md *ctx)
 
 always_inline enum arrival count_arrival(const struct xdp_md *ctx)
 {
-	const void *data = (void *)(long)ctx->data;
-	__u32 index = ARRIVAL_STRANGE;
+	__u32 index = ARRIVAL_STRANGE, offset = expect_offset;
 	__u64 *count;
 
-	if (data + FRAME_BYTES <= (void *)(long)ctx->data_end && expect_offset <= FRAME_BYTES - sizeof(__u32) &&
-	    *(const __u32 *)(data + expect_offset) == expect_word)
-		index = ARRIVAL_EXPECTED;
+	if (offset <= FRAME_BYTES - sizeof(__u32)) {
+		const __u32 *word = (void *)(long)ctx->data + offset;
+
+		if ((void *)(word + 1) <= (void *)(long)ctx->data_end && *word == expect_word)
+			index = ARRIVAL_EXPECTED;
+	}
 	count = bpf_map_lookup_elem(&arrivals, &index);
 	if (count)
 		++*count;
