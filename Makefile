@@ -67,6 +67,10 @@ bench-flows: setup-bench objects bench-objects ## the flow table at a million co
 bench-classifier: setup-bench objects bench-objects ## the first of up to 100,000 rules; tables and JSON in build/bench/ (as root)
 	@$(PYTHON) -m bench.classifier
 
+.PHONY: bench-firewall
+bench-firewall: setup-bench objects bench-objects ## up to 100,000 firewall rules, nftables and iptables beside; tables and JSON in build/bench/ (as root)
+	@$(PYTHON) -m bench.firewall
+
 .PHONY: vm-test
 vm-test: setup-vm-test objects ## the packet tests and one run of the lab on Debian's kernels 6.1 and 6.12
 	@tools/vm-test

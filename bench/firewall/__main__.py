@@ -11,18 +11,29 @@ from dataclasses import replace
 
 from bench import machine, scheduling
 from bench.command import OUTPUT, report_of, require
-from bench.firewall import established, first
+from bench.firewall import established, first, loading, log, through
 from bench.firewall.rules import FAMILIES, firewall, ruleset
 from bench.flows.node import Node, open_node, remove_leftovers
 from bench.progress import Progress
 from bench.results import Report
 from clearway.compiler import Tables
+from clearway.lab import reap
 from clearway.model import config_from_data
 
-TOOLS = ("ip", "nsenter")
+TOOLS = (
+    "conntrack",
+    "ethtool",
+    "ip",
+    "ip6tables",
+    "ip6tables-restore",
+    "iptables",
+    "iptables-restore",
+    "nft",
+    "nsenter",
+)
 COUNTS = (10, 1_000, 10_000, 100_000)
 FLOWS = 1 << 19
-ROOM = 2 * COUNTS[-1]
+ROOM = COUNTS[-1]
 
 
 def main() -> int:
@@ -33,15 +44,20 @@ def main() -> int:
 def measure(progress: Progress) -> Report:
     """Everything, in an order in which nothing disturbs what follows."""
     require(TOOLS)
+    reap()
     remove_leftovers()
     cpu = scheduling.last_cpu()
     with open_node(FLOWS, ROOM) as node, node.inside.entered():
         report = Report(machine.describe(node.name))
         _packets(node, report, progress, cpu)
+        loading.measure(node, report, progress)
+        log.measure(node, report, progress, cpu)
+    through.measure(report, progress, cpu)
     return report
 
 
 def _packets(node: Node, report: Report, progress: Progress, cpu: int) -> None:
+    """One family after the other: as many rules are of one family."""
     services = node.tables
     first.prepare(node)
     for family in FAMILIES:

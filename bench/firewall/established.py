@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 
 from bench.flows.node import Node
@@ -23,7 +22,7 @@ ROUNDS = 15
 
 
 def measure(
-    node: Node, family: int, firewalls: Mapping[str, Tables], report: Report, progress: Progress, cpu: int
+    node: Node, family: int, firewalls: dict[str, Tables], report: Report, progress: Progress, cpu: int
 ) -> None:
     """UDP through a service, which can do without a firewall (NONE, the first), and with others by what they
     are called. They take turns in one data path.

@@ -59,7 +59,7 @@ def _is_neighbour(destinations: Array, family: int) -> Array:
 
 
 def measure(
-    node: Node, family: int, rules: Mapping[int, Tables], report: Report, progress: Progress, cpu: int
+    node: Node, family: int, rules: dict[int, Tables], report: Report, progress: Progress, cpu: int
 ) -> None:
     """Connections that nothing but the rules has to do with, from the front to the back, each accepted by a
     rule chosen at random. All sets of rules take turns in one data path.

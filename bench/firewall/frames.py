@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""First packets that meet rules chosen at random: SYNs and datagrams, each of another connection, as frames."""
+"""First packets that meet rules chosen at random, as frames: SYNs and datagrams, no two of one connection."""
 
 from __future__ import annotations
 

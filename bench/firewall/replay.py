@@ -22,7 +22,7 @@ from clearway.datapath.test_run import run_tc, run_xdp
 Array = npt.NDArray[Any]
 
 OBJECT = Path(__file__).resolve().parents[2] / "build/bench/objects/replay.bpf.o"
-TARGETS = (EMPTY, CLEARWAY)
+TARGETS = (EMPTY, CLEARWAY)  # by their places in the programs' tables
 
 
 class Frames:
@@ -65,9 +65,9 @@ class Replay:
             loaded = stack.enter_context(load_object(OBJECT, max_entries={"frames": frames}))
             self._program = loaded.program_fd(f"replay_{hook}")
             self._frames = Frames(loaded, stack)
-            programs = {EMPTY: loaded.program_fd(f"empty_{hook}"), CLEARWAY: node.datapath.program_fd(f"cw_{hook}")}
-            for number, name in enumerate(TARGETS):
-                set_program(loaded.map_fd(f"{hook}_targets"), number, programs[name])
+            programs = (loaded.program_fd(f"empty_{hook}"), node.datapath.program_fd(f"cw_{hook}"))
+            for number, program in enumerate(programs):
+                set_program(loaded.map_fd(f"{hook}_targets"), number, program)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Replay:

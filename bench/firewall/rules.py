@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same rules for clearway, for nftables and for iptables: those of bench/classifier, all of which accept, and
-a last one that accepts the UDP of certain clients. What meets none is dropped.
+"""The same rules for clearway, for nftables and for iptables: those of bench/classifier, all of which accept,
+and a last one that accepts the UDP of certain clients. What meets none is dropped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """New connections a second through the same rules: clearway, nftables and iptables, each in a lab of its own.
 
-    client -- client1 (node) uplink -- outside
+client -- client1 (node) uplink -- outside
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.roads import prepare
 from bench.scheduling import alone_on
 from bench.traffic import Device, Expectation, Sink, find_device
 from clearway.datapath import Datapath
-from clearway.lab import Lab, LabError, Topology
+from clearway.lab import Lab, LabError, Namespace, Topology
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +34,7 @@ BURST = 24_000  # below nf_conntrack_max, which cannot be raised in a namespace;
 ROUNDS = 9
 MAX_FLOWS = 262_144  # as many as Linux has room for
 LOST_AT_MOST = 0.001
+CONNTRACK_COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
 RATE = "new connections per second"
 XDP_AT_LEAST = 10.0  # times what nftables does
 
@@ -69,9 +70,8 @@ class Filter:
         burst = self.sender.send(frames)
         arrived, opened = sink.arrived() - before, self.opened() - opened
         if min(arrived, opened) < len(frames) * (1 - LOST_AT_MOST):
-            raise LabError(
-                f"{self.system}: of {len(frames)} first packets {arrived} arrived, and opened {opened} connections"
-            )
+            what = f"of {len(frames)} first packets {arrived} arrived, {opened} opened a connection"
+            raise LabError(f"{self.system}: {what}")
         self.rates.append(arrived / burst.seconds)
 
 
@@ -105,7 +105,7 @@ def _take_turns(filters: Sequence[Filter], family: int, words: Array, cpu: int) 
                 with alone_on(cpu):
                     one.take(frames[one.system], sinks[one.system])
     for one in filters:
-        del one.rates[: -ROUNDS]
+        del one.rates[:-ROUNDS]
 
 
 @contextmanager
@@ -138,10 +138,11 @@ def _linux(lab: Lab, system: System) -> tuple[Callable[[], int], Callable[[], No
             node.run("nft", "-f", "-", stdin=nftables(rules, family))
         else:
             node.run("iptables-restore" if family == 4 else "ip6tables-restore", stdin=iptables(rules))
-    return (
-        lambda: int(node.read("/proc/sys/net/netfilter/nf_conntrack_count")),
-        lambda: node.run("conntrack", "-F") and None,
-    )
+    return lambda: int(node.read(CONNTRACK_COUNT)), lambda: _flush(node)
+
+
+def _flush(node: Namespace) -> None:
+    node.run("conntrack", "-F")
 
 
 def _clearway(lab: Lab, hook: str, stack: ExitStack) -> tuple[Callable[[], int], Callable[[], None]]:

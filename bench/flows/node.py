@@ -83,10 +83,12 @@ class Node:
             values[0][name] = value
         opened.update(keys, values)
 
+    def facts(self) -> HostFacts:
+        return HostFacts(*LOCAL_PORTS, self.ifindex, self.datapath.sizes())
+
     def compile(self, config: Config) -> Tables:
         """To replace what is in force."""
-        facts = HostFacts(*LOCAL_PORTS, self.ifindex, self.datapath.sizes())
-        return compile_tables(config, facts, self.tables)
+        return compile_tables(config, self.facts(), self.tables)
 
     def put(self, tables: Tables) -> None:
         """In force from now on, whenever they were compiled."""

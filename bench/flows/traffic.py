@@ -105,7 +105,7 @@ class Generator:
 
 @contextmanager
 def expecting(node: Node, packets: int, reason: str) -> Iterator[None]:
-    """LabError unless so many packets, or nearly so, are counted under that reason within the `with` block."""
+    """LabError unless so many packets, or nearly so, come to that end within the `with` block."""
     before = node.reasons()
     yield
     after = node.reasons()
