@@ -64,9 +64,10 @@ def _packets(node: Node, report: Report, progress: Progress, cpu: int) -> None:
         with progress.step(f"rules, IPv{family}"):
             rules = {count: _tables(node, count, family) for count in COUNTS}
         first.measure(node, family, rules, report, progress, cpu)
-        firewalls = {established.NONE: services}
+        firewalls = {first.NONE: services}
         for count in (COUNTS[0], COUNTS[-1]):
             firewalls[f"{count:,} rules"] = replace(services, firewall=rules[count].firewall)
+        first.through_service(node, family, firewalls, report, progress, cpu)
         established.measure(node, family, firewalls, report, progress, cpu)
 
 

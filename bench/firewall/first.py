@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -15,7 +16,9 @@ from bench.firewall.frames import first_packets, frames_of
 from bench.firewall.replay import Replay
 from bench.firewall.rules import ruleset
 from bench.flows.node import BACK, DEVICES, ENDPOINTS, FRONT, ROUTER, Node, device_mac, host, neighbour_mac
-from bench.flows.traffic import EMPTY, HOOKS
+from bench.flows.opening import OTHERS
+from bench.flows.shapes import conversation
+from bench.flows.traffic import CLEARWAY, EMPTY, HOOKS, Generator
 from bench.progress import Progress
 from bench.results import Report
 from bench.scheduling import alone_on
@@ -23,6 +26,7 @@ from clearway.compiler import Tables
 
 Array = npt.NDArray[Any]
 
+NONE = "no firewall"
 TIME = "program time of a first packet"
 MORE = "program time of a first packet, more than with 10 rules"
 MORE_AT_MOST = {10_000: 300, 100_000: 600}  # ns
@@ -87,6 +91,35 @@ def _burst(replay: Replay, frames: Array, cpu: int) -> float:
         replay.burst(WARMING, "forward_new")
         empty = replay.send(len(frames), EMPTY)
         return float(replay.burst(BURST, "forward_new") - empty)
+
+
+def through_service(
+    node: Node, family: int, firewalls: dict[str, Tables], report: Report, progress: Progress, cpu: int
+) -> None:
+    """UDP to a service, which can do without a firewall (NONE); others by what they are called."""
+    each = WARMING + BURST
+    numbers = itertools.count(OTHERS, each)
+    with progress.step(f"first packets to a service, IPv{family}"), ExitStack() as stack:
+        hooks = {hook: stack.enter_context(Generator(node, hook)) for hook in HOOKS}
+        times: dict[tuple[str, str], list[float]] = {(hook, name): [] for hook in HOOKS for name in firewalls}
+        for number in range(ROUNDS):
+            for name in firewalls if number % 2 == 0 else reversed(firewalls):
+                node.put(firewalls[name])
+                for hook, generator in hooks.items():
+                    generator.aim(conversation(family)[0], next(numbers), each)
+                    times[hook, name].append(_service_burst(generator, cpu))
+    for hook in HOOKS:
+        names = {name: f"IPv{family} service, {hook}, {name}" for name in firewalls}
+        report.add(TIME, "ns", {names[name]: times[hook, name] for name in firewalls}, names[NONE])
+    node.forget()
+
+
+def _service_burst(generator: Generator, cpu: int) -> float:
+    """Nanoseconds a packet."""
+    with alone_on(cpu):
+        generator.burst(WARMING, CLEARWAY, "forward_new")
+        empty = generator.send(WARMING + BURST, EMPTY)
+        return float(generator.burst(BURST, CLEARWAY, "forward_new") - empty)
 
 
 def _report(report: Report, case: str, times: Mapping[int, list[float]]) -> None:
