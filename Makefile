@@ -33,7 +33,8 @@ build: setup-build objects ## compiler, Python environment and BPF objects; then
 .PHONY: test
 test: setup-test objects bench-objects test-objects ## unit, packet, classifier, flowtable, net (as root)
 	@$(PYTHON) -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS) tests/unit tests/packet tests/classifier $(NONE_CHOSEN)
-	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/flowtable tests/net $(NONE_CHOSEN)
+	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/flowtable $(NONE_CHOSEN)
+	@$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests/net $(NONE_CHOSEN)
 
 .PHONY: lint
 lint: setup-lint objects bench-objects test-objects ## ruff, mypy --strict, layers, clang-format, clang warnings, shellcheck

@@ -8,7 +8,8 @@
  *   icmp    errors about translated flows, translated
  *   answer  ICMP errors and resets of our own
  *   refuse  what the firewall does not accept
- *   stray   what only Linux can carry, judged
+ *   stray   what only Linux can carry, parsed
+ *   odd     and judged
  *   sent    connections that this machine opens
  *
  * A packet is handled completely or handed to Linux as it came (verdict.h). */
@@ -227,17 +228,15 @@ STAGE(_refuse, enter_refuse)
 
 PROGRAM(_stray)
 {
-	struct packet packet = {.ctx = ctx}, *p = &packet;
-	struct scratch *s = scratch_get();
+	struct packet p = {.ctx = ctx};
 
-	keep_register(p);
-	if (!s || !packet_open(p))
-		return conclude(p, REASON_DROP_ETHERNET_SHORT);
-	int reason = parse(p, PARSE_ALL);
-	if (reason != CONTINUE)
-		return conclude(p, reason);
-	return enter_stray(p, s);
+	if (!packet_open(&p))
+		return conclude(&p, REASON_DROP_ETHERNET_SHORT);
+	int reason = parse(&p, PARSE_ALL);
+	return reason == CONTINUE ? stage(&p, STAGE_ODD) : conclude(&p, reason);
 }
+
+STAGE(_odd, enter_odd)
 
 #ifdef HOOK_TC
 /* At egress. */

@@ -59,14 +59,15 @@ always_inline __u32 firewall_place(const struct judging *j, __u32 after)
 	return (j->epoch & 1) << 2 | after << 1 | (j->family == FAMILY_IPV6);
 }
 
-always_inline const struct rule *firewall_rule(const struct judging *j)
+/* What the first rule does that the packet meets; false: the tables are not there. */
+always_inline bool firewall_rule(struct judging *j)
 {
 	const struct config *config = config_of(j->epoch);
 	__u32 zero = 0;
 	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
 
 	if (!config || !c)
-		return NULL;
+		return false;
 	__u32 rule = config->rules; /* the default */
 	__u32 kinds = config->firewall & FIREWALL_AFTER ? 2 : 1;
 	for (__u32 after = 0; after < kinds && after < 2; after++) {
@@ -76,13 +77,18 @@ always_inline const struct rule *firewall_rule(const struct judging *j)
 			rule = found;
 	}
 	rule += config->first_rule;
-	return bpf_map_lookup_elem(&rule_v1, &rule);
+	const __u32 *found = bpf_map_lookup_elem(&rule_v1, &rule);
+	if (!found)
+		return false;
+	j->rule = *found;
+	j->row = bpf_get_smp_processor_id() * config->counters + (j->rule & RULE_COUNTER);
+	return true;
 }
 
-always_inline void firewall_count(const struct rule *rule, __u32 bytes)
+always_inline void firewall_count(const struct scratch *s)
 {
-	__u32 counter = rule->counter;
-	struct judged *judged = bpf_map_lookup_elem(&judged_v1, &counter);
+	__u32 row = s->judging.row, bytes = s->parsed.length;
+	struct judged *judged = bpf_map_lookup_elem(&judged_v1, &row);
 
 	if (!judged)
 		return;
@@ -91,12 +97,12 @@ always_inline void firewall_count(const struct rule *rule, __u32 bytes)
 	judged->last = bpf_jiffies64();
 }
 
-always_inline void firewall_log(context *ctx, const struct scratch *s, const struct rule *rule)
+always_inline void firewall_log(context *ctx, const struct scratch *s)
 {
 	const struct flow_tables *tables = flow_tables();
 	const struct parsed *parsed = &s->parsed;
 
-	if (!rule->log || !tables || !tables->events)
+	if (!(s->judging.rule & RULE_LOG) || !tables || !tables->events)
 		return;
 	struct firewall_event *event = bpf_ringbuf_reserve(&events_v1, sizeof(*event), 0);
 	if (!event) {
@@ -110,8 +116,10 @@ always_inline void firewall_log(context *ctx, const struct scratch *s, const str
 	__u32 size = parsed->length - parsed->l3_offset;
 	__builtin_memset(event, 0, sizeof(*event));
 	event->at = bpf_jiffies64();
-	event->identity = rule->identity;
-	event->action = rule->action;
+	__u32 counter = s->judging.rule & RULE_COUNTER;
+	const __u64 *identity = bpf_map_lookup_elem(&named_v1, &counter);
+	event->identity = identity ? *identity : 0;
+	event->action = s->judging.action;
 	event->ifindex_in = parsed->ifindex;
 	event->ifindex_out = route_found(&s->route) ? s->route.fib.ifindex : 0;
 	event->length = parsed->length;
@@ -129,10 +137,10 @@ always_inline void firewall_log(context *ctx, const struct scratch *s, const str
 	bpf_ringbuf_submit(event, 0);
 }
 
-never_inline void firewall_tell(context *ctx, const struct scratch *s, const struct rule *rule)
+never_inline void firewall_tell(context *ctx, const struct scratch *s)
 {
-	firewall_count(rule, s->parsed.length);
-	firewall_log(ctx, s, rule);
+	firewall_count(s);
+	firewall_log(ctx, s);
 }
 
 /* Decides about what firewall_ask() has put into the scratch; enum firewall_action, also in judging.action. The packet of a
@@ -145,10 +153,12 @@ __noinline int firewall_judge(context *ctx)
 	keep_register(ctx);
 	if (!s)
 		return FIREWALL_DROP;
-	const struct rule *rule = firewall_rule(&s->judging);
-	s->judging.action = rule ? rule->action : FIREWALL_DROP;
-	if (rule && !(s->judging.known && s->judging.action == FIREWALL_ACCEPT))
-		firewall_tell(ctx, s, rule);
+	s->judging.action = FIREWALL_DROP;
+	if (!firewall_rule(&s->judging))
+		return FIREWALL_DROP;
+	s->judging.action = s->judging.rule >> RULE_ACTION_SHIFT & 0xf;
+	if (!(s->judging.known && s->judging.action == FIREWALL_ACCEPT))
+		firewall_tell(ctx, s);
 	return s->judging.action;
 }
 

@@ -60,7 +60,8 @@ TABLE(full_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1,
 TABLE(wheel_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);	      /* slot -> endpoint id */
 TABLE(endpoint_v1, BPF_MAP_TYPE_ARRAY, __u32, struct endpoint, 1, 0); /* index: endpoint id */
 TABLE(nat_v1, BPF_MAP_TYPE_LPM_TRIE, struct nat_key, struct nat, 1, BPF_F_NO_PREALLOC);
-TABLE(rule_v1, BPF_MAP_TYPE_ARRAY, __u32, struct rule, 1, 0); /* index: config.first_rule + its number */
+TABLE(rule_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);	 /* index: config.first_rule + its number; RULE_* */
+TABLE(named_v1, BPF_MAP_TYPE_ARRAY, __u32, __u64, 1, 0); /* index: counter; made of the name of the rule that has it */
 
 /* mirror of the kernel's devices */
 TABLE(device_v1, BPF_MAP_TYPE_HASH, __u32, struct device, 4096, BPF_F_NO_PREALLOC);
@@ -70,8 +71,9 @@ TABLE(port_v1, BPF_MAP_TYPE_ARRAY, __u32, struct port, PORT_SLOTS, 0);
 /* statistics and limits */
 TABLE(counter_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, REASON_COUNT, 0); /* index: enum reason */
 TABLE(received_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, 1, 0);	      /* every packet, on arrival */
-TABLE(cursor_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);		  /* index: service id; round-robin position */
-TABLE(opened_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, 1, 0);  /* index: endpoint id */
-TABLE(judged_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct judged, 1, 0);  /* index: rule.counter */
+TABLE(cursor_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);		 /* index: service id; round-robin position */
+TABLE(opened_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, 1, 0); /* index: endpoint id */
+/* One after the other: a per-CPU array has a pointer to each, in another page. Index: CPU * config.counters + counter. */
+TABLE(judged_v1, BPF_MAP_TYPE_ARRAY, __u32, struct judged, 1, 0);
 TABLE(unheard_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, 1, 0); /* firewall events there was no room for */
 TABLE(answer_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct answer_bucket, 1, 0);

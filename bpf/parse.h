@@ -357,6 +357,12 @@ always_inline bool is_icmp(const struct tuple *t)
 	return t->proto == (t->family == FAMILY_IPV4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
 }
 
+/* TCP, UDP and ICMP, of which echoes have an identifier; others are only looked at where there is a firewall (stray.h). */
+always_inline bool has_ports(const struct tuple *t)
+{
+	return t->proto == IPPROTO_TCP || t->proto == IPPROTO_UDP || is_icmp(t);
+}
+
 always_inline bool icmp_is_error(const struct packet *p)
 {
 	return p->tuple.family == FAMILY_IPV4 ?

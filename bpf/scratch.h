@@ -83,6 +83,8 @@ struct judging {
 	struct asked asked;
 	struct fields before; /* as the packet that opens the connection arrives */
 	struct fields after;  /* as it leaves */
+	__u32 rule;	      /* out: RULE_* */
+	__u32 row;	      /* out: of judged_v1 */
 	__u32 epoch;
 	__u8 family;
 	__u8 known;	  /* the connection was accepted once */

@@ -11,7 +11,8 @@ enum stage {
 	STAGE_ICMP,   /* errors about flows */
 	STAGE_ANSWER, /* ICMP errors and resets of our own; packets over MTU */
 	STAGE_REFUSE, /* what the firewall does not accept */
-	STAGE_STRAY,  /* what only Linux can carry, and the firewall judges */
+	STAGE_STRAY,  /* what only Linux can carry, from the start */
+	STAGE_ODD,    /* the same, judged */
 #ifdef HOOK_TC
 	STAGE_SENT, /* of what this machine sends: first packets, changes of state */
 #endif
@@ -55,7 +56,7 @@ always_inline bool packet_restore(struct packet *p, const struct scratch *s)
 	p->l3 = p->data + p->l3_offset;
 	if (p->l3 + (p->tuple.family == FAMILY_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) > p->end)
 		return false;
-	if (p->fragment == FRAGMENT_LATER)
+	if (p->fragment == FRAGMENT_LATER || !has_ports(&p->tuple))
 		return true;
 	p->l4 = p->data + p->l4_offset;
 	return p->l4 + sizeof(struct udphdr) <= p->end;

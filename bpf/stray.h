@@ -92,7 +92,7 @@ always_inline int stray_open(struct packet *p, const struct config *config, __u3
 	return conclude(p, s->stray);
 }
 
-always_inline int enter_stray(struct packet *p, struct scratch *s)
+always_inline int enter_odd(struct packet *p, struct scratch *s)
 {
 	const struct config *config = config_of(active_now().epoch);
 	__u32 stamp = generation(p);
@@ -103,7 +103,6 @@ always_inline int enter_stray(struct packet *p, struct scratch *s)
 		fragment_store(p);
 	if (p->fragment == FRAGMENT_LATER && !fragment_load(p))
 		return conclude(p, REASON_DROP_FRAGMENT_UNKNOWN);
-	s->parsed = *packet_parsed(p);
 	s->entry.key = p->tuple;
 	if (stray_tells(p) && flow_peek(&s->entry))
 		return stray_known(p, config, stamp, s);

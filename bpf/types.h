@@ -292,9 +292,10 @@ struct config {
 	__u32 firewall;		  /* enum firewall */
 	__u32 rules;		  /* the row after them is that of the default */
 	__u32 first_rule;	  /* row of rule_v1 */
+	__u32 counters;		  /* rows of judged_v1 for each CPU */
 	__u8 firewall_digest[16]; /* the compiler's: of rules and sets */
 };
-_Static_assert(sizeof(struct config) == 100, "struct config");
+_Static_assert(sizeof(struct config) == 104, "struct config");
 
 enum service_mode {
 	MODE_NAT,
@@ -388,15 +389,11 @@ enum firewall_action {
 	FIREWALL_REJECT,
 };
 
-/* What a rule does with those who meet it. Rules keep their counter for as long as there is one of that name. */
-struct rule {
-	__u64 identity; /* made of its name */
-	__u32 counter;	/* row of judged_v1 */
-	__u8 action;	/* enum firewall_action */
-	__u8 log;
-	__u8 pad[2];
-};
-_Static_assert(sizeof(struct rule) == 16, "struct rule");
+/* What a rule does with those who meet it, in one word, so that those of 100,000 rules are at hand: its counter, and above
+ * it an action and whether that is told. Rules keep their counter for as long as there is one of that name. */
+#define RULE_COUNTER 0xffffff
+#define RULE_ACTION_SHIFT 24 /* enum firewall_action */
+#define RULE_LOG (1 << 31)
 
 /* What a rule has decided: packets that opened a connection, or were refused. */
 struct judged {

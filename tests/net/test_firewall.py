@@ -84,7 +84,7 @@ def judged(daemon: Daemon, name: str) -> int:
     with Datapath.open(daemon.instance) as datapath:
         firewall = read_tables(datapath).firewall
         assert firewall is not None
-        values, _ = datapath.table("judged_v1").lookup([firewall.counters[identity_of(name)]])
+        values = datapath.judged()[:, firewall.counters[identity_of(name)]]
     return int(values["packets"].sum())
 
 

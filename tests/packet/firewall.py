@@ -38,7 +38,7 @@ def judged(node: Node, name: str = "rule") -> Judged:
     """By the rule of that name, summed over CPUs."""
     assert node.tables.firewall is not None
     row = node.tables.firewall.counters[identity_of(name)]
-    values, _ = node.datapath.table("judged_v1").lookup([row])
+    values = node.datapath.judged()[:, row]
     return Judged(
         int(values["packets"].sum()), int(values["bytes"].sum()), int(values["last"].max(initial=0))
     )

@@ -27,6 +27,7 @@ SIZES = {
     "wheel_v1": 64,
     "nat_v1": 8,
     "rule_v1": 8,
+    "named_v1": 8,
     "judged_v1": 8,
 }
 

@@ -16,7 +16,7 @@ from scapy.packet import Packet, Raw
 
 from tests.packet.addresses import BACK, FRONT, Net
 from tests.packet.conversation import Conversation, masquerade, service
-from tests.packet.firewall import DEFAULT, answered, ended, firewall, judged, rule, syn, through, to_node
+from tests.packet.firewall import DEFAULT, answered, firewall, judged, rule, syn, through, to_node
 from tests.packet.flowtable import Tuple
 from tests.packet.frames import echo, ether, frame, ip_packet, tcp, udp
 from tests.packet.marks import IPV4, IPV6, PROTOCOLS
@@ -163,11 +163,9 @@ def test_packet_with_options_of_a_known_connection_goes_on(node: Node, net: Net)
 def test_packet_with_options_of_a_connection_that_is_forbidden_now(node: Node, net: Net) -> None:
     node.apply(firewall=firewall(rule()))
     Conversation(node, net, to=net.inside).open()
-    before = ended(node, "forbidden")
     node.apply(firewall=firewall())
-    assert node.send(with_options(net, tcp(40000, 80, "A"))).reason == "drop_firewall"
-    assert node.flows.entries() == 0
-    assert ended(node, "forbidden") == before + 1
+    for _ in range(2):
+        assert node.send(with_options(net, tcp(40000, 80, "A"))).reason == "drop_firewall"
 
 
 # ---- other protocols ----

@@ -31,6 +31,7 @@ CONFIG = np.dtype(
         ("firewall", "<u4"),
         ("rules", "<u4"),
         ("first_rule", "<u4"),
+        ("counters", "<u4"),
         ("firewall_digest", "u1", (16,)),
     ]
 )
@@ -68,9 +69,7 @@ NAT = np.dtype(
         ("first", *ADDRESS),
     ]
 )
-RULE = np.dtype(
-    [("identity", "<u8"), ("counter", "<u4"), ("action", "u1"), ("log", "u1"), ("pad", "u1", (2,))]
-)
+IDENTITY = np.dtype("<u8")
 JUDGED = np.dtype([("packets", "<u8"), ("bytes", "<u8"), ("last", "<u8")])
 OPENED = np.dtype([("connections", "<u8")])
 
@@ -191,8 +190,9 @@ class FakeDatapath:
             "endpoint_v1": table("endpoint_v1", NUMBER, ENDPOINT, endpoints, True),
             "wheel_v1": table("wheel_v1", NUMBER, NUMBER, wheel_slots, True),
             "nat_v1": table("nat_v1", NAT_KEY, NAT, 2 * nats, False),
-            "rule_v1": table("rule_v1", NUMBER, RULE, 2 * (rules + 1), True),
-            "judged_v1": table("judged_v1", NUMBER, JUDGED, rules + 1, True),
+            "rule_v1": table("rule_v1", NUMBER, NUMBER, 2 * (rules + 1), True),
+            "named_v1": table("named_v1", NUMBER, IDENTITY, rules + 1, True),
+            "judged_v1": table("judged_v1", NUMBER, JUDGED, 2 * (rules + 1), True),
             "opened_v1": table("opened_v1", NUMBER, OPENED, endpoints, True),
         }
 

@@ -414,7 +414,7 @@ def test_request_that_is_no_mapping_is_refused(data: object) -> None:
 def test_example_is_valid(path: Path) -> None:
     config = load_config(path)
     assert config.interfaces
-    assert config.services or config.nat
+    assert config.services or config.nat or config.firewall
 
 
 # ---- configurations of any kind ----

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clearway.datapath import features
+from clearway.datapath import bpf, features
 from clearway.datapath.calls import RATES, WRAP, nearest_rate, rate_from_boot
 from clearway.datapath.errors import DatapathError
 from clearway.datapath.features import Check, jit_check, version_of
@@ -48,7 +48,8 @@ def test_tables_hold_both_epochs() -> None:
         "wheel_v1": 4000,
         "nat_v1": 10,
         "rule_v1": 16,
-        "judged_v1": 8,
+        "named_v1": 8,
+        "judged_v1": 8 * bpf.possible_cpus(),
     }
     assert Sizes.of_tables({**sizes.rows(), "active_v1": 1}, 1000) == sizes
 

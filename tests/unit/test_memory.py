@@ -16,7 +16,7 @@ from clearway.compiler import estimate_memory, memory, require_memory
 from clearway.compiler.memory import megabytes
 from clearway.daemon import engine, offline
 from clearway.daemon.run import sizes_of
-from clearway.datapath import Attachment, Datapath
+from clearway.datapath import Attachment, Datapath, bpf
 from clearway.datapath import Sizes as DatapathSizes
 from clearway.datapath.install import FILES, OBJECTS
 from clearway.datapath.loader import read_layouts
@@ -94,7 +94,7 @@ def test_sizes_are_those_that_types_h_asserts() -> None:
 
 def test_every_table_of_more_than_a_few_rows_is_counted_with_its_rows() -> None:
     config = configured(4096, services=3, endpoints=5, nats=7, wheel_slots=11)
-    estimated = {table.name: table.rows for table in estimate_memory(config).tables}
+    estimated = {table.name: table.rows for table in estimate_memory(config, bpf.possible_cpus()).tables}
     sizes = sizes_of(config)
     for path in (OBJECTS / file for file in FILES.values()):
         if not path.exists():

@@ -25,7 +25,7 @@ CLAIM, ENDPOINT, OPENED = 24, 24, 8
 NAT_KEY, NAT = 32, 32
 DEVICE, VLAN_KEY, VLAN, PORT = 32, 8, 4, 12
 COUNTER = 16
-RULE, JUDGED, CLASSIFIER_LINE = 16, 24, 64
+JUDGED, IDENTITY, CLASSIFIER_LINE = 24, 8, 64
 NUMBER = 4  # a key, a slot of a wheel, a round-robin position
 
 # Rows that no configuration changes, as bpf/maps.h has them.
@@ -190,8 +190,9 @@ def _other_tables(limits: Limits, cpus: int) -> Iterator[TableMemory]:
     yield _array("cursor_v1", services, NUMBER)
     yield _cpu_array("opened_v1", endpoints, OPENED, cpus)
     yield _trie("nat_v1", 2 * limits.nats, NAT_KEY, NAT)
-    yield _array("rule_v1", 2 * (limits.rules + 1), RULE)
-    yield _cpu_array("judged_v1", limits.rules + 1, JUDGED, cpus)
+    yield _array("rule_v1", 2 * (limits.rules + 1), NUMBER)
+    yield _array("named_v1", limits.rules + 1, IDENTITY)
+    yield _array("judged_v1", cpus * (limits.rules + 1), JUDGED)
     yield _hash("device_v1", DEVICE_ROWS, NUMBER, DEVICE)
     yield _hash("vlan_v1", DEVICE_ROWS, VLAN_KEY, VLAN)
     yield _array("port_v1", PORT_ROWS, PORT)

@@ -11,7 +11,7 @@ rows in force. What a crash leaves behind is found by the next apply.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -187,7 +187,8 @@ def _write_beside(datapath: DatapathTables, previous: Tables, desired: Tables) -
         _write_firewall(datapath, previous, desired, desired.firewall)
     config = datapath.table("config_v3")
     first_rule = rows.first_rule(datapath.table("rule_v1"), desired.epoch)
-    _update(config, rows.config_row(config, datapath.enum, desired, first_rule))
+    counters = datapath.table("named_v1").max_entries
+    _update(config, rows.config_row(config, datapath.enum, desired, first_rule, counters))
     services = datapath.table("service_v1")
     modes, algorithms = datapath.enum("service_mode"), datapath.enum("service_algorithm")
     _update(services, rows.service_rows(services, modes, algorithms, desired))
@@ -213,21 +214,32 @@ def _write_firewall(
             datapath.copy_classifier(rows.place_of(previous.epoch, after, family), place)
         elif firewall.classifiers is not None:
             datapath.put_classifier(place, firewall.classifiers[after, family].lines)
-    judged = datapath.table("judged_v1")
-    new = sorted(set(firewall.counters.values()) - set(present.counters.values() if present else ()))
-    keys, zeros = judged.rows(len(new))
-    keys[:] = new
-    _update(judged, (keys, zeros))
+    known = set(present.counters.items()) if present else set()
+    _begin_counters(datapath, dict(firewall.counters.items() - known))
     table = datapath.table("rule_v1")
     _update(table, rows.rule_rows(table, datapath.enum("firewall_action"), firewall, desired.epoch))
+
+
+def _begin_counters(datapath: DatapathTables, new: Mapping[int, int]) -> None:
+    """New rules have these, by identity, and begin to count at zero on every CPU."""
+    named, judged = datapath.table("named_v1"), datapath.table("judged_v1")
+    keys, values = named.rows(len(new))
+    keys[:], values[:] = list(new.values()), list(new)
+    _update(named, (keys, values))
+    cpus = judged.max_entries // named.max_entries
+    keys, zeros = judged.rows(cpus * len(new))
+    keys[:] = [cpu * named.max_entries + counter for cpu in range(cpus) for counter in new.values()]
+    _update(judged, (keys, zeros))
 
 
 def _read_firewall(datapath: DatapathTables, config: Array) -> FirewallTables | None:
     if not int(config["firewall"]):
         return None
     first, count = int(config["first_rule"]), int(config["rules"])
-    values, _ = datapath.table("rule_v1").lookup(np.arange(first, first + count + 1))
-    return rows.read_firewall(config, values, datapath.enum("firewall_action"), datapath.enum("firewall"))
+    words, _ = datapath.table("rule_v1").lookup(np.arange(first, first + count + 1))
+    _, identities = datapath.table("named_v1").items()
+    actions, flags = datapath.enum("firewall_action"), datapath.enum("firewall")
+    return rows.read_firewall(config, words, identities, actions, flags)
 
 
 def _update(table: Table, keys_and_values: tuple[Array, Array]) -> None:

@@ -133,8 +133,8 @@ class DaemonControl:
 
     def rules(self) -> Rules:
         daemon = self._daemon
-        _keys, judged = self._datapath.table("judged_v1").items()
-        return report.rules(daemon.config, daemon.engine.tables, judged, self._datapath.clock())
+        datapath = self._datapath
+        return report.rules(daemon.config, daemon.engine.tables, datapath.judged(), datapath.clock())
 
     def ask_firewall(self, question: FirewallQuestion) -> FirewallDecision:
         daemon = self._daemon

@@ -127,7 +127,7 @@ def nats(config: Config, tables: Tables, ifindexes: Mapping[str, int], used: Map
 
 
 def rules(config: Config, tables: Tables, judged: np.ndarray, clock: Clock) -> Rules:
-    """`judged`: per-CPU values of judged_v1."""
+    """`judged`: values of judged_v1, (CPUs, counters)."""
     if config.firewall is None:
         return Rules(rules=[])
     counters = tables.firewall.counters if tables.firewall else {}

@@ -58,6 +58,10 @@ def check(result: int, what: str = "") -> int:
     return result
 
 
+def possible_cpus() -> int:
+    return check(libbpf.library().libbpf_num_possible_cpus())
+
+
 def check_pointer(pointer: int | None, what: str = "") -> int:
     """Passes on a pointer that libbpf returned, or raises the OSError that NULL and errno stand for."""
     if not pointer:

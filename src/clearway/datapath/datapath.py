@@ -351,6 +351,12 @@ class Datapath:
         }
         return Counters(Counter(*received[0]), reasons)
 
+    def judged(self) -> Array:
+        """What the firewall's rules have decided: struct judged, (CPUs, counters)."""
+        _, values = self.table("judged_v1").items()
+        by_cpu: Array = values.reshape(-1, self.table("named_v1").max_entries)
+        return by_cpu
+
     def _sums(self, name: str) -> list[tuple[int, int]]:
         """(packets, bytes) by index of a per-CPU table of struct counter."""
         _, values = self.table(name).items()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clearway.datapath import bpf, features, flowstore
+from clearway.datapath.bpf import possible_cpus
 from clearway.datapath.btf import MapLayout
 from clearway.datapath.calls import Clock, run_clock
 from clearway.datapath.errors import DatapathError
@@ -53,7 +54,8 @@ class Sizes:
             "wheel_v1": self.wheel_slots,
             "nat_v1": 2 * self.nats,
             "rule_v1": 2 * (self.rules + 1),
-            "judged_v1": self.rules + 1,
+            "named_v1": self.rules + 1,
+            "judged_v1": possible_cpus() * (self.rules + 1),
         }
 
     @classmethod
@@ -65,7 +67,7 @@ class Sizes:
             endpoints=rows["endpoint_v1"],
             wheel_slots=rows["wheel_v1"],
             nats=rows["nat_v1"] // 2,
-            rules=rows["judged_v1"] - 1,
+            rules=rows["named_v1"] - 1,
         )
 
 
