@@ -153,6 +153,53 @@ __u32 __attribute__((noinline)) classify_wide_search(__u32 instance, __u32 at, _
 	return upper && lower && values ? values[classify_wide_child(upper, lower, high, low) & 15] : 0;
 }
 
+/* Where a walk through a tree has come to. */
+struct walk_down {
+	const struct classifier_tree *tree;
+	__u32 node;
+};
+
+/* One level further down; false: the lowest one is reached. */
+always_inline bool classify_down(__u32 instance, struct walk_down *w, __u32 level, __u64 word)
+{
+	if (level + 1 >= w->tree->levels)
+		return false;
+	const __u64 *keys = classifier_line(instance, w->tree->base[level & (TREE_LEVELS - 1)] + w->node);
+	if (!keys)
+		return false;
+	w->node = w->node * (TREE_KEYS + 1) + classify_child(keys, word);
+	return true;
+}
+
+always_inline __u32 classify_bottom(const struct walk_down *w)
+{
+	return w->tree->base[(w->tree->levels - 1) & (TREE_LEVELS - 1)] + 2 * w->node;
+}
+
+/* Two trees at once, that neither waits for the other's cache lines; the second one's value in the upper half. */
+__u64 __attribute__((noinline)) classify_search_both(__u32 instance, __u32 first, __u64 word, __u32 second, __u64 other)
+{
+	struct walk_down a = {.tree = classifier_line(instance, first)},
+			 b = {.tree = classifier_line(instance, second)};
+
+	if (!a.tree || !b.tree)
+		return 0;
+	for (__u32 level = 0; level < TREE_LEVELS; level++) {
+		bool further = classify_down(instance, &a, level, word);
+		further |= classify_down(instance, &b, level, other);
+		if (!further)
+			break;
+	}
+	const __u64 *keys = classifier_line(instance, classify_bottom(&a));
+	const __u64 *others = classifier_line(instance, classify_bottom(&b));
+	if (!keys || !others)
+		return 0;
+	__u32 child = classify_child(keys, word), sibling = classify_child(others, other);
+	const __u32 *values = classifier_line(instance, classify_bottom(&a) + 1);
+	const __u32 *found = classifier_line(instance, classify_bottom(&b) + 1);
+	return values && found ? values[child & 15] | (__u64)found[sibling & 15] << 32 : 0;
+}
+
 always_inline __u32 classify_class(__u32 instance, __u32 tree, __u64 high, __u64 low)
 {
 	if (!tree)
@@ -194,10 +241,16 @@ never_inline bool classify_begin(struct classify *c)
 		c->groups[i] = left >= 64 ? ~0ull : (1ull << left) - 1;
 	}
 	const __u32 instance = c->instance;
-	classify_keep(c, CLASSIFIED_SOURCE,
-		      classify_class(instance, head->tree[CLASSIFIED_SOURCE], f->words[0], f->words[1]));
-	classify_keep(c, CLASSIFIED_DESTINATION,
-		      classify_class(instance, head->tree[CLASSIFIED_DESTINATION], f->words[2], f->words[3]));
+	const __u32 source = head->tree[CLASSIFIED_SOURCE], destination = head->tree[CLASSIFIED_DESTINATION];
+	if (source && destination && !((source | destination) & CLASSIFIER_WIDE)) {
+		__u64 both = classify_search_both(instance, source, f->words[0], destination, f->words[2]);
+		classify_keep(c, CLASSIFIED_SOURCE, both);
+		classify_keep(c, CLASSIFIED_DESTINATION, both >> 32);
+	} else {
+		classify_keep(c, CLASSIFIED_SOURCE, classify_class(instance, source, f->words[0], f->words[1]));
+		classify_keep(c, CLASSIFIED_DESTINATION,
+			      classify_class(instance, destination, f->words[2], f->words[3]));
+	}
 	classify_keep(c, CLASSIFIED_SPORT,
 		      classify_class(instance, head->tree[CLASSIFIED_SPORT], f->words[4] >> 48, 0));
 	classify_keep(c, CLASSIFIED_DPORT,

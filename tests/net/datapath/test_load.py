@@ -85,7 +85,8 @@ def inner_table(datapath: Datapath, family: int) -> dict[str, Any]:
 
 def test_tables_take_the_memory_that_was_estimated(datapath: Datapath) -> None:
     """As the kernel accounts for it; kernels before 6.4 do so in another way."""
-    limits = {name: getattr(SIZES, name) for name in ("services", "endpoints", "nats", "wheel_slots")}
+    named = ("services", "endpoints", "nats", "wheel_slots", "rules")
+    limits = {name: getattr(SIZES, name) for name in named}
     config = config_from_data({"conntrack": {"max_flows": SIZES.max_flows}, "limits": limits})
     estimated = {
         table.name: table.empty_bytes
