@@ -123,6 +123,27 @@ def write_out(pieces: Iterable[bytes]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def follow_lines(
+    context: typer.Context, output: Output, path: tuple[str, ...], text: Callable[[dict[str, Any]], str]
+) -> None:
+    """Show what the daemon tells at `path`, a JSON object a line, until interrupted: as it is with -o json,
+    else as `text` says it.
+    """
+    options = options_of(context, output)
+    lines = options.client().lines(*path)
+    options.output = Output.TABLE  # from now on standard output has nothing but these lines
+    try:
+        if output is Output.JSON:
+            for line in lines:
+                write_out([line])
+            return
+        for line in lines:
+            say(text(json.loads(line)))
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return
+
+
 def group(name: str, about: str, example: str) -> tuple[typer.Typer, Callable[[typer.Context], None]]:
     """A command that only has commands below it; alone it prints its help and counts as wrong usage."""
     app = typer.Typer(

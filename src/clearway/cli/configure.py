@@ -83,9 +83,9 @@ def show_plan(result: dict[str, Any], output: Output) -> None:
 
 def read_file(file: str) -> tuple[bytes, str]:
     """The content, and the name that errors call it by."""
-    if file == "-":
-        return sys.stdin.buffer.read(), "standard input"
     try:
+        if file == "-":
+            return sys.stdin.buffer.read(), "standard input"
         return Path(file).read_bytes(), str(Path(file).absolute())
     except OSError as error:
         raise CommandError(

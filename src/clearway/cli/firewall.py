@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from typing import Annotated, Any, Literal
 
 import typer
 
 from clearway.cli import complete
-from clearway.cli.common import Output, OutputOption, group, options_of, print_json, say, something, write_out
+from clearway.cli.common import (
+    Output,
+    OutputOption,
+    follow_lines,
+    group,
+    options_of,
+    print_json,
+    say,
+    something,
+)
 from clearway.cli.configure import read_file, show_plan
 from clearway.cli.importing import firewall_import
 from clearway.cli.text import host_port, things
@@ -94,7 +101,12 @@ def test(
     found = options_of(context, output).client().post("firewall", "test", body=given)
     if output is Output.JSON:
         print_json(found)
-        return
+    else:
+        _show_found(found)
+
+
+def _show_found(found: dict[str, Any]) -> None:
+    """The rule that decides and what it asks for, then the rules before it and why they do not."""
     where = "for this machine" if found["local"] else f"to leave by {found['interface_out'] or 'nowhere'}"
     by = f"rule {found['rule']}" if found["rule"] else "the default, because it meets no rule"
     say(f"{found['action']}: by {by}")
@@ -118,19 +130,7 @@ def log(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     Example:
       clearway firewall log
     """
-    options = options_of(context, output)
-    lines = options.client().lines("firewall", "log")
-    options.output = Output.TABLE  # from now on standard output has nothing but decisions
-    try:
-        if output is Output.JSON:
-            for line in lines:
-                write_out([line])
-            return
-        for line in lines:
-            say(text(json.loads(line)))
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        return
+    follow_lines(context, output, ("firewall", "log"), text)
 
 
 def text(event: dict[str, Any]) -> str:

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from typing import Any
 
 import typer
 
-from clearway.cli.common import Output, OutputOption, options_of, say, write_out
+from clearway.cli.common import Output, OutputOption, follow_lines
 from clearway.cli.text import count, duration, host_port, size
 
 
@@ -28,19 +26,7 @@ def follow(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     Example:
       clearway follow -o json
     """
-    options = options_of(context, output)
-    lines = options.client().lines("flows", "ended")
-    options.output = Output.TABLE  # from now on standard output has nothing but connections
-    try:
-        if output is Output.JSON:
-            for line in lines:
-                write_out([line])
-            return
-        for line in lines:
-            say(text(json.loads(line)))
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        return
+    follow_lines(context, output, ("flows", "ended"), text)
 
 
 def text(flow: dict[str, Any]) -> str:

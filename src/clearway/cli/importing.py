@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from io import StringIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +20,7 @@ from clearway.cli.common import (
     say,
     something,
 )
+from clearway.cli.configure import read_file
 from clearway.cli.text import things
 
 if TYPE_CHECKING:
@@ -72,12 +72,7 @@ def firewall_import(
 
 def _read(file: str) -> str:
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        return data.decode()
-    except OSError as error:
-        raise CommandError(
-            ExitCode.REFUSED, f"{file}: {error.strerror}; give a file that can be read"
-        ) from None
+        return read_file(file)[0].decode()
     except UnicodeDecodeError:
         raise CommandError(ExitCode.REFUSED, f"{file}: this is no text; give what nft printed") from None
 
