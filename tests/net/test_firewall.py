@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -278,6 +279,9 @@ def test_firewall_comes_and_goes(
     through.connect((lab["server1"].address(4), OTHER))
     attached = node_state(lab)["tcx"]
 
+    def egress_is_attached(wanted: bool) -> bool:
+        return (node_state(lab)["tcx"] == attached) == wanted
+
     def go_on() -> None:
         for connection in (to_node, through):
             connection.sendall(b"still there?")
@@ -293,7 +297,7 @@ def test_firewall_comes_and_goes(
         go_on()
         verdict = "timed out" if firewall else "connected"
         assert tried(lab.client, lab["server1"].address(4), "udp", OTHER, timeout=0.5) == verdict
-        wait_until("egress follows", lambda: (node_state(lab)["tcx"] == attached) == (firewall is not None))  # noqa: B023
+        wait_until("egress follows", partial(egress_is_attached, firewall is not None))
         go_on()
 
 
