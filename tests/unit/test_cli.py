@@ -9,7 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -516,6 +518,17 @@ def test_no_daemon_is_a_code_of_its_own(
     assert ran.code == ExitCode.UNREACHABLE
     assert "start it with `clearway run`" in ran.err
     assert "start it with `clearway run`" in ran.json()["errors"][0]["message"]
+
+
+@pytest.mark.parametrize("command", ["apply", "plan", "firewall import"])
+def test_input_that_cannot_be_read_is_an_error(
+    clearway: Clearway, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "written").open("w") as only_written:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=FileIO(only_written.fileno(), closefd=False)))
+        ran = clearway(*command.split(), "-")
+    assert (ran.code, ran.out) == (ExitCode.REFUSED, "")
+    assert ran.err == "clearway: -: Bad file descriptor; give a file that can be read\n"
 
 
 def test_bug_is_one_line_unless_debugged(
