@@ -18,21 +18,22 @@
 #pragma once
 
 #define CLASSIFIERS 16
-#define CLASSIFY_NONE 0xffffffff
+#define CLASSIFY_NONE 0xffffff
 #define CLASSIFY_STEPS (1 << 23) /* as many as bpf_loop() can do; the compiler refuses what could take more */
 #define LABELS_ASKED ((1 << CLASSIFIED_COUNT) - 1)
-#define CLASSIFY_PROBES 4 /* buckets: the compiler makes it enough */
-#define TREE_LEVELS 8	  /* for 9^8 - 1 boundaries */
+#define TREE_LEVELS 8 /* for 9^8 - 1 boundaries */
 #define TREE_KEYS 8
 
 /* What is looked for, and how far that is. */
 struct classify {
 	__u32 instance;
 	__u32 rule; /* the best that was found */
+	__u32 told; /* with it */
 	__u32 group_lines;
-	__u32 bucket_lines;
-	__u32 bucket_count;
+	__u32 move_lines;
+	__u32 move_count;
 	__u32 entry_lines;
+	__u32 entry_count;
 	__u64 seed;
 	struct fields fields;
 	struct fields key;		      /* of the group that is being tried */
@@ -78,12 +79,12 @@ always_inline __u64 classify_less(__u64 a, __u64 b)
 }
 
 /* Which child of a node a word belongs to. */
-always_inline __u32 classify_child(const __u64 *keys, __u64 word)
+always_inline __u32 classify_child(const __u64 *keys, const int count, __u64 word)
 {
 	__u32 child = 0;
 
 #pragma clang loop unroll(full)
-	for (int i = 0; i < TREE_KEYS; i++) {
+	for (int i = 0; i < count; i++) {
 		child += classify_less(keys[i], word);
 		keep_register(child); /* one after the other: all at once they would need a stack */
 	}
@@ -93,7 +94,7 @@ always_inline __u32 classify_child(const __u64 *keys, __u64 word)
 /* The same of a number in two words. Few boundaries have its upper one. */
 always_inline __u32 classify_wide_child(const __u64 *upper, const __u64 *lower, __u64 high, __u64 low)
 {
-	__u32 child = classify_child(upper, high);
+	__u32 child = classify_child(upper, TREE_KEYS, high);
 
 	if (child == TREE_KEYS || upper[child & (TREE_KEYS - 1)] != high)
 		return child;
@@ -106,29 +107,7 @@ always_inline __u32 classify_wide_child(const __u64 *upper, const __u64 *lower, 
 	return child;
 }
 
-/* The value of the interval that a word falls into. */
-__u32 __attribute__((noinline)) classify_search(__u32 instance, __u32 at, __u64 word)
-{
-	const struct classifier_tree *tree = classifier_line(instance, at);
-	__u32 node = 0, level = 0;
-	const __u64 *keys;
-
-	if (!tree)
-		return 0;
-	for (; level < TREE_LEVELS && level + 1 < tree->levels; level++) {
-		keys = classifier_line(instance, tree->base[level] + node);
-		if (!keys)
-			return 0;
-		node = node * (TREE_KEYS + 1) + classify_child(keys, word);
-	}
-	__u32 line = tree->base[level & (TREE_LEVELS - 1)] + 2 * node;
-	keys = classifier_line(instance, line);
-	const __u32 *values = classifier_line(instance, line + 1);
-
-	return keys && values ? values[classify_child(keys, word) & 15] : 0;
-}
-
-/* The same, in a wide tree. */
+/* The value of the interval that a number falls into, in a wide tree. */
 __u32 __attribute__((noinline)) classify_wide_search(__u32 instance, __u32 at, __u64 high, __u64 low)
 {
 	const struct classifier_tree *tree = classifier_line(instance, at);
@@ -156,56 +135,57 @@ __u32 __attribute__((noinline)) classify_wide_search(__u32 instance, __u32 at, _
 /* Where a walk through a tree has come to. */
 struct walk_down {
 	const struct classifier_tree *tree;
+	__u32 levels; /* 0: there is no tree, and that is the classifier's head */
 	__u32 node;
 };
 
-/* One level further down; false: the lowest one is reached. */
+/* One level further down; false: that was the lowest but one. */
 always_inline bool classify_down(__u32 instance, struct walk_down *w, __u32 level, __u64 word)
 {
-	if (level + 1 >= w->tree->levels)
+	if (level + 1 >= w->levels)
 		return false;
 	const __u64 *keys = classifier_line(instance, w->tree->base[level & (TREE_LEVELS - 1)] + w->node);
 	if (!keys)
 		return false;
-	w->node = w->node * (TREE_KEYS + 1) + classify_child(keys, word);
+	w->node = w->node * (TREE_KEYS + 1) + classify_child(keys, TREE_KEYS, word);
 	return true;
 }
 
-always_inline __u32 classify_bottom(const struct walk_down *w)
+always_inline const struct classifier_leaf *classify_leaf(__u32 instance, const struct walk_down *w)
 {
-	return w->tree->base[(w->tree->levels - 1) & (TREE_LEVELS - 1)] + 2 * w->node;
+	__u32 line = w->tree->base[(w->levels - 1) & (TREE_LEVELS - 1)] + w->node;
+
+	return classifier_line(instance, w->levels ? line : 0);
 }
 
-/* Two trees at once, that neither waits for the other's cache lines; the second one's value in the upper half. */
-__u64 __attribute__((noinline)) classify_search_both(__u32 instance, __u32 first, __u64 word, __u32 second, __u64 other)
+always_inline __u32 classify_value(const struct walk_down *w, const struct classifier_leaf *leaf, __u64 word)
+{
+	__u32 value = leaf->values[classify_child(leaf->keys, LEAF_KEYS, word)];
+
+	return w->levels ? value : 0;
+}
+
+/* The values of the intervals that two words fall into, the second one's in the upper half; 0: no such tree. Both at once,
+ * that neither waits for the other's cache lines. */
+__u64 __attribute__((noinline)) classify_search(__u32 instance, __u32 first, __u64 word, __u32 second, __u64 other)
 {
 	struct walk_down a = {.tree = classifier_line(instance, first)},
 			 b = {.tree = classifier_line(instance, second)};
 
 	if (!a.tree || !b.tree)
 		return 0;
+	a.levels = first ? a.tree->levels : 0;
+	b.levels = second ? b.tree->levels : 0;
 	for (__u32 level = 0; level < TREE_LEVELS; level++) {
 		bool further = classify_down(instance, &a, level, word);
 		further |= classify_down(instance, &b, level, other);
 		if (!further)
 			break;
 	}
-	const __u64 *keys = classifier_line(instance, classify_bottom(&a));
-	const __u64 *others = classifier_line(instance, classify_bottom(&b));
-	if (!keys || !others)
+	const struct classifier_leaf *leaf = classify_leaf(instance, &a), *sibling = classify_leaf(instance, &b);
+	if (!leaf || !sibling)
 		return 0;
-	__u32 child = classify_child(keys, word), sibling = classify_child(others, other);
-	const __u32 *values = classifier_line(instance, classify_bottom(&a) + 1);
-	const __u32 *found = classifier_line(instance, classify_bottom(&b) + 1);
-	return values && found ? values[child & 15] | (__u64)found[sibling & 15] << 32 : 0;
-}
-
-always_inline __u32 classify_class(__u32 instance, __u32 tree, __u64 high, __u64 low)
-{
-	if (!tree)
-		return 0;
-	return tree & CLASSIFIER_WIDE ? classify_wide_search(instance, tree & ~CLASSIFIER_WIDE, high, low) :
-					classify_search(instance, tree, high);
+	return classify_value(&a, leaf, word) | (__u64)classify_value(&b, sibling, other) << 32;
 }
 
 always_inline void classify_keep(struct classify *c, const enum classified field, __u32 row)
@@ -233,28 +213,28 @@ never_inline bool classify_begin(struct classify *c)
 	c->chain = 0;
 	c->seed = head->seed;
 	c->group_lines = head->groups;
-	c->bucket_lines = head->buckets;
-	c->bucket_count = head->bucket_count;
+	c->move_lines = head->moves;
+	c->move_count = head->move_count;
 	c->entry_lines = head->entries;
+	c->entry_count = head->entry_count;
 	for (__u32 i = 0; i < CLASSIFIER_GROUPS / 64; i++) {
 		__u32 left = head->group_count > i * 64 ? head->group_count - i * 64 : 0;
 		c->groups[i] = left >= 64 ? ~0ull : (1ull << left) - 1;
 	}
-	const __u32 instance = c->instance;
 	const __u32 source = head->tree[CLASSIFIED_SOURCE], destination = head->tree[CLASSIFIED_DESTINATION];
-	if (source && destination && !((source | destination) & CLASSIFIER_WIDE)) {
-		__u64 both = classify_search_both(instance, source, f->words[0], destination, f->words[2]);
-		classify_keep(c, CLASSIFIED_SOURCE, both);
-		classify_keep(c, CLASSIFIED_DESTINATION, both >> 32);
-	} else {
-		classify_keep(c, CLASSIFIED_SOURCE, classify_class(instance, source, f->words[0], f->words[1]));
-		classify_keep(c, CLASSIFIED_DESTINATION,
-			      classify_class(instance, destination, f->words[2], f->words[3]));
-	}
-	classify_keep(c, CLASSIFIED_SPORT,
-		      classify_class(instance, head->tree[CLASSIFIED_SPORT], f->words[4] >> 48, 0));
-	classify_keep(c, CLASSIFIED_DPORT,
-		      classify_class(instance, head->tree[CLASSIFIED_DPORT], f->words[4] >> 32 & 0xffff, 0));
+	__u64 rows = classify_search(c->instance, source & CLASSIFIER_WIDE ? 0 : source, f->words[0],
+				     destination & CLASSIFIER_WIDE ? 0 : destination, f->words[2]);
+	__u32 from = rows, to = rows >> 32;
+	if (source & CLASSIFIER_WIDE)
+		from = classify_wide_search(c->instance, source & ~CLASSIFIER_WIDE, f->words[0], f->words[1]);
+	if (destination & CLASSIFIER_WIDE)
+		to = classify_wide_search(c->instance, destination & ~CLASSIFIER_WIDE, f->words[2], f->words[3]);
+	classify_keep(c, CLASSIFIED_SOURCE, from);
+	classify_keep(c, CLASSIFIED_DESTINATION, to);
+	rows = classify_search(c->instance, head->tree[CLASSIFIED_SPORT], f->words[4] >> 48,
+			       head->tree[CLASSIFIED_DPORT], f->words[4] >> 32 & 0xffff);
+	classify_keep(c, CLASSIFIED_SPORT, rows);
+	classify_keep(c, CLASSIFIED_DPORT, rows >> 32);
 	return true;
 }
 
@@ -326,41 +306,33 @@ always_inline __u64 classify_hash(const struct classify *c, const struct fields 
 	return mix64_again(mix64(hash));
 }
 
-/* The entry that a bucket names for a hash; 0: none. *full: it may stand in the next bucket. */
-always_inline __u32 classify_bucket(const struct classify *c, __u32 bucket, __u32 tag, bool *full)
-{
-	const __u64 *slots = classifier_line(c->instance, c->bucket_lines + bucket);
-	__u32 entry = 0;
-
-	if (!slots)
-		return 0;
-#pragma clang loop unroll(full)
-	for (int i = 0; i < 8; i++)
-		if (slots[i] >> 32 == tag)
-			entry = slots[i];
-	*full = slots[7];
-	return entry;
-}
-
-/* What a group has under this key: a rule, or a chain; CLASSIFY_NONE: nothing. The compiler has made sure that no two
- * entries that are looked at have one tag. */
-always_inline __u32 classify_probe(const struct classify *c, const struct fields *key, __u32 group)
+/* What a group has under this key; NULL: nothing. */
+always_inline const struct classifier_entry *classify_entry(const struct classify *c, const struct fields *key,
+							    __u32 group)
 {
 	__u64 hash = classify_hash(c, key, group);
-	__u32 bucket = (hash >> 32) * c->bucket_count >> 32, number = 0;
-	bool full = true;
-
-	for (int probe = 0; probe < CLASSIFY_PROBES && full && !number; probe++)
-		number = classify_bucket(c, bucket + probe, (__u32)hash | 1, &full);
-	if (!number)
-		return CLASSIFY_NONE;
-	const struct classifier_entry *entry = classifier_line(c->instance, c->entry_lines + number);
-	if (!entry || entry->group != group)
-		return CLASSIFY_NONE;
-	__u64 different = 0;
+	__u32 number = (hash >> 32) * c->move_count >> 32;
+	const __u16 *moves = classifier_line(c->instance, c->move_lines + number / 32);
+	if (!moves)
+		return NULL;
+	__u64 moved = (__u32)(hash * (2 * moves[number % 32] + 1));
+	const struct classifier_entry *entry =
+		classifier_line(c->instance, c->entry_lines + (moved * c->entry_count >> 32));
+	if (!entry)
+		return NULL;
+	__u64 different = (entry->rule & 0xff) ^ group;
 	for (int i = 0; i < FIELD_WORDS; i++)
 		different |= entry->key.words[i] ^ key->words[i];
-	return different ? CLASSIFY_NONE : entry->found;
+	return different ? NULL : entry;
+}
+
+/* rule: as entries have it. Places without an entry have CLASSIFY_NONE. */
+always_inline void classify_found(struct classify *c, __u32 rule, __u32 told)
+{
+	if (rule >> 8 >= c->rule)
+		return;
+	c->rule = rule >> 8;
+	c->told = told;
 }
 
 /* One group, with one label of each kind that it asks for. 1: there is none that could be better. */
@@ -381,13 +353,13 @@ never_inline long classify_group(struct classify *c)
 	key->words[FIELD_WORDS - 1] = labels;
 	if (!more)
 		c->groups[number / 64] &= ~(1ull << (number & 63));
-	__u32 found = classify_probe(c, key, number);
-	if (found == CLASSIFY_NONE)
+	const struct classifier_entry *entry = classify_entry(c, key, number);
+	if (!entry)
 		return 0;
 	if (group->asks & CLASSIFIER_CHAINED)
-		c->chain = found;
-	else if (found < c->rule)
-		c->rule = found;
+		c->chain = entry->told;
+	else
+		classify_found(c, entry->rule, entry->told);
 	return 0;
 }
 
@@ -444,16 +416,16 @@ always_inline void classify_link(struct classify *c)
 	const struct classifier_link *link = classifier_line(c->instance, c->chain);
 	const struct fields *mask = classifier_line(c->instance, c->chain + 1);
 
-	if (!link || !mask || link->rule >= c->rule) {
+	if (!link || !mask || link->rule >> 8 >= c->rule) {
 		c->chain = 0;
 		return;
 	}
 	if (classify_meets(c, &link->key, mask)) {
-		c->rule = link->rule;
+		classify_found(c, link->rule, link->told);
 		c->chain = 0;
 		return;
 	}
-	c->chain = link->last ? 0 : c->chain + 2;
+	c->chain = link->rule & 0xff ? 0 : c->chain + 2;
 }
 
 static long classify_step(__u32 index, void *nothing)
@@ -469,7 +441,8 @@ static long classify_step(__u32 index, void *nothing)
 	return 0;
 }
 
-/* The first rule of a classifier that c->fields meet, by its number; CLASSIFY_NONE: no rule, or no such classifier. */
+/* The first rule of a classifier that c->fields meet, by its number, and in c->told what is told with it; CLASSIFY_NONE: no
+ * rule, or no such classifier. */
 always_inline __u32 classify(struct classify *c, __u32 instance)
 {
 	c->instance = instance;

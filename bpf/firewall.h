@@ -68,19 +68,18 @@ always_inline bool firewall_rule(struct judging *j)
 
 	if (!config || !c)
 		return false;
-	__u32 rule = config->rules; /* the default */
+	__u32 first = CLASSIFY_NONE;
 	__u32 kinds = config->firewall & FIREWALL_AFTER ? 2 : 1;
 	for (__u32 after = 0; after < kinds && after < 2; after++) {
 		c->fields = after ? j->after : j->before;
 		__u32 found = classify(c, firewall_place(j, after));
-		if (found < rule)
-			rule = found;
+		if (found >= first)
+			continue;
+		first = found;
+		j->rule = c->told;
 	}
-	rule += config->first_rule;
-	const __u32 *found = bpf_map_lookup_elem(&rule_v1, &rule);
-	if (!found)
-		return false;
-	j->rule = *found;
+	if (first == CLASSIFY_NONE)
+		j->rule = config->otherwise;
 	j->row = bpf_get_smp_processor_id() * config->counters + (j->rule & RULE_COUNTER);
 	return true;
 }

@@ -60,7 +60,7 @@ TABLE(full_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1,
 TABLE(wheel_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);	      /* slot -> endpoint id */
 TABLE(endpoint_v1, BPF_MAP_TYPE_ARRAY, __u32, struct endpoint, 1, 0); /* index: endpoint id */
 TABLE(nat_v1, BPF_MAP_TYPE_LPM_TRIE, struct nat_key, struct nat, 1, BPF_F_NO_PREALLOC);
-TABLE(rule_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);	 /* index: config.first_rule + its number; RULE_* */
+TABLE(rule_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);	 /* the control plane's: RULE_* in their order */
 TABLE(named_v1, BPF_MAP_TYPE_ARRAY, __u32, __u64, 1, 0); /* index: counter; made of the name of the rule that has it */
 
 /* mirror of the kernel's devices */

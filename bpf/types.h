@@ -290,8 +290,8 @@ struct config {
 	__u32 next_nat;
 	__u32 next_rule;
 	__u32 firewall;		  /* enum firewall */
-	__u32 rules;		  /* the row after them is that of the default */
-	__u32 first_rule;	  /* row of rule_v1 */
+	__u32 otherwise;	  /* RULE_*, of what meets no rule */
+	__u32 rules;		  /* rows of rule_v1 */
 	__u32 counters;		  /* rows of judged_v1 for each CPU */
 	__u8 firewall_digest[16]; /* the compiler's: of rules and sets */
 };
@@ -541,24 +541,32 @@ enum classified {
 struct classifier_head {
 	__u32 tree[CLASSIFIED_COUNT]; /* line; 0: no rule asks for this field */
 	__u32 groups;		      /* line of the first, and so the next two */
-	__u32 buckets;
+	__u32 moves;
 	__u32 entries;
-	__u32 bucket_count;
+	__u32 move_count;
 	__u64 seed; /* of the hash */
 	__u32 group_count;
-	__u32 pad[5];
+	__u32 entry_count; /* places for them */
+	__u32 pad[4];
 };
 _Static_assert(sizeof(struct classifier_head) == 64, "struct classifier_head");
 
-/* Intervals of numbers, by a tree: nodes are lines of eight boundaries, each the last number of its interval; behind each
- * of the lowest level's there is a line of nine values, lines of classes. In a wide tree a number has two words, and a node
- * a line of upper and then one of lower words. */
+/* Intervals of numbers, by a tree: nodes are lines of eight boundaries, each the last number of its interval; those of the
+ * lowest level are leaves. In a wide tree a number has two words, and a node a line of upper and then one of lower words;
+ * of the lowest level's, a third line has the values. */
 struct classifier_tree {
 	__u32 levels;
 	__u32 base[15]; /* line of the first node of each level */
 };
 _Static_assert(sizeof(struct classifier_tree) == 64, "struct classifier_tree");
 #define CLASSIFIER_WIDE 0x80000000 /* beside the line of a tree */
+
+#define LEAF_KEYS 5
+struct classifier_leaf {
+	__u64 keys[LEAF_KEYS];
+	__u32 values[LEAF_KEYS + 1]; /* lines of classes */
+};
+_Static_assert(sizeof(struct classifier_leaf) == 64, "struct classifier_leaf");
 
 /* What all packets with this address, or port, have in common. */
 #define CLASS_LABELS 12
@@ -579,17 +587,19 @@ struct classifier_group {
 #define CLASSIFIER_CHAINED 0x80000000 /* its entries lead to chains: the mask is looser than what some rows ask for */
 _Static_assert(sizeof(struct classifier_group) == 64, "struct classifier_group");
 
+/* Stands where its hash says, after the hash has been moved by what the compiler has found out: so that no two stand in
+ * one place. */
 struct classifier_entry {
 	struct fields key;
-	__u32 found; /* rule, or line of the first row of a chain */
-	__u32 group;
+	__u32 rule; /* << 8, and the group */
+	__u32 told; /* with the rule; of a chain: line of its first row */
 };
 _Static_assert(sizeof(struct classifier_entry) == 64, "struct classifier_entry");
 
 /* One of the rows that share a key, those of better rules first. The line after it is its mask. */
 struct classifier_link {
 	struct fields key;
-	__u32 rule;
-	__u32 last; /* there is none after it */
+	__u32 rule; /* << 8, and is there none after it? */
+	__u32 told;
 };
 _Static_assert(sizeof(struct classifier_link) == 64, "struct classifier_link");

@@ -21,7 +21,7 @@ from clearway.datapath.test_run import run_syscall
 Array = npt.NDArray[Any]
 
 OBJECT = Path(__file__).resolve().parents[2] / "build/bench/objects/classify.bpf.o"
-NO_RULE = 0xFFFFFFFF
+NO_RULE = 0xFF_FFFF
 MOST = 65536
 """Packets at once."""
 WORDS = 7

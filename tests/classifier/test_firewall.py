@@ -155,7 +155,7 @@ def words(packet: Packet) -> list[int]:
 def test_firewall_decides_as_its_rules_read(lookups: Lookups, family: int, data: st.DataObject) -> None:
     config = data.draw(firewalls())
     assert config.firewall is not None
-    classifiers = compile_rules(config.firewall, INTERFACES)
+    classifiers = compile_rules(config.firewall, INTERFACES, [])
     pairs = data.draw(st.lists(asked(family), min_size=1, max_size=10))
     found = []
     for number, (after, of_family) in enumerate(classifiers):
@@ -186,7 +186,7 @@ def test_last_of_many_rules_decides(lookups: Lookups, family: int, count: int) -
     last = {"name": "last", "action": "accept", "protocol": "tcp", "destination_ports": 443}
     config = config_from_data({"firewall": {"rules": [*many, last]}, "limits": {"rules": count}})
     assert config.firewall is not None
-    classifier = compile_rules(config.firewall, INTERFACES)[False, family]
+    classifier = compile_rules(config.firewall, INTERFACES, [])[False, family]
     lookups.put(classifier)
     nobody = hosts[0]
     packet = Packet(6, nobody, nobody, 4000, 443, None, 2, 0, 0, False, "eth0", "eth1")

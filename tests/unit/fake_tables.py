@@ -29,8 +29,8 @@ CONFIG = np.dtype(
         ("next_nat", "<u4"),
         ("next_rule", "<u4"),
         ("firewall", "<u4"),
+        ("otherwise", "<u4"),
         ("rules", "<u4"),
-        ("first_rule", "<u4"),
         ("counters", "<u4"),
         ("firewall_digest", "u1", (16,)),
     ]

@@ -94,7 +94,8 @@ def test_the_same_rules_are_not_compiled_again() -> None:
     ("one", "other", "same"),
     [
         (rule("a", source="10.0.0.0/8"), rule("a", source="10.0.0.0/9"), False),
-        (rule("a", source="10.0.0.0/8"), rule("a", "drop", source="10.0.0.0/8"), True),
+        (rule("a", source="10.0.0.0/8"), rule("a", source=["10.0.0.0/8"]), True),
+        (rule("a", source="10.0.0.0/8"), rule("a", "drop", source="10.0.0.0/8"), False),
         (rule("a", source="@s"), rule("a", source="@t"), False),
         (rule("a", interface_in="eth0"), rule("a", interface_in="eth1"), False),
     ],

@@ -38,10 +38,6 @@ def compile_firewall(
     named = {name: interfaces[name] for name in sorted(_named(firewall)) if name in interfaces}
     if before is not None and before.source == (firewall, named):
         return before, next_rule
-    try:
-        classifiers = compile_rules(firewall, named)
-    except TooBigError as error:
-        raise config.origin.error([Problem(("firewall", "rules"), str(error), "use fewer rules")]) from None
     actions = [(rule.name, rule.action, rule.log) for rule in firewall.rules]
     actions.append(("", firewall.default, False))
     wanted = [identity_of(name) for name, _action, _log in actions]
@@ -50,13 +46,19 @@ def compile_firewall(
         RuleRow(identity, counters[identity], action, log)
         for identity, (_name, action, log) in zip(wanted, actions, strict=True)
     )
+    try:
+        classifiers = compile_rules(firewall, named, [row.word for row in rows[:-1]])
+    except TooBigError as error:
+        raise config.origin.error([Problem(("firewall", "rules"), str(error), "use fewer rules")]) from None
     after = any(rule.after_translation for rule in firewall.rules)
     return FirewallTables(_digest(classifiers), rows, after, classifiers, (firewall, named)), following
 
 
-def compile_rules(firewall: Firewall, interfaces: Mapping[str, int]) -> dict[Place, Classifier]:
+def compile_rules(
+    firewall: Firewall, interfaces: Mapping[str, int], told: Sequence[int]
+) -> dict[Place, Classifier]:
     """A classifier for each place. Rules have the same numbers in all of them, those that are not for one are
-    left out of it.
+    left out of it. told: what each does (RuleRow.word).
     """
     sets = _sets(firewall)
     asked = {4: [condition_of(rule, firewall, interfaces, 4) for rule in firewall.rules]}
@@ -74,6 +76,7 @@ def compile_rules(firewall: Firewall, interfaces: Mapping[str, int]) -> dict[Pla
             ],
             sets,
             family,
+            told,
         )
         for after in sorted({False, *kinds})
         for family in FAMILIES

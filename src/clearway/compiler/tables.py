@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -122,6 +122,12 @@ Place = tuple[bool, int]
 """Of a classifier: is it of rules that see what is translated; family."""
 
 
+ACTIONS: tuple[Action, ...] = ("accept", "drop", "reject")
+"""enum firewall_action."""
+RULE_COUNTER, RULE_ACTION_SHIFT, RULE_LOG = 0xFF_FFFF, 24, 1 << 31
+"""Of the word that tells what a rule does (bpf/types.h)."""
+
+
 @dataclass(frozen=True, slots=True)
 class RuleRow:
     """A row of rule_v1. `identity` is made of the rule's name."""
@@ -130,6 +136,16 @@ class RuleRow:
     counter: int
     action: Action
     log: bool
+
+    @property
+    def word(self) -> int:
+        return self.counter | ACTIONS.index(self.action) << RULE_ACTION_SHIFT | self.log * RULE_LOG
+
+    @classmethod
+    def from_word(cls, word: int, identities: Sequence[int]) -> RuleRow:
+        """identities: by counter."""
+        counter, action = word & RULE_COUNTER, ACTIONS[word >> RULE_ACTION_SHIFT & 0xF]
+        return cls(int(identities[counter]), counter, action, bool(word & RULE_LOG))
 
 
 @dataclass(frozen=True)

@@ -186,9 +186,8 @@ def _write_beside(datapath: DatapathTables, previous: Tables, desired: Tables) -
     if desired.firewall is not None:
         _write_firewall(datapath, previous, desired, desired.firewall)
     config = datapath.table("config_v3")
-    first_rule = rows.first_rule(datapath.table("rule_v1"), desired.epoch)
     counters = datapath.table("named_v1").max_entries
-    _update(config, rows.config_row(config, datapath.enum, desired, first_rule, counters))
+    _update(config, rows.config_row(config, datapath.enum, desired, counters))
     services = datapath.table("service_v1")
     modes, algorithms = datapath.enum("service_mode"), datapath.enum("service_algorithm")
     _update(services, rows.service_rows(services, modes, algorithms, desired))
@@ -217,7 +216,7 @@ def _write_firewall(
     known = set(present.counters.items()) if present else set()
     _begin_counters(datapath, dict(firewall.counters.items() - known))
     table = datapath.table("rule_v1")
-    _update(table, rows.rule_rows(table, datapath.enum("firewall_action"), firewall, desired.epoch))
+    _update(table, rows.rule_rows(table, firewall, desired.epoch))
 
 
 def _begin_counters(datapath: DatapathTables, new: Mapping[int, int]) -> None:
@@ -235,11 +234,11 @@ def _begin_counters(datapath: DatapathTables, new: Mapping[int, int]) -> None:
 def _read_firewall(datapath: DatapathTables, config: Array) -> FirewallTables | None:
     if not int(config["firewall"]):
         return None
-    first, count = int(config["first_rule"]), int(config["rules"])
-    words, _ = datapath.table("rule_v1").lookup(np.arange(first, first + count + 1))
+    table = datapath.table("rule_v1")
+    first = rows.first_rule(table, int(config["epoch"]))
+    words, _ = table.lookup(np.arange(first, first + int(config["rules"])))
     _, identities = datapath.table("named_v1").items()
-    actions, flags = datapath.enum("firewall_action"), datapath.enum("firewall")
-    return rows.read_firewall(config, words, identities, actions, flags)
+    return rows.read_firewall(config, words, identities, datapath.enum("firewall"))
 
 
 def _update(table: Table, keys_and_values: tuple[Array, Array]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_network
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from clearway.compiler import EndpointRow, FirewallTables, NatRow, RuleRow, ServiceRow, Tables, Wheel
 from clearway.model import (
-    Action,
     AddressRange,
     Algorithm,
     IPAddress,
@@ -139,44 +138,27 @@ def first_rule(table: Table, epoch: int) -> int:
     return (epoch & 1) * (table.max_entries // 2)
 
 
-RULE_COUNTER, RULE_ACTION_SHIFT, RULE_LOG = 0xFF_FFFF, 24, 1 << 31
-"""Of a word of rule_v1 (bpf/types.h)."""
-
-
-def rule_rows(table: Table, actions: Names, firewall: FirewallTables, epoch: int) -> tuple[Array, Array]:
+def rule_rows(table: Table, firewall: FirewallTables, epoch: int) -> tuple[Array, Array]:
     """Rows of rule_v1 of one epoch."""
     keys, values = table.rows(len(firewall.rules))
     begin = first_rule(table, epoch)
     keys[:] = np.arange(begin, begin + len(keys))
-    numbers = {
-        action: actions[_constant("FIREWALL", action)] << RULE_ACTION_SHIFT for action in get_args(Action)
-    }
-    values[:] = [rule.counter | numbers[rule.action] | rule.log * RULE_LOG for rule in firewall.rules]
+    values[:] = [rule.word for rule in firewall.rules]
     return keys, values
 
 
-def read_firewall(
-    config: Array, words: Array, identities: Array, actions: Names, flags: Names
-) -> FirewallTables:
+def read_firewall(config: Array, words: Array, identities: Array, flags: Names) -> FirewallTables:
     """The rules in force, from a row of config_v3, those of rule_v1, and who has each counter."""
-    done = {number: cast(Action, _word("FIREWALL", actions, number)) for number in actions.values()}
+    named = identities.tolist()
     return FirewallTables(
         digest=config["firewall_digest"].tobytes(),
-        rules=tuple(
-            RuleRow(
-                int(identities[word & RULE_COUNTER]),
-                word & RULE_COUNTER,
-                done[word >> RULE_ACTION_SHIFT & 0xF],
-                bool(word & RULE_LOG),
-            )
-            for word in words.tolist()
-        ),
+        rules=tuple(RuleRow.from_word(word, named) for word in words.tolist()),
         after=bool(int(config["firewall"]) & flags["FIREWALL_AFTER"]),
     )
 
 
 def config_row(
-    table: Table, enum: Callable[[str], Names], tables: Tables, first_rule: int, counters: int
+    table: Table, enum: Callable[[str], Names], tables: Tables, counters: int
 ) -> tuple[Array, Array]:
     """The row of config_v3 for an epoch. enum: numbers by constant of an enum of bpf/types.h."""
     keys, values = table.rows(1)
@@ -191,7 +173,8 @@ def config_row(
     if tables.firewall is not None:
         flags = enum("firewall")
         value["firewall"] = flags["FIREWALL_ON"] | (flags["FIREWALL_AFTER"] if tables.firewall.after else 0)
-        value["rules"], value["first_rule"] = len(tables.firewall.rules) - 1, first_rule
+        value["otherwise"] = tables.firewall.rules[-1].word
+        value["rules"] = len(tables.firewall.rules)
         value["counters"] = counters
         value["firewall_digest"] = np.frombuffer(tables.firewall.digest, np.uint8)
     value["when_full"] = enum("when_full")[_constant("WHEN_FULL", tables.when_full)]

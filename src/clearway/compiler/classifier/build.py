@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from .lines import Lines
 from .relax import labels_of, loosened
 
 U64 = NDArray[np.uint64]
+NONE = 0xFF_FFFF
+"""The number of no rule (CLASSIFY_NONE)."""
 STEPS_MAX = 1 << 23
 """Look-ups for one packet (CLASSIFY_STEPS)."""
 SEED = np.uint64(0x9E3779B97F4A7C15)
@@ -46,12 +49,19 @@ class Classifier:
         return int(self.lines.nbytes)
 
 
-def compile_classifier(conditions: Sequence[Condition], sets: Sets, family: int) -> Classifier:
-    """The classifier of `conditions`, first match first, for packets of IPv4 (4) or IPv6 (6).
+def compile_classifier(
+    conditions: Sequence[Condition], sets: Sets, family: int, told: Sequence[int] = ()
+) -> Classifier:
+    """The classifier of `conditions`, first match first, for packets of IPv4 (4) or IPv6 (6). told: 32 bits
+    for each, which the data path finds with it.
 
     KeyError for the name of a set that is not there; TooBigError.
     """
-    rows = rows_of(conditions, family)
+    if len(conditions) >= NONE:
+        raise TooBigError(
+            f"{len(conditions):,} rules are more than the {NONE - 1:,} that a classifier can tell"
+        )
+    rows = rows_of(conditions, family, told or [0] * len(conditions))
     rows = _without_repeated(rows)
     digest = _digest(rows, sets)
     spans = {field: spans_of(field, rows, sets, family) for field in Classified}
@@ -76,11 +86,12 @@ def compile_classifier(conditions: Sequence[Condition], sets: Sets, family: int)
     numbers = head.view(np.uint32)
     numbers[:4] = trees
     numbers[4] = lines.add(groups.lines())
-    numbers[5] = lines.add(placed.buckets)
-    numbers[6] = lines.add(entries.lines())
-    numbers[7] = placed.bucket_count
+    numbers[5] = lines.add(placed.moves)
+    numbers[6] = lines.add(entries.lines(placed.places, placed.count))
+    numbers[7] = placed.move_count
     head[4] = placed.seed
     numbers[10] = len(groups.masks)
+    numbers[11] = placed.count
     lines.put(0, head)
     shadowed = tuple(sorted(set(range(len(conditions))) - set(rows.rules.tolist())))
     return Classifier(lines.joined(), len(groups.masks), len(rows.rules), shadowed, steps, digest)
@@ -89,7 +100,7 @@ def compile_classifier(conditions: Sequence[Condition], sets: Sets, family: int)
 def _digest(rows: Rows, sets: Sets) -> bytes:
     """Of all that is asked for; the same for the same, in any process."""
     digest = blake2b(digest_size=16)
-    for part in (rows.keys, rows.masks, rows.rules):
+    for part in (rows.keys, rows.masks, rows.rules, rows.told):
         digest.update(np.ascontiguousarray(part).tobytes())
     for labels in rows.labels:
         for members in labels.number:
@@ -108,7 +119,7 @@ def _without_repeated(rows: Rows) -> Rows:
     """Of rows that ask for the same only the first."""
     _, first = np.unique(np.column_stack([rows.keys, rows.masks]), axis=0, return_index=True)
     first = np.sort(first)
-    return replace(rows, keys=rows.keys[first], masks=rows.masks[first], rules=rows.rules[first])
+    return Rows(rows.keys[first], rows.masks[first], rows.rules[first], rows.told[first], rows.labels)
 
 
 @dataclass(frozen=True)
@@ -150,17 +161,25 @@ def _groups(rows: Rows, home: U64) -> Groups:
 
 @dataclass(frozen=True)
 class Entries:
-    """Keys by group, and what is found there: a rule, or the line of the first row of a chain."""
+    """Keys by group, and what is found there: a rule and `told`, or the line of the first row of a chain."""
 
     keys: U64
     groups: NDArray[np.int64]
-    found: NDArray[np.uint32]
+    rules: NDArray[np.uint32]
+    told: NDArray[np.uint32]
 
-    def lines(self) -> U64:
-        out = np.zeros((len(self.keys) + 1, 8), np.uint64)  # number 0 is none
-        out[1:, :FIELD_WORDS] = self.keys
-        out[1:, 7] = self.found.astype(np.uint64) | self.groups.astype(np.uint64) << np.uint64(32)
+    def lines(self, places: NDArray[np.int64], count: int) -> U64:
+        out = np.zeros((count, 8), np.uint64)
+        out[:, FIELD_WORDS] = NONE << 8
+        out[places, :FIELD_WORDS] = self.keys
+        out[places, FIELD_WORDS] = _found(self.rules, self.groups, self.told)
         return out
+
+
+def _found(rules: NDArray[Any], beside: NDArray[Any], told: NDArray[Any]) -> U64:
+    """The last word of entries and links: a rule with eight bits beside it, and what is told."""
+    first = rules.astype(np.uint64) << np.uint64(8) | beside.astype(np.uint64)
+    return first | told.astype(np.uint64) << np.uint64(32)
 
 
 def _entries(rows: Rows, groups: Groups, lines: Lines) -> tuple[Entries, NDArray[np.int64]]:
@@ -176,19 +195,19 @@ def _entries(rows: Rows, groups: Groups, lines: Lines) -> tuple[Entries, NDArray
     begin = lines.add(_chains(rows, linked[order], counts))
     starts = begin + 2 * (np.cumsum(counts) - counts)
     chosen = np.concatenate([plain, linked[first]])
-    found = np.concatenate([rows.rules[plain], starts.astype(np.uint32)])
+    told = np.concatenate([rows.told[plain], starts.astype(np.uint32)])
     longest = np.zeros(len(groups.masks), np.int64)
     np.maximum.at(longest, groups.of_row[linked[first]], counts)
-    return Entries(keys[chosen], groups.of_row[chosen], found), longest
+    return Entries(keys[chosen], groups.of_row[chosen], rows.rules[chosen], told), longest
 
 
 def _chains(rows: Rows, order: NDArray[np.int64], counts: NDArray[np.int64]) -> U64:
-    """Two lines a row: its key with the rule, its mask with the labels that it asks for."""
+    """Two lines a row: its key with what is found, its mask with the labels that it asks for."""
     out = np.zeros((len(order), 2, 8), np.uint64)
     out[:, 0, :FIELD_WORDS], out[:, 1, :FIELD_WORDS] = rows.keys[order], rows.masks[order]
     last = np.zeros(len(order), np.uint64)
     last[np.cumsum(counts) - 1] = 1
-    out[:, 0, 7] = rows.rules[order].astype(np.uint64) | last << np.uint64(32)
+    out[:, 0, FIELD_WORDS] = _found(rows.rules[order], last, rows.told[order])
     return out.reshape(-1, 8)
 
 

@@ -105,11 +105,14 @@ class Labels:
 
 @dataclass(frozen=True)
 class Rows:
-    """Conditions, one or more rows each: `keys` and `masks` (rows, FIELD_WORDS); `rules`: whose it is."""
+    """Conditions, one or more rows each: `keys` and `masks` (rows, FIELD_WORDS); `rules`: whose it is;
+    `told`: with that.
+    """
 
     keys: NDArray[np.uint64]
     masks: NDArray[np.uint64]
     rules: NDArray[np.uint32]
+    told: NDArray[np.uint32]
     labels: tuple[Labels, ...]
     """By Classified."""
 
@@ -119,7 +122,7 @@ Part = tuple[int, int]
 ANY: Part = (0, 0)
 
 
-def rows_of(conditions: Sequence[Condition], family: int) -> Rows:
+def rows_of(conditions: Sequence[Condition], family: int, told: Sequence[int]) -> Rows:
     """The rows of all conditions that packets of this family can meet."""
     labels = tuple(Labels(field) for field in Classified)
     words: list[int] = []
@@ -129,7 +132,8 @@ def rows_of(conditions: Sequence[Condition], family: int) -> Rows:
         _add_rows(words, condition, family, labels)
         rules += [number] * ((len(words) - before) // (2 * FIELD_WORDS))
     both = np.array(words, np.uint64).reshape(-1, 2, FIELD_WORDS)
-    return Rows(both[:, 0], both[:, 1], np.array(rules, np.uint32), labels)
+    whose = np.array(rules, np.uint32)
+    return Rows(both[:, 0], both[:, 1], whose, np.array(told, np.uint32)[whose], labels)
 
 
 def _add_rows(words: list[int], condition: Condition, family: int, labels: tuple[Labels, ...]) -> None:

@@ -11,6 +11,8 @@ from .fields import ROW_GROUPS, ROW_LABELS, Field
 U64 = NDArray[np.uint64]
 KEYS = 8
 """Boundaries of a node."""
+LEAF_KEYS = 5
+"""Of a leaf, where numbers are one word: their values are in the same line."""
 WIDE = 0x8000_0000
 """Beside the line of a tree over numbers in two words."""
 LEVELS = 8
@@ -60,22 +62,24 @@ class Lines:
 
     def _add_tree(self, cuts: tuple[U64, ...], values: NDArray[np.uint32]) -> int:
         """cuts: where each interval but the first begins, ascending, in one word or two; values: one more."""
-        levels = 1
-        while (KEYS + 1) ** levels < len(values):
-            levels += 1
-        assert levels <= LEVELS
+        keys = LEAF_KEYS if len(cuts) == 1 else KEYS
+        below = [keys + 1]  # intervals below each node, by level
+        while below[0] < len(values):
+            below.insert(0, below[0] * (KEYS + 1))
+        assert len(below) <= LEVELS
         ends = _before(cuts)
-        bases = [self.add(_nodes(ends, level, levels).reshape(-1, KEYS)) for level in range(levels - 1)]
-        nodes = _nodes(ends, levels - 1, levels)
-        room = np.zeros(len(nodes) * (KEYS + 1), np.uint32)
+        bases = [self.add(_nodes(ends, KEYS, child).reshape(-1, KEYS)) for child in below[1:]]
+        leaves = _nodes(ends, keys, 1)
+        room = np.zeros(len(leaves) * (keys + 1), np.uint32)
         room[: len(values)] = values
-        behind = np.zeros((len(nodes), 1, KEYS), np.uint64)
-        behind[:, 0].view(np.uint32)[:, : KEYS + 1] = room.reshape(-1, KEYS + 1)
-        bases.append(self.add(np.concatenate([nodes, behind], axis=1).reshape(-1, KEYS)))
+        numbers = np.zeros((len(leaves), 2 * (KEYS - keys or KEYS)), np.uint32)
+        numbers[:, : keys + 1] = room.reshape(-1, keys + 1)
+        whole = np.concatenate([leaves.reshape(len(leaves), -1), numbers.view(np.uint64)], axis=1)
+        bases.append(self.add(whole.reshape(-1, KEYS)))
         head = np.zeros((1, 8), np.uint64)
         numbers = head.view(np.uint32)[0]
-        numbers[0] = levels
-        numbers[1 : 1 + levels] = bases
+        numbers[0] = len(bases)
+        numbers[1 : 1 + len(bases)] = bases
         return self.add(head)
 
 
@@ -88,14 +92,13 @@ def _before(cuts: tuple[U64, ...]) -> tuple[U64, ...]:
     return high - (low == 0), low - one
 
 
-def _nodes(ends: tuple[U64, ...], level: int, levels: int) -> U64:
-    """The nodes of one level, (nodes, words of a number, KEYS). What is behind a node's last boundary is all
-    ones: nothing is greater.
+def _nodes(ends: tuple[U64, ...], keys: int, below: int) -> U64:
+    """The nodes of one level, (nodes, words of a number, keys). below: intervals of a child. What is behind a
+    node's last boundary is all ones: nothing is greater.
     """
-    below = (KEYS + 1) ** (levels - 1 - level)  # intervals below each child
     number = len(ends[0])
-    count = -(-(number + 1) // (below * (KEYS + 1)))
-    node, key = np.divmod(np.arange(count * KEYS), KEYS)
-    index = np.minimum((node * (KEYS + 1) + key + 1) * below - 1, number)
-    words = [np.append(one, FULL)[index].reshape(-1, KEYS) for one in ends]
+    count = -(-(number + 1) // (below * (keys + 1)))
+    node, key = np.divmod(np.arange(count * keys), keys)
+    index = np.minimum((node * (keys + 1) + key + 1) * below - 1, number)
+    words = [np.append(one, FULL)[index].reshape(-1, keys) for one in ends]
     return np.stack(words, axis=1)
