@@ -63,7 +63,7 @@ def prepare(path: Path, state: State) -> None:
         "config": state.config,
     }
     with _prepared(path).open("w") as file:
-        json.dump(content, file, indent=1)
+        file.write(json.dumps(content))  # json.dump() is not written in C
         file.flush()
         os.fsync(file.fileno())
 
