@@ -147,13 +147,15 @@ def _among(firewall: Firewall, asked: tuple[IPNetwork | SetName, ...] | None, ad
     if asked is None:
         return True
     networks = [
-        n for item in asked for n in (firewall.members(item) if isinstance(item, SetName) else (item,))
+        n for item in asked for n in (firewall.prefixes(item.name) if isinstance(item, SetName) else (item,))
     ]
     return any(address in network for network in networks if network.version == address.version)
 
 
 def _in_ports(firewall: Firewall, asked: tuple[PortRange | SetName, ...], port: int) -> bool:
-    ranges = [n for item in asked for n in (firewall.members(item) if isinstance(item, SetName) else (item,))]
+    ranges = [
+        n for item in asked for n in (firewall.ports(item.name) if isinstance(item, SetName) else (item,))
+    ]
     return any(one.first <= port <= one.last for one in ranges)
 
 

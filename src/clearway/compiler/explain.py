@@ -216,9 +216,10 @@ def _where(rule: FirewallRule, packet: Packet) -> Iterator[tuple[str, bool | Non
 
 def _among(asked: Iterable[IPNetwork | SetName], firewall: Firewall, address: IPAddress) -> bool:
     return any(
-        network.version == address.version and address in network
+        firewall.prefixes(one.name).covers(address)
+        if isinstance(one, SetName)
+        else one.version == address.version and address in one
         for one in asked
-        for network in (firewall.members(one) if isinstance(one, SetName) else (one,))
     )
 
 
@@ -226,7 +227,7 @@ def _in_ports(asked: Iterable[PortRange | SetName], firewall: Firewall, port: in
     return any(
         ports.first <= port <= ports.last
         for one in asked
-        for ports in (firewall.members(one) if isinstance(one, SetName) else (one,))
+        for ports in (firewall.ports(one.name) if isinstance(one, SetName) else (one,))
     )
 
 

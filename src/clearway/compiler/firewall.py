@@ -113,12 +113,10 @@ def _named(firewall: Firewall) -> set[str]:
 
 def _sets(firewall: Firewall) -> Sets:
     """Sets by name; an empty one may be of either kind."""
-    addresses: dict[str, Sequence[IPNetwork]] = {}
-    ports: dict[str, Sequence[PortRange]] = {}
-    for name, members in firewall.sets.items():
-        addresses[name] = [one for one in members if not isinstance(one, PortRange)]
-        ports[name] = [one for one in members if isinstance(one, PortRange)]
-    return Sets(addresses, ports)
+    return Sets(
+        {name: firewall.prefixes(name) for name in firewall.sets},
+        {name: firewall.ports(name) for name in firewall.sets},
+    )
 
 
 def _addresses(
@@ -131,7 +129,7 @@ def _addresses(
         return asked[0].name
     found: list[IPNetwork] = []
     for one in asked:
-        found += firewall.members(one) if isinstance(one, SetName) else (one,)
+        found += firewall.prefixes(one.name) if isinstance(one, SetName) else (one,)
     return tuple(found)
 
 
@@ -144,7 +142,7 @@ def _ports(
         return asked[0].name
     found: list[PortRange] = []
     for one in asked:
-        found += firewall.members(one) if isinstance(one, SetName) else (one,)
+        found += firewall.ports(one.name) if isinstance(one, SetName) else (one,)
     return tuple(found)
 
 

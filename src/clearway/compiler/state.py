@@ -19,7 +19,7 @@ from clearway.model import (
     Firewall,
     FirewallRule,
     Nat,
-    PortRange,
+    Prefixes,
     Service,
     Timeouts,
     format_duration,
@@ -164,9 +164,9 @@ def _firewall(firewall: Firewall) -> Iterator[Item]:
         {"default": firewall.default},
     )
     for name, members in firewall.sets.items():
-        kind = "port" if members and isinstance(members[0], PortRange) else "prefix"
+        kind = "prefix" if isinstance(members, Prefixes) else "port"
         size = f"{len(members):,} {kind}{'' if len(members) == 1 else 's' if kind == 'port' else 'es'}"
-        content = hash(members) & 0xFFFF_FFFF  # of numbers alone, so that it tells sets apart everywhere
+        content = hash(members) & 0xFFFF_FFFF  # the same in any process, so that two plans can be compared
         yield Item("set", name, name, name, f"with {size}", {"members": f"{size} ({content:08x})"})
     before = ""
     for rule in firewall.rules:

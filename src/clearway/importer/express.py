@@ -8,7 +8,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from typing import Any
 
-from clearway.model import IPNetwork, PortRange, SetName, TcpFlags
+from clearway.model import IPNetwork, PortRange, Prefixes, SetName, TcpFlags
 from clearway.model.protocols import DSCP, ICMP, ICMPV6, TCP, TYPES_OF, UDP, name_of
 
 from .box import BYTE, DSCPS, NEVER_JUDGED, PORTS, Box, Boxes, all_addresses, whole
@@ -26,7 +26,7 @@ NOT_SAID = {
 }
 
 Fields = dict[str, Any]
-Sets = dict[str, tuple[IPNetwork | PortRange, ...]]
+Sets = dict[str, Prefixes | tuple[PortRange, ...]]
 """What named sets hold."""
 
 
@@ -55,7 +55,7 @@ def expressed(boxes: Boxes, hook: str, sets: Sets) -> list[Fields]:
 def _note_sets(box: Box, sets: Sets) -> None:
     for addresses in (box.source, box.destination):
         if addresses.label:
-            sets[addresses.label] = tuple(_prefixes(addresses, box.family))
+            sets[addresses.label] = Prefixes.of(_prefixes(addresses, box.family))
     for ports in (box.sport, box.dport):
         if ports.label:
             sets[ports.label] = tuple(PortRange(*span) for span in ports.spans)

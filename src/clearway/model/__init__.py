@@ -30,6 +30,7 @@ from .errors import ConfigError, Origin, Problem
 from .firewall import Action, Direction, Firewall, FirewallRule
 from .firewall_values import SetName, TcpFlags
 from .load import config_from_data, load_config, parse_config, to_data, to_yaml
+from .prefixes import Prefixes
 from .values import AddressRange, IPAddress, IPNetwork, PortRange, format_duration, host_port
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Nat",
     "Origin",
     "PortRange",
+    "Prefixes",
     "Problem",
     "Protocol",
     "Service",

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from .config import Config, Endpoint, Service
 from .errors import ConfigError, Origin, Problem, Where
 from .firewall_checks import firewall_problems
-from .firewall_values import Member, parse_set
+from .firewall_values import Members, parse_set
 from .load import config_from_data, to_data
 from .values import host_port
 
@@ -134,7 +134,7 @@ def _unknown(what: str, fix: str) -> ConfigError:
     return ConfigError([Problem((REQUEST,), what, fix)], REQUEST)
 
 
-def parse_members(text: bytes, source: str) -> tuple[Member, ...]:
+def parse_members(text: bytes, source: str) -> Members:
     """The members of a set: a prefix, a port or a range of ports on each line; what follows a # is a remark.
 
     Raises ConfigError with the line of the first that is none.
@@ -158,7 +158,7 @@ def _is_no_member(line: str) -> bool:
     return False
 
 
-def replace_set(config: Config, name: str, members: tuple[Member, ...]) -> Config:
+def replace_set(config: Config, name: str, members: Members) -> Config:
     """Exchange what is in a named set of the firewall. Raises ConfigError if there is none of that name, or
     rules want it to be of the other kind.
     """

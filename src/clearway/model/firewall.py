@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from . import firewall_checks
 from .fields import Model, Name, Several, checked
 from .firewall_values import (
-    Member,
+    Members,
     SetName,
     TcpFlags,
     dscp_texts,
@@ -28,6 +28,7 @@ from .firewall_values import (
     set_texts,
     texts,
 )
+from .prefixes import Prefixes
 from .values import IPNetwork, PortRange
 
 Action = Literal["accept", "drop", "reject"]
@@ -79,8 +80,8 @@ Flags = Annotated[
     PlainSerializer(str, when_used="json"),
     _schema("`syn`, `syn/fin,syn,rst,ack`"),
 ]
-Members = Annotated[
-    tuple[Member, ...],
+SetMembers = Annotated[
+    Members,
     PlainValidator(parse_set),
     PlainSerializer(set_texts, when_used="json"),
     WithJsonSchema({"type": "array", "items": {"type": "string"}}),
@@ -147,7 +148,7 @@ class Firewall(Model):
     """
 
     default: Action = Field(default="accept", description="What becomes of a packet that meets no rule.")
-    sets: Annotated[Mapping[Name, Members], Field(strict=False)] = Field(
+    sets: Annotated[Mapping[Name, SetMembers], Field(strict=False)] = Field(
         default={},
         description="Lists of prefixes, or of ports, by name: `office: [198.51.100.0/24]`. Rules refer to"
         " them as `@office`. `clearway firewall set` exchanges one.",
@@ -158,6 +159,12 @@ class Firewall(Model):
     def _check(self) -> Self:
         return checked(self, firewall_checks.firewall_problems(self))
 
-    def members(self, reference: SetName) -> tuple[Any, ...]:
-        """What is in a set that a rule refers to."""
-        return tuple(self.sets[reference.name])
+    def prefixes(self, name: str) -> Prefixes:
+        """What is in a set, if it is one of prefixes."""
+        members = self.sets[name]
+        return members if isinstance(members, Prefixes) else Prefixes()
+
+    def ports(self, name: str) -> tuple[PortRange, ...]:
+        """What is in a set, if it is one of ports."""
+        members = self.sets[name]
+        return () if isinstance(members, Prefixes) else members

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from .errors import Problem
 from .firewall_values import SetName
+from .prefixes import Prefixes
 from .protocols import ICMP, ICMPV6, TCP, TYPES_OF, UDP
-from .values import PortRange
 
 if TYPE_CHECKING:
     from .firewall import Firewall, FirewallRule
@@ -99,8 +99,8 @@ def _set_problems(firewall: Firewall) -> Iterator[Problem]:
                     known = ", ".join(sorted(firewall.sets)) or "none"
                     what = f"there is no set {reference.name}"
                     yield Problem(("rules", index, key), what, f"add it to sets; there are: {known}")
-                elif members and isinstance(members[0], PortRange) != key.endswith("_ports"):
-                    kind = "ports" if isinstance(members[0], PortRange) else "prefixes"
+                elif members and isinstance(members, Prefixes) == key.endswith("_ports"):
+                    kind = "prefixes" if isinstance(members, Prefixes) else "ports"
                     what = f"set {reference.name} is one of {kind}"
                     yield Problem(("rules", index, key), what, "refer to a set of the other kind")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from .errors import refuse, shown
+from .prefixes import Prefixes
 from .protocols import DSCP, ICMP_TYPES, ICMPV6_TYPES, PROTOCOLS, TCP_FLAGS, name_of
 from .values import NAME, IPNetwork, PortRange, network_of, parse_interface_name
 
@@ -20,7 +21,7 @@ PORT_MAX = 65535
 VLAN_MAX = 4094
 
 Value = TypeVar("Value")
-Member = IPNetwork | PortRange
+Members = Prefixes | tuple[PortRange, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +101,19 @@ def parse_tcp_flags(value: object) -> TcpFlags:
     return TcpFlags(flags, within)
 
 
-def parse_set(value: object) -> tuple[Member, ...]:
-    """A list of prefixes, or of ports; not of both."""
+def parse_set(value: object) -> Members:
+    """A list of prefixes, or of ports; not of both. What is repeated counts once."""
+    if isinstance(value, Prefixes):
+        return value
     if not isinstance(value, list | tuple):
         raise refuse(f"{shown(value)} is not a list", "write a list of prefixes, or of ports, in brackets")
+    if set(map(type, value)) <= {str} and (quick := Prefixes.read(value)) is not None:
+        return quick
     members = tuple(dict.fromkeys(_member(item) for item in value))
-    if len({isinstance(member, PortRange) for member in members}) > 1:
+    ports = tuple(member for member in members if isinstance(member, PortRange))
+    if ports and len(ports) < len(members):
         raise refuse("both prefixes and ports are in it", "make a set of each")
-    return members
+    return ports or Prefixes.of(member for member in members if not isinstance(member, PortRange))
 
 
 def texts(values: tuple[object, ...] | None) -> object:
@@ -118,8 +124,8 @@ def texts(values: tuple[object, ...] | None) -> object:
     return words[0] if len(words) == 1 else words
 
 
-def set_texts(members: tuple[Member, ...]) -> list[object]:
-    return [_text(member) for member in members]
+def set_texts(members: Members) -> list[object]:
+    return [*(members.texts() if isinstance(members, Prefixes) else map(_text, members))]
 
 
 def protocol_texts(values: tuple[int, ...] | None) -> object:
@@ -159,7 +165,7 @@ def _port_item(value: object) -> PortRange | SetName:
     return _set_name(value) or _ports(value)
 
 
-def _member(value: object) -> Member:
+def _member(value: object) -> IPNetwork | PortRange:
     if isinstance(value, PortRange) or (isinstance(value, int) and not isinstance(value, bool)):
         return _ports(value)
     if isinstance(value, str) and not ("." in value or ":" in value) and PORT.fullmatch(value):

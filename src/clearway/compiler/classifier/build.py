@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clearway.model import IPNetwork, PortRange
-
-from .conditions import FIELD_WORDS, Classified, Condition, Rows, Sets, TooBigError, rows_of
+from .conditions import (
+    FIELD_WORDS,
+    Classified,
+    Condition,
+    Members,
+    Rows,
+    Sets,
+    TooBigError,
+    ports_of,
+    prefixes_of,
+    rows_of,
+)
 from .entries import place_entries
 from .fields import field_of, spans_of
 from .lines import Lines
@@ -63,7 +72,7 @@ def compile_classifier(
         )
     rows = rows_of(conditions, family, told or [0] * len(conditions))
     rows = _without_repeated(rows)
-    digest = _digest(rows, sets)
+    digest = _digest(rows, sets, family)
     spans = {field: spans_of(field, rows, sets, family) for field in Classified}
     depths = [spans[field].depth for field in Classified]
     groups = _groups(rows, loosened(rows, depths, family))
@@ -97,22 +106,22 @@ def compile_classifier(
     return Classifier(lines.joined(), len(groups.masks), len(rows.rules), shadowed, steps, digest)
 
 
-def _digest(rows: Rows, sets: Sets) -> bytes:
+def _digest(rows: Rows, sets: Sets, family: int) -> bytes:
     """Of all that is asked for; the same for the same, in any process."""
     digest = blake2b(digest_size=16)
     for part in (rows.keys, rows.masks, rows.rules, rows.told):
         digest.update(np.ascontiguousarray(part).tobytes())
     for labels in rows.labels:
         for members in labels.number:
-            digest.update(b"".join(map(_member_bytes, labels.members(members, sets))))
-            digest.update(b"|")
+            content = _member_bytes(members, labels.field, sets, family)
+            digest.update(b"%d:%b" % (len(content), content))
     return digest.digest()
 
 
-def _member_bytes(member: IPNetwork | PortRange) -> bytes:
-    if isinstance(member, PortRange):
-        return b"p%d-%d" % (member.first, member.last)
-    return b"a" + member.network_address.packed + bytes([member.prefixlen])
+def _member_bytes(members: Members, field: Classified, sets: Sets, family: int) -> bytes:
+    if field >= Classified.SPORT:
+        return b",".join(b"%d-%d" % (one.first, one.last) for one in ports_of(members, sets))
+    return prefixes_of(members, sets).of_family(family)
 
 
 def _without_repeated(rows: Rows) -> Rows:

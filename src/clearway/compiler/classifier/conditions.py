@@ -16,7 +16,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from clearway.model import IPNetwork, PortRange
+from clearway.model import IPNetwork, PortRange, Prefixes
 
 FAMILY_IPV4 = 4
 FIELD_WORDS = 7
@@ -69,7 +69,7 @@ class Condition:
 class Sets:
     """Named sets that conditions speak of."""
 
-    addresses: Mapping[str, Sequence[IPNetwork]] = field(default_factory=dict)
+    addresses: Mapping[str, Prefixes | Sequence[IPNetwork]] = field(default_factory=dict)
     ports: Mapping[str, Sequence[PortRange]] = field(default_factory=dict)
 
 
@@ -96,11 +96,19 @@ class Labels:
             )
         return number
 
-    def members(self, members: Members, sets: Sets) -> Sequence[IPNetwork] | Sequence[PortRange]:
-        """What a label stands for. KeyError for the name of a set that is not there."""
-        if not isinstance(members, str):
-            return members
-        return sets.ports[members] if self.field >= Classified.SPORT else sets.addresses[members]
+
+def prefixes_of(members: Members, sets: Sets) -> Prefixes:
+    """What a label of addresses stands for. KeyError for the name of a set that is not there."""
+    if isinstance(members, str):
+        return Prefixes.of(sets.addresses[members])
+    return Prefixes.of(one for one in members if not isinstance(one, PortRange))
+
+
+def ports_of(members: Members, sets: Sets) -> Sequence[PortRange]:
+    """What a label of ports stands for. KeyError for the name of a set that is not there."""
+    if isinstance(members, str):
+        return sets.ports[members]
+    return [one for one in members if isinstance(one, PortRange)]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ have a rule for it and the labels that its members have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clearway.model import IPNetwork, PortRange
+from clearway.model import Prefixes
 
-from .conditions import FAMILY_IPV4, LABEL_MAX, Classified, Labels, Rows, Sets
+from .conditions import FAMILY_IPV4, LABEL_MAX, Classified, Labels, Rows, Sets, ports_of, prefixes_of
 from .relax import labels_of, prefix_mask
 
 U64 = NDArray[np.uint64]
@@ -24,6 +23,11 @@ Ints = NDArray[np.int64]
 WIDE = 128
 """Bits of a value that takes two words."""
 FULL_WORD = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+PREFIX = {
+    4: np.dtype([("low", ">u4"), ("length", "u1")]),
+    6: np.dtype([("high", ">u8"), ("low", ">u8"), ("length", "u1")]),
+}
+"""Rows of Prefixes, by family."""
 ROW_GROUPS = 4
 """Words of bits, a bit a group (struct classifier_class)."""
 ROW_LABELS = 12
@@ -173,14 +177,13 @@ def _labelled(labels: Labels, field: Classified, sets: Sets, family: int) -> tup
     parts: list[tuple[U64, U64, U64, U64]] = []
     for members in labels.number:
         if field >= Classified.SPORT:
-            ports = sets.ports[members] if isinstance(members, str) else members
+            ports = ports_of(members, sets)
             low, last_low = (
                 np.array([getattr(one, name) for one in ports], np.uint64) for name in ("first", "last")
             )
             parts.append((low * np.uint64(0), low, low * np.uint64(0), last_low))
         else:
-            networks = sets.addresses[members] if isinstance(members, str) else members
-            parts.append(_ends_of([one for one in networks if not isinstance(one, PortRange)], family))
+            parts.append(_ends_of(prefixes_of(members, sets), family))
     counts = np.array([len(part[0]) for part in parts], np.int64)
     none = np.zeros(0, np.uint64)
     high, low, last_high, last_low = (
@@ -189,17 +192,14 @@ def _labelled(labels: Labels, field: Classified, sets: Sets, family: int) -> tup
     return np.repeat(np.arange(1, len(counts) + 1), counts), high, low, last_high, last_low
 
 
-def _ends_of(networks: Sequence[IPNetwork], family: int) -> tuple[U64, U64, U64, U64]:
+def _ends_of(prefixes: Prefixes, family: int) -> tuple[U64, U64, U64, U64]:
     """The first and the last address of prefixes of one family, in two words each."""
-    mine = [one for one in networks if one.version == family]
-    octets = b"".join([one.network_address.packed for one in mine])
-    length = np.array([one.prefixlen for one in mine], np.int64)
+    rows = np.frombuffer(prefixes.of_family(family), PREFIX[family])
+    low, length = rows["low"].astype(np.uint64), rows["length"].astype(np.int64)
     if family == FAMILY_IPV4:
-        low = np.frombuffer(octets, ">u4").astype(np.uint64)
         last = low | ~prefix_mask(length, 32) & np.uint64(0xFFFFFFFF)
         return low * np.uint64(0), low, low * np.uint64(0), last
-    words = np.frombuffer(octets, ">u8").reshape(-1, 2).astype(np.uint64)
-    high, low = words[:, 0], words[:, 1]
+    high = rows["high"].astype(np.uint64)
     return high, low, high | ~prefix_mask(length, 64), low | ~prefix_mask(length - 64, 64)
 
 
