@@ -32,7 +32,7 @@ MORE = "program time of a first packet, more than with 10 rules"
 MORE_AT_MOST = {10_000: 300, 100_000: 600}  # ns
 ROUNDS, ROUNDS_OF_RULES = 11, 7
 WARMING, BURST = 500, 3000  # packets
-# Rules have just been written, by another CPU perhaps: with fewer, it is measured how they come into the caches.
+# Rules have just been written, perhaps by another CPU: fewer would measure how they come into the caches.
 WARMING_RULES = 12_000
 SPARE = 1000  # more than go to neighbours
 # Where the rules' packets go to, by family: what rules.py of the classifier's benchmark makes up
