@@ -106,8 +106,11 @@ def _append(chains: dict[tuple[str, str], Chain], family: int, table: str, numbe
     chain = chains.get((table, words[1]))
     if chain is None:
         raise UnreadableError(f"line {number}: there is no chain {words[1]}")
-    own = {name for of_table, name in chains if of_table == table}
-    chain.rules.append(_rule(words[2:], family, number, text, own))
+    line = _read(words[2:], family)
+    boxes, reasons = _boxes(line)
+    verb, target, side_effect = _verdict(line, calls=(table, line.target) in chains)
+    branch = Branch(boxes, verb, target, verb is Verb.LOG, reasons)
+    chain.rules.append(Rule(number, text, (branch,), line.comment, side_effect))
 
 
 def words_of(text: str) -> Iterator[str]:
@@ -116,18 +119,14 @@ def words_of(text: str) -> Iterator[str]:
         yield found[2] if found[1] is None else re.sub(r"\\(.)", r"\1", found[1])
 
 
-def _rule(words: list[str], family: int, number: int, text: str, chains: set[str]) -> Rule:
+def _read(words: list[str], family: int) -> _Line:
     line = _Line(family)
     at = 0
     while at < len(words):
         negated = words[at] == "!"
         at += negated
         at = _option(line, words, at, negated)
-    boxes, reasons = _boxes(line)
-    verb, target, side_effect = _verdict(line, chains)
-    log = verb is Verb.LOG
-    branch = Branch(boxes, verb, target, log, reasons)
-    return Rule(number, text, (branch,), line.comment, side_effect)
+    return line
 
 
 def _option(line: _Line, words: list[str], at: int, negated: bool) -> int:
@@ -165,10 +164,10 @@ def _target_options(line: _Line, words: list[str], at: int) -> int:
     return len(words)
 
 
-def _verdict(line: _Line, chains: set[str]) -> tuple[Verb, str, str]:
-    """Verb, target, and what it does besides."""
+def _verdict(line: _Line, *, calls: bool) -> tuple[Verb, str, str]:
+    """Verb, target, and what it does besides. `calls`: its target is a chain."""
     target = line.target
-    if target in chains:
+    if calls:
         return (Verb.GOTO if line.goto else Verb.JUMP), target, ""
     if target == "REJECT":
         return Verb.REJECT, line.reject or "default", ""
