@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from clearway.model.protocols import ICMP, ICMPV6, TCP, UDP
 
@@ -70,8 +70,13 @@ class Key:
     protocol: int | None = None
 
     def base(self) -> Boxes:
-        boxes = everything(self.families)
-        return boxes if self.protocol is None else limited(boxes, protocol=Ranges.numbers([self.protocol]))
+        return _base(self.families, self.protocol)
+
+
+@cache
+def _base(families: tuple[int, ...], protocol: int | None) -> Boxes:
+    boxes = everything(families)
+    return boxes if protocol is None else limited(boxes, protocol=Ranges.numbers([protocol]))
 
 
 def _ports_of(name: str, protocol: int | None) -> dict[str, Key]:

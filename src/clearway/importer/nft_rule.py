@@ -55,6 +55,13 @@ class Table:
     sets: dict[str, NamedSet] = field(default_factory=dict)
     maps: dict[str, tuple[tuple[Element, Verdict], ...] | str] = field(default_factory=dict)
     """Elements, or why they are not known."""
+    _met: dict[Condition, Boxes] = field(default_factory=dict)
+
+    def boxes_of(self, condition: Condition) -> Boxes:
+        """conditions.boxes_of(), once for each condition: sets may be large, and many rules name the same."""
+        if condition not in self._met:
+            self._met[condition] = boxes_of(condition, self.sets)
+        return self._met[condition]
 
 
 def rule_of(said: Statements, line: int, text: str, table: Table) -> Rule:
@@ -62,7 +69,7 @@ def rule_of(said: Statements, line: int, text: str, table: Table) -> Rule:
     boxes, reasons = everything(), list(said.reasons)
     for condition in said.conditions:
         try:
-            boxes = common(boxes, boxes_of(condition, table.sets))
+            boxes = common(boxes, table.boxes_of(condition))
         except InexactError as error:
             reasons.append(str(error))
     branches = _branches(said, boxes, tuple(reasons), table)
