@@ -46,8 +46,11 @@ NEVER_JUDGED = Ranges(((130, 137), (143, 143)))
 """ICMPv6 types of neighbour discovery and multicast group management (RFC 4861, RFC 2710, RFC 3810)."""
 
 
+_ALL_ADDRESSES = {family: Ranges(((0, (1 << bits) - 1),)) for family, bits in BITS.items()}
+
+
 def all_addresses(family: int) -> Ranges:
-    return Ranges(((0, (1 << BITS[family]) - 1),))
+    return _ALL_ADDRESSES[family]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +81,13 @@ class Box:
         """What is in both, if anything."""
         if self.family != other.family:
             return None
-        values = {name: getattr(self, name) & getattr(other, name) for name in FIELDS}
-        return replace(self, **values) if all(values.values()) else None
+        values: dict[str, Any] = {}
+        for name in FIELDS:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            values[name] = mine if mine is theirs else mine & theirs  # most are cut down in few fields
+            if not values[name]:
+                return None
+        return Box(self.family, **values)
 
     def within(self, other: Box) -> bool:
         # In long lists of rules most differ in their source or their port.
@@ -123,8 +131,11 @@ FIELDS = (
 Boxes = tuple[Box, ...]
 
 
+_WHOLE = {family: Box(family, all_addresses(family), all_addresses(family)) for family in FAMILIES}
+
+
 def whole(family: int) -> Box:
-    return Box(family, all_addresses(family), all_addresses(family))
+    return _WHOLE[family]
 
 
 def everything(families: Iterable[int] = FAMILIES) -> Boxes:

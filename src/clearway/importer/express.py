@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from typing import Any
 
 from clearway.model import IPNetwork, PortRange, Prefixes, SetName, TcpFlags
 from clearway.model.protocols import DSCP, ICMP, ICMPV6, TCP, TYPES_OF, UDP, name_of
 
-from .box import BYTE, DSCPS, NEVER_JUDGED, PORTS, Box, Boxes, all_addresses, whole
+from .box import BYTE, DSCPS, FIELDS, NEVER_JUDGED, PORTS, Box, Boxes, all_addresses, whole
 from .errors import InexactError
 from .ranges import Names, Ranges
 
@@ -19,6 +20,8 @@ LOOPBACK = "lo"
 PREFIXES_MAX = 4096
 CUBES_MAX = 16
 ICMP_OF = {4: ICMP, 6: ICMPV6}
+ALIKE = tuple(name for name in FIELDS if name not in {"source", "destination", "to"})
+"""What is the same in boxes that are one rule. What routing may call a destination differs from the start."""
 NOT_SAID = {
     "code": "ICMP codes are not part of clearway's rules",
     "hops": "hop limits are not part of clearway's rules",
@@ -30,6 +33,7 @@ Sets = dict[str, Prefixes | tuple[PortRange, ...]]
 """What named sets hold."""
 
 
+@cache
 def start(hook: str) -> Boxes:
     """What of all packets comes to a hook and is clearway's business: nothing of the loopback interface."""
     away = Names.but(LOOPBACK)
@@ -41,24 +45,24 @@ def start(hook: str) -> Boxes:
     return replace(v4, to=own), v6
 
 
-def expressed(boxes: Boxes, hook: str, sets: Sets) -> list[Fields]:
-    """Rules that together ask for what is in the boxes. Adds the sets that they refer to."""
+def expressed(boxes: Boxes, hook: str) -> list[Fields]:
+    """Rules that together ask for what is in the boxes."""
     found: list[Fields] = []
     for group in _by_family(boxes):
         for part in _by_protocol(group):
             found += _rules(part, hook)
-    for box in boxes:
-        _note_sets(box, sets)
     return found
 
 
-def _note_sets(box: Box, sets: Sets) -> None:
-    for addresses in (box.source, box.destination):
-        if addresses.label:
-            sets[addresses.label] = Prefixes.of(_prefixes(addresses, box.family))
-    for ports in (box.sport, box.dport):
-        if ports.label:
-            sets[ports.label] = tuple(PortRange(*span) for span in ports.spans)
+def note_sets(boxes: Boxes, sets: Sets) -> None:
+    """Add the sets that rules for the boxes refer to, as far as they are not there."""
+    for box in boxes:
+        for addresses in (box.source, box.destination):
+            if addresses.label and addresses.label not in sets:
+                sets[addresses.label] = Prefixes.of(_prefixes(addresses, box.family))
+        for ports in (box.sport, box.dport):
+            if ports.label and ports.label not in sets:
+                sets[ports.label] = tuple(PortRange(*span) for span in ports.spans)
 
 
 def _by_family(boxes: Boxes) -> list[Boxes]:
@@ -75,12 +79,7 @@ def _by_family(boxes: Boxes) -> list[Boxes]:
 
 
 def _alike(one: Box, other: Box) -> bool:
-    anywhere = all_addresses(4)
-    # Starts differ by family in what routing may call a destination.
-    first, second = (
-        replace(box, family=4, source=anywhere, destination=anywhere, to=BYTE) for box in (one, other)
-    )
-    return first == second
+    return all(getattr(one, name) == getattr(other, name) for name in ALIKE)
 
 
 def _by_protocol(group: Boxes) -> Iterator[Boxes]:

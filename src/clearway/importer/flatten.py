@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from .box import Boxes, common, covered, without
 from .errors import InexactError, UnreadableError
+from .index import Index
 from .ruleset import ENDS, Branch, Chain, Rule, Verb
 
 DEPTH_MAX = 16
@@ -134,6 +135,9 @@ def combined(first: Sequence[Entry], then: Sequence[Entry]) -> list[Entry]:
     """Two chains at a hook, one behind the other: what the first accepts goes through the second."""
     if not any(entry.verb in ENDS and entry.verb is not Verb.ACCEPT for entry in then):
         return [*first, *(replace(entry, verb=_harmless(entry.verb)) for entry in then if entry.position > 0)]
+    index = Index()
+    for entry in then:
+        index.add(entry.boxes)
     found: list[Entry] = []
     for entry in first:
         if entry.verb is not Verb.ACCEPT:
@@ -142,7 +146,7 @@ def combined(first: Sequence[Entry], then: Sequence[Entry]) -> list[Entry]:
             why = "another chain at this hook has to accept it too"
             found.append(replace(entry, verb=Verb.UNKNOWN, reasons=(*entry.reasons, why)))
         else:
-            found += _through(entry, then)
+            found += _through(entry, [then[number] for number in index.near(entry.boxes)])
         if len(found) > ENTRIES_MAX:
             hook = entry.chain.hook
             raise UnreadableError(f"the chains at hook {hook} unfold to more than {ENTRIES_MAX} rules")

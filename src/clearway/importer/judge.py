@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -27,9 +27,10 @@ from .box import (
     unlimited,
 )
 from .errors import InexactError
-from .express import LOOPBACK, Fields, Sets, expressed
+from .express import LOOPBACK, Fields, Sets, expressed, note_sets
 from .flatten import Entry, ends_before
-from .names import plain, unused
+from .index import Index
+from .names import UniqueNames, plain
 from .ranges import Names, Ranges
 from .ruleset import ENDS, Verb
 
@@ -74,6 +75,25 @@ class _Step:
     log: bool
     fields: list[Fields] = field(default_factory=list)
     why: str = ""
+    is_default: bool = False
+    """Whether clearway does the same without it."""
+
+
+class _Taken:
+    """Steps that become rules, from the last one on: for the next, these are the rules behind it."""
+
+    def __init__(self) -> None:
+        self.steps: list[_Step] = []
+        self._index = Index()
+
+    def add(self, step: _Step) -> None:
+        self.steps.append(step)
+        self._index.add(step.boxes)
+
+    def meeting(self, box: Box) -> Iterator[_Step]:
+        """Those that some packets of a box meet, the first rule first."""
+        steps = (self.steps[number] for number in self._index.near((box,), last_first=True))
+        return (step for step in steps if common((box,), step.boxes))
 
 
 class Judge:
@@ -83,19 +103,21 @@ class Judge:
         self.account = account
         self.rules: list[FirewallRule] = []
         self.sets: Sets = {}
-        self.names: set[str] = set()
+        self.names = UniqueNames()
 
     def judge(self, entries: Sequence[Entry], hook: str) -> None:
         steps = self._with_logs(self._steps(entries, hook))
-        taken: list[_Step] = []
+        taken = _Taken()
         for step in reversed(steps):  # what may be left out depends on what comes after
             self._express(step, taken, hook)
             if step.why:
                 self._left_out(step, taken)
             else:
-                taken.insert(0, step)
-        for number, step in enumerate(taken):
-            self._write(step, taken[number + 1 :])
+                last = step.entry.position <= 0 and step.entry.verb is Verb.ACCEPT and not step.log
+                step.is_default = last and self._otherwise(step.boxes, step, taken) is None
+                taken.add(step)
+        for step in reversed(taken.steps):
+            self._write(step)
         blamed = {
             reason for step in steps if self.account.was_refused(step.entry) for reason in step.entry.reasons
         }
@@ -105,34 +127,35 @@ class Judge:
     # ---- what first packets meet ----
 
     def _steps(self, entries: Iterable[Entry], hook: str) -> list[_Step]:
-        decided: list[Box] = []  # of first packets
-        gone: list[Box] = []  # of all
+        decided = Index()  # of first packets
+        gone = Index()  # of all
         steps = []
         for entry in entries:
             if entry.verb not in ENDS | {Verb.LOG}:
                 continue
             boxes = self._first_packets(entry, gone)
-            gone += entry.boxes if entry.decides else ()
+            if entry.decides:
+                gone.add(entry.boxes)
             if not boxes:
                 continue
-            if covered(boxes, decided):
+            if decided.cover(boxes):
                 self.account.takes(entry, DECIDED_BEFORE)
                 continue
             steps.append(_Step(entry, boxes, self._name(entry, hook), entry.log and entry.verb in ENDS))
             if entry.decides:
-                decided += boxes
+                decided.add(boxes)
         return steps
 
-    def _first_packets(self, entry: Entry, gone: Sequence[Box]) -> Boxes:
+    def _first_packets(self, entry: Entry, gone: Index) -> Boxes:
         """What an entry says about packets that clearway asks rules about; accounts for the others."""
         first = limited(entry.boxes, state=NEW)
-        if not first and covered(entry.boxes, gone):
+        if not first and gone.cover(entry.boxes):
             self.account.takes(entry, DECIDED_BEFORE)
         elif not first:
             self._other_states(entry)
         judged = tuple(box for box in first if not never_judged(box))
         others = tuple(box for box in first if never_judged(box))
-        if others and covered(others, gone):
+        if others and gone.cover(others):
             self.account.takes(entry, DECIDED_BEFORE)
         elif others:
             self._discovery(entry)
@@ -183,7 +206,7 @@ class Judge:
 
     # ---- rules ----
 
-    def _express(self, step: _Step, later: Sequence[_Step], hook: str) -> None:
+    def _express(self, step: _Step, later: _Taken, hook: str) -> None:
         entry = step.entry
         if entry.reasons or entry.verb is Verb.UNKNOWN:
             step.why = "; ".join(entry.reasons) or f"{entry.target}: clearway has nothing like it"
@@ -195,18 +218,17 @@ class Judge:
             self._express_more(step, later, hook)
 
     def _rules_for(self, boxes: Boxes, hook: str) -> list[Fields]:
-        sets: Sets = {}
-        fields = expressed(boxes, hook, sets)
+        fields = expressed(boxes, hook)
         for one in fields:
             try:
                 FirewallRule(name="x", action="accept", **one)
             except ValidationError as error:
                 what = "; ".join(str(problem["msg"]) for problem in error.errors())
                 raise InexactError(f"clearway refuses it: {what}") from None
-        self.sets |= sets
+        note_sets(boxes, self.sets)
         return fields
 
-    def _express_more(self, step: _Step, later: Sequence[_Step], hook: str) -> None:
+    def _express_more(self, step: _Step, later: _Taken, hook: str) -> None:
         """`All interfaces but eth0` is `all` when what comes by eth0 gets the same from the rules behind."""
         boxes, more = _any_interface(step.boxes)
         if not more or self._otherwise(more, step, later) is not None:
@@ -218,13 +240,11 @@ class Judge:
         step.boxes, step.why = boxes, ""
 
     def _otherwise(
-        self, boxes: Boxes, step: _Step, later: Sequence[_Step], *, logs: bool = True
+        self, boxes: Boxes, step: _Step, later: _Taken, *, logs: bool = True
     ) -> tuple[str, Verb] | None:
         """Which rule does something else to these packets than the step would; None: they get the same."""
         for box in boxes:
-            for other in later:
-                if not common((box,), other.boxes):
-                    continue
+            for other in later.meeting(box):
                 if other.entry.verb != step.entry.verb or (logs and other.log != step.log):
                     return f"rule {other.name}", other.entry.verb
                 if covered((box,), other.boxes):
@@ -234,7 +254,7 @@ class Judge:
                     return "the default", Verb.ACCEPT
         return None
 
-    def _left_out(self, step: _Step, later: Sequence[_Step]) -> None:
+    def _left_out(self, step: _Step, later: _Taken) -> None:
         verb = step.entry.verb
         other = self._otherwise(step.boxes, step, later)
         if other is None:
@@ -250,14 +270,13 @@ class Judge:
         effect = f"the rules behind it decide instead: {name} {verb_words(does)} what it {verb_words(verb)}"
         self.account.refuses(step.entry, step.why, effect)
 
-    def _write(self, step: _Step, later: Sequence[_Step]) -> None:
+    def _write(self, step: _Step) -> None:
         entry = step.entry
-        last = entry.position <= 0 and entry.verb is Verb.ACCEPT and not step.log
-        if last and self._otherwise(step.boxes, step, later) is None:
+        if step.is_default:
             self.account.takes(entry, "the default")
             return
         for number, one in enumerate(step.fields):
-            name = step.name if number == 0 else self._unused(step.name)
+            name = step.name if number == 0 else self.names.unique(step.name)
             self.rules.append(FirewallRule(name=name, action=ACTIONS[entry.verb], log=step.log, **one))
             self.account.takes(entry, f"rule {name}")
         if entry.verb is Verb.REJECT and (what := _answers(entry)):
@@ -287,15 +306,10 @@ class Judge:
 
     def _name(self, entry: Entry, hook: str) -> str:
         if entry.position <= 0:
-            return self._unused(f"{hook}-policy")
+            return self.names.unique(f"{hook}-policy")
         chain = plain(entry.chain.name.lower(), 40) or "chain"
         comment = plain(entry.rule.comment.lower(), 62 - len(chain))
-        return self._unused(f"{chain}-{comment or entry.position}")
-
-    def _unused(self, name: str) -> str:
-        found = unused(name, self.names)
-        self.names.add(found)
-        return found
+        return self.names.unique(f"{chain}-{comment or entry.position}")
 
 
 def _built_in(states: Ranges) -> str:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
 
 LONGEST = 63
 
@@ -14,9 +13,19 @@ def plain(text: str, most: int = LONGEST) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")[:most].rstrip("-._")
 
 
-def unused(name: str, taken: Container[str]) -> str:
-    """The name or, when it is taken, the name with a number."""
-    number, candidate = 2, name
-    while candidate in taken:
-        candidate, number = f"{name[: LONGEST - 6]}-{number}", number + 1
-    return candidate
+class UniqueNames:
+    """Gives every name to one only."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._next: dict[str, int] = {}
+
+    def unique(self, name: str) -> str:
+        """The name or, when it is taken, the name with a number from 2 on."""
+        stem = name[: LONGEST - 6]
+        candidate, number = name, self._next.get(stem, 2)
+        while candidate in self._taken:
+            candidate, number = f"{stem}-{number}", number + 1
+        self._taken.add(candidate)
+        self._next[stem] = number
+        return candidate

@@ -9,7 +9,7 @@ from typing import Any
 
 from .conditions import Condition, Element, NamedSet
 from .errors import InexactError, UnreadableError
-from .names import plain, unused
+from .names import UniqueNames, plain
 from .nft_rule import (
     CHANGES,
     FAMILIES_OF,
@@ -42,7 +42,7 @@ class _Reader:
         self.chains: dict[tuple[str, str], Chain] = {}
         self.tables: dict[str, Table] = {}
         self.dormant: set[str] = set()
-        self.labels: set[str] = set()
+        self.labels = UniqueNames()
 
     def ruleset(self, objects: list[Json]) -> Ruleset:
         kinds = {"table": self._table, "chain": self._chain, "set": self._set, "map": self._map}
@@ -71,8 +71,7 @@ class _Reader:
         self.chains[table, name] = chain
 
     def _set(self, content: Json, _number: int) -> None:
-        label = unused(plain(content["name"]) or "set", self.labels)
-        self.labels.add(label)
+        label = self.labels.unique(plain(content["name"]) or "set")
         unusable, elements = _unusable(content), []
         try:
             elements = [_element(one) for one in content.get("elem", ())]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .conditions import Element, NamedSet
 from .errors import InexactError, UnreadableError
-from .names import plain, unused
+from .names import UniqueNames, plain
 from .nft_rule import CHANGES, FAMILIES_OF, PRIORITIES, Table, Verdict, rule_of
 from .nft_statements import Tokens, element_list, statements, verdict_elements
 from .ruleset import Chain, Ruleset, Verb
@@ -21,6 +21,7 @@ TOKEN = re.compile(
 )
 SKIPPED = ("counter", "quota", "limit", "flowtable", "ct", "secmark", "synproxy")
 """Objects of a table that rules may name, and that decide nothing by themselves."""
+POLICY_BEHIND = re.compile(r";[ \t]*policy \w+")
 HANDLE = re.compile(r"# handle \d+\s*")
 
 
@@ -62,7 +63,7 @@ class _Reader:
         self.chains: dict[tuple[str, str], Chain] = {}
         self.tables: dict[str, Table] = {}
         self.pending: list[tuple[Chain, list[Token]]] = []
-        self.labels: set[str] = set()
+        self.labels = UniqueNames()
 
     def ruleset(self) -> Ruleset:
         while token := self._next_significant():
@@ -172,8 +173,8 @@ class _Reader:
     def _source(self, tokens: Sequence[Token]) -> str:
         """As it was written, up to `;` after a policy that stands behind it."""
         last = tokens[-1]
-        rest = re.match(r";[ \t]*policy \w+", self.text[last.end :])
-        return " ".join(self.text[tokens[0].start : last.end + (rest.end() if rest else 0)].split())
+        rest = POLICY_BEHIND.match(self.text, last.end)
+        return " ".join(self.text[tokens[0].start : rest.end() if rest else last.end].split())
 
     def _rule(self, chain: Chain, found: list[Token]) -> None:
         hidden = [token.text for token in found if token.kind == "comment" and not HANDLE.match(token.text)]
@@ -203,8 +204,7 @@ class _Reader:
             found_elements = element_list(Tokens(elements)) if elements else ()
         except InexactError as error:
             unusable = unusable or str(error)
-        label = unused(plain(name) or "set", self.labels)
-        self.labels.add(label)
+        label = self.labels.unique(plain(name) or "set")
         self.tables[table].sets[name] = NamedSet(label, found_elements, unusable)
 
     def _map(self, table: str, name: str, elements: list[tuple[str, str]], unusable: str) -> None:

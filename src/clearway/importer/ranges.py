@@ -46,11 +46,23 @@ class Ranges:
         return any(first <= number <= last for first, last in self.spans)
 
     def __and__(self, other: Ranges) -> Ranges:
-        found = tuple(self._common(other))
+        if self._in_one_span_of(other):
+            found = self.spans
+        elif other._in_one_span_of(self):
+            found = other.spans
+        else:
+            found = tuple(self._common(other))
         for one in (self, other):
             if one.label and one.spans == found:
                 return one
         return self if self.spans == found else Ranges(found)
+
+    def _in_one_span_of(self, other: Ranges) -> bool:
+        """By far the most frequent, and then there is nothing to go through."""
+        if not self.spans or len(other.spans) != 1:
+            return False
+        [(first, last)] = other.spans
+        return first <= self.spans[0][0] and self.spans[-1][1] <= last
 
     def _common(self, other: Ranges) -> Iterator[Span]:
         mine, theirs = list(reversed(self.spans)), list(reversed(other.spans))

@@ -31,6 +31,7 @@ from .box import (
 )
 from .errors import InexactError
 from .flatten import Entry
+from .index import Index
 from .ranges import Ranges
 from .ruleset import ENDS, Verb
 
@@ -67,16 +68,16 @@ def replies_dropped(entries: Sequence[Entry], start: Boxes, hook: str) -> list[E
 def _of_accepted(entries: Sequence[Entry]) -> Boxes:
     """Packets of all connections that are accepted, in both directions, and ICMP errors about them."""
     region: list[Box] = []
-    gone: list[Box] = []
+    gone = Index()
     for entry in entries:
         first = limited(entry.boxes, state=NEW)
         if entry.verb is Verb.ACCEPT:
             with suppress(InexactError):  # more than there are
-                first = without(first, gone)
+                first = without(first, (box for number in gone.near(first) for box in gone.boxes[number]))
             for box in first:
                 region += [replace(box, state=ESTABLISHED), _mirrored(box), *_errors(box)]
         elif entry.decides:
-            gone += first
+            gone.add(first)
     return tuple(region)
 
 
