@@ -17,7 +17,7 @@ from .ruleset import ENDS, Branch, Chain, Rule, Verb
 
 DEPTH_MAX = 16
 """NFT_JUMP_STACK_SIZE, include/net/netfilter/nf_tables.h; for iptables it is as many as there are chains."""
-ENTRIES_MAX = 20_000
+ENTRIES_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True)
