@@ -241,8 +241,7 @@ class FakeControl:
 
     async def plan(self, desired: Config) -> Plan:
         self._work()
-        compile_tables(desired, FACTS)
-        return plan_configs(self.running, desired, FACTS)
+        return plan_configs(self.running, desired, FACTS, compile_tables(desired, FACTS))
 
     async def change(self, edit: Callable[[Config], Config]) -> Plan:
         desired = edit(self.running)

@@ -356,6 +356,18 @@ def test_warnings_come_with_what_is_planned_and_applied(
         assert clearway(command, str(file), "-o", "json").json()["warnings"] == ["nat out: a warning"]
 
 
+@pytest.mark.usefixtures("control")
+def test_rules_that_are_never_reached_come_with_what_is_planned_and_applied(
+    clearway: Clearway, file: Path
+) -> None:
+    rules = [{"name": "a", "action": "accept"}, {"name": "b", "action": "drop"}]
+    file.write_text(json.dumps({"firewall": {"rules": rules}}))
+    warning = "firewall: rule b is never reached: rule a before it asks for the same"
+    for command in ("plan", "apply"):
+        assert clearway(command, str(file)).out.endswith(f"\n! {warning}\n")
+        assert clearway(command, str(file), "-o", "json").json()["warnings"] == [warning]
+
+
 def test_single_things_come_drain_and_go(clearway: Clearway, control: FakeControl) -> None:
     add = ("service", "add", "dns", "--address", "2001:db8::1", "--port", "53", "--protocol", "udp")
     ran = clearway(*add, "--endpoint", "[2001:db8::2]:53,weight=3", "--endpoint", "[2001:db8::3]:53")

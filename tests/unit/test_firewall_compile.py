@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from clearway.compiler import FirewallTables, HostFacts, Tables, compile_tables, identity_of, plan_configs
+from clearway.compiler import (
+    FirewallTables,
+    HostFacts,
+    Tables,
+    compile_tables,
+    identity_of,
+    plan_configs,
+    plan_tables,
+)
 from clearway.daemon import core
 from clearway.daemon.apply import apply_tables, read_tables
 from clearway.datapath.errors import DatapathError
@@ -168,6 +176,40 @@ def test_plan_tells_the_memory_of_classifiers() -> None:
     tables = compile_tables(config, FACTS)
     names = [table.name for table in plan_configs(None, config, FACTS, tables).memory.tables]
     assert {"classifier_v1, IPv4", "classifier_v1, IPv6", "rule_v1", "judged_v1"} <= set(names)
+
+
+SAME = "firewall: rule b is never reached: rule a before it asks for the same"
+TOGETHER = "firewall: rule b is never reached: rules before it ask for the same"
+WEB: dict[str, Any] = {"protocol": "tcp", "destination_ports": 80}
+PING: dict[str, Any] = {"protocol": ["icmp", "icmpv6"], "icmp_types": "echo-request"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "warnings"),
+    [
+        ([rule("a", **WEB), rule("b", "drop", **WEB)], [SAME]),
+        ([rule("a", **PING), rule("b", "drop", **PING)], [SAME]),
+        ([rule("a", source="10.0.0.0/8"), rule("b", "drop", source="10.0.0.0/8")], [SAME]),
+        ([rule("a", source="@s"), rule("b", source="@s", log=True)], [SAME]),
+        ([rule("a", after_translation=True), rule("b", after_translation=True)], [SAME]),
+        (
+            [rule("a", protocol="tcp"), rule("c", protocol="udp"), rule("b", protocol=["udp", "tcp"])],
+            [TOGETHER],
+        ),
+        # something is left for it, maybe in one family only
+        ([rule("a", **WEB), rule("b", protocol="tcp", destination_ports=[80, 81])], []),
+        ([rule("a", source="10.0.0.0/8"), rule("b", source=["10.0.0.0/8", "fd00::/8"])], []),
+        ([rule("a", protocol="icmp", icmp_types="echo-request"), rule("b", **PING)], []),
+        ([rule("a"), rule("b", after_translation=True)], []),
+        # no packet meets it, whatever is before
+        ([rule("a", source=["@e", "@f"]), rule("b", source=["@e", "@f"])], []),
+    ],
+)
+def test_plan_warns_of_rules_that_are_never_reached(rules: list[dict[str, Any]], warnings: list[str]) -> None:
+    config = configured(*rules, sets={"s": ["192.0.2.0/24"], "e": [], "f": []})
+    tables = compile_tables(config, FACTS)
+    assert list(plan_configs(None, config, FACTS, tables).warnings) == warnings
+    assert list(plan_tables(Tables(), tables, config, FACTS).warnings) == warnings
 
 
 # ---- applied ----

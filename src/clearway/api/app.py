@@ -185,7 +185,7 @@ def _whole_routes(control: Control) -> APIRouter:
         """What applying the configuration in the body would change; nothing is touched."""
         desired = await asyncio.to_thread(parse_config, await request.body(), source)
         plan = await control.plan(desired)
-        warnings = control.warnings(desired)
+        warnings = [*control.warnings(desired), *plan.warnings]
         return {**plan.to_dict(), "warnings": warnings, "text": planned(plan, desired, warnings)}
 
     @router.post("/apply")
@@ -253,6 +253,7 @@ def _edit_routes(control: Control) -> APIRouter:
 
 
 def _applied(plan: Plan, warnings: list[str]) -> dict[str, Any]:
+    warnings = [*warnings, *plan.warnings]
     lines = [line for change in plan.changes for line in change.lines()]
     text = "\n".join([*lines, f"applied: {done(plan)}", *warning_lines(warnings)])
     return {**plan.to_dict(), "summary": done(plan), "warnings": warnings, "text": text}

@@ -102,5 +102,5 @@ def _plan_alone(options: Options, text: bytes, source: str) -> dict[str, Any]:
     with refusals():
         desired = parse_config(text, source)
         plan = offline.plan(options.instance(), desired)
-        warnings = offline.warnings(options.instance(), desired)
+        warnings = [*offline.warnings(options.instance(), desired), *plan.warnings]
     return {**plan.to_dict(), "warnings": warnings, "text": planned(plan, desired, warnings)}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 
 from clearway.model import Config, Firewall, FirewallRule, IPNetwork, PortRange, Problem, SetName
@@ -81,6 +81,33 @@ def compile_rules(
         for after in sorted({False, *kinds})
         for family in FAMILIES
     }
+
+
+def never_reached(tables: FirewallTables) -> Iterator[str]:
+    """A sentence for each rule that no packet meets first, because rules before it ask for the same."""
+    if tables.classifiers is None or tables.source is None:
+        return
+    firewall, interfaces = tables.source
+    nowhere = set.intersection(*(set(one.shadowed) for one in tables.classifiers.values()))
+    if not nowhere:
+        return
+    reached: dict[tuple[bool, Condition, Condition], str] = {}
+    for number, rule in enumerate(firewall.rules):
+        v4, v6 = (condition_of(rule, firewall, interfaces, family) for family in FAMILIES)
+        asked = rule.after_translation, v4, v6
+        if number not in nowhere:
+            reached.setdefault(asked, rule.name)
+        elif asked in reached:
+            why = f"rule {reached[asked]} before it asks for the same"
+            yield f"firewall: rule {rule.name} is never reached: {why}"
+        elif _can_be_met(rule, firewall, interfaces):
+            yield f"firewall: rule {rule.name} is never reached: rules before it ask for the same"
+
+
+def _can_be_met(rule: FirewallRule, firewall: Firewall, interfaces: Mapping[str, int]) -> bool:
+    """By packets, if there were no other rule. Not one about empty lists, for example."""
+    alone = firewall.model_copy(update={"rules": (rule,)})
+    return any(one.rows for one in compile_rules(alone, interfaces).values())
 
 
 def condition_of(

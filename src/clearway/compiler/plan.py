@@ -10,9 +10,10 @@ from typing import Literal
 from clearway.model import Config
 
 from .facts import HostFacts
+from .firewall import never_reached
 from .memory import MemoryEstimate, estimate_memory, require_memory
 from .state import Item, Kind, sizes_of, state_of_config, state_of_tables
-from .tables import Tables
+from .tables import FirewallTables, Tables
 
 Action = Literal["add", "remove", "change", "restart"]
 
@@ -78,10 +79,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that would change, and the memory that the tables take with the configured sizes."""
+    """Everything that would change, and the memory that the tables take with the configured sizes.
+
+    `warnings`: a sentence for what has been compiled and is probably not meant.
+    """
 
     changes: tuple[Change, ...]
     memory: MemoryEstimate
+    warnings: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -125,7 +130,7 @@ def plan_configs(
     running: Config | None, desired: Config, facts: HostFacts, tables: Tables | None = None
 ) -> Plan:
     """What changes when `desired` replaces the configuration in force (None: there is none yet). tables: as
-    it was compiled, if it was: only they tell the size of classifiers.
+    it was compiled, if it was: only they tell the size of classifiers, and which rules are never reached.
 
     Sizes are compared with those of the data path that is loaded, if `facts` tells them. Raises ConfigError
     when this machine has not enough memory for those that change.
@@ -135,7 +140,8 @@ def plan_configs(
     before = state_of_config(running) if running else ()
     changes = diff(before, state_of_config(desired), first=running is None)
     changes += _size_changes(running or desired, desired, facts)
-    return Plan(changes, estimate_memory(desired, facts.cpus, tables.firewall if tables else None))
+    firewall = tables.firewall if tables else None
+    return Plan(changes, estimate_memory(desired, facts.cpus, firewall), _warnings(firewall))
 
 
 def plan_tables(running: Tables, desired: Tables, config: Config, facts: HostFacts) -> Plan:
@@ -143,7 +149,11 @@ def plan_tables(running: Tables, desired: Tables, config: Config, facts: HostFac
     before = state_of_tables(running, config, facts) if running.epoch else ()
     after = state_of_tables(desired, config, facts)
     changes = diff(before, after, first=not running.epoch) + _size_changes(config, config, facts)
-    return Plan(changes, estimate_memory(config, facts.cpus, desired.firewall))
+    return Plan(changes, estimate_memory(config, facts.cpus, desired.firewall), _warnings(desired.firewall))
+
+
+def _warnings(firewall: FirewallTables | None) -> tuple[str, ...]:
+    return tuple(never_reached(firewall)) if firewall else ()
 
 
 def diff(before: Sequence[Item], after: Sequence[Item], *, first: bool = False) -> tuple[Change, ...]:

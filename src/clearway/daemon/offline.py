@@ -27,8 +27,7 @@ def plan(instance: Instance, desired: Config) -> Plan:
     with _where_it_lives(instance):
         if not Datapath.is_loaded(instance.name):
             facts = _facts(None)
-            compile_tables(desired, facts)
-            return plan_configs(None, desired, facts)
+            return plan_configs(None, desired, facts, compile_tables(desired, facts))
         with Datapath.open(instance.name) as there:
             facts = replace(_facts(there.sizes()), flows=there.most_flows())
             require_memory(desired, facts.memory_bytes, loaded=facts.sizes, cpus=facts.cpus)
