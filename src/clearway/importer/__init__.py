@@ -6,6 +6,8 @@
          -> flatten.py: one list a hook, without jumps
          -> translate.py, judge.py, express.py: clearway's rules; account.py: what became of every line
 
+index.py finds the boxes that may concern one, so that none of this compares every rule with every other.
+
 Nothing is guessed: what has no exact counterpart is left out and said. Needs no kernel, and no `nft`.
 """
 
