@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +25,15 @@ from clearway.compiler.classifier.conditions import IFINDEX_MAX
 from clearway.compiler.classifier.relax import GROUPS
 from clearway.datapath import bpf
 from clearway.datapath.loader import load_object
-from clearway.model import IPNetwork, PortRange
+from clearway.model import IPAddress, IPNetwork, PortRange
 from tests.classifier.reference import Packet, first_rule
 from tests.classifier.strategies import CONDITIONS, SETS, WIDTH, packets
 from tools.build_bpf import Unit, command_of
 
 ROOT = Path(__file__).parents[2]
 NO_SETS = Sets()
-ANYBODY = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8:ffff::1")}
-SERVER = {4: IPv4Address("10.0.0.1"), 6: IPv6Address("2001:db8::1")}
+ANYBODY: dict[int, IPAddress] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8:ffff::1")}
+SERVER: dict[int, IPAddress] = {4: IPv4Address("10.0.0.1"), 6: IPv6Address("2001:db8::1")}
 
 
 def ask(lookups: Lookups, packets: Sequence[Packet], place: int = 0) -> list[int | None]:
@@ -48,8 +49,8 @@ def check(
     assert ask(lookups, asked) == [first_rule(conditions, sets, packet) for packet in asked]
 
 
-def packet(family: int, **of_it: object) -> Packet:
-    return replace(Packet(ANYBODY[family], SERVER[family]), **of_it)  # type: ignore[arg-type]
+def packet(family: int, **of_it: Any) -> Packet:
+    return replace(Packet(ANYBODY[family], SERVER[family]), **of_it)
 
 
 def network(family: int, number: int, length: int) -> IPNetwork:
@@ -128,13 +129,14 @@ def test_classifiers_do_not_disturb_each_other(lookups: Lookups, family: int) ->
 @pytest.mark.parametrize("count", [1, 256, 65_536, 100_000])
 def test_last_of_many_rules_decides(lookups: Lookups, family: int, count: int) -> None:
     """All but the last ask for other clients, each for one."""
-    others = [Condition(source=(network(family, 1 + n << 1, WIDTH[family]),)) for n in range(count - 1)]
+    clients = [network(family, 1 + n << 1, WIDTH[family]) for n in range(count - 1)]
+    others = [Condition(source=(client,)) for client in clients]
     classifier = compile_classifier([*others, Condition(dport=(PortRange(22, 22),))], NO_SETS, family)
     lookups.put(classifier)
     found = ask(lookups, [packet(family, dport=22), packet(family, dport=23)])
     assert found == [count - 1, None]
     step = max(1, count // 500)
-    asked = [packet(family, source=one.source[0][0], dport=22) for one in others[::step]]  # type: ignore[index]
+    asked = [packet(family, source=client[0], dport=22) for client in clients[::step]]
     assert not asked or ask(lookups, asked) == list(range(0, count - 1, step))
 
 
@@ -272,7 +274,7 @@ def test_too_many_look_ups_are_refused_with_the_figure(monkeypatch: pytest.Monke
 
 def test_every_field_of_a_condition_is_asked_for_somewhere() -> None:
     """A rule that asks for anything is not the rule that asks for nothing."""
-    samples = {
+    samples: dict[str, Any] = {
         "source": (network(4, 0, 8),),
         "destination": "a",
         "sport": (PortRange(1, 3),),
@@ -288,7 +290,7 @@ def test_every_field_of_a_condition_is_asked_for_somewhere() -> None:
     assert set(samples) == {field.name for field in fields(Condition)}
     sets = Sets({"a": []}, {"b": []})
     for name, value in samples.items():
-        condition = replace(Condition(), **{name: value})  # type: ignore[arg-type]
+        condition = replace(Condition(), **{name: value})
         assert compile_classifier([condition, Condition()], sets, 4).shadowed == ()
 
 

@@ -99,12 +99,17 @@ class Bench:
     ) -> Iterator[Case[T]]:
         """first() interrupted by second() at each of its look-ups, each time from the beginning."""
         at = 0
+        said: list[Any] = []
+
+        def note() -> None:
+            said.append(second())
+
         while True:
             at += 1
+            said.clear()
             self.created = self.ended = 0
             prepare()
-            said: list[Any] = []
-            result, held = self.kernel.interrupt(first, at, lambda said=said: said.append(second()))  # type: ignore[misc]
+            result, held = self.kernel.interrupt(first, at, note)
             if not held:
                 break
             yield Case(at, result, said[0])

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import Any
 
 from clearway.importer.box import FIELDS, STATES, Box
 from clearway.importer.ruleset import Branch, Chain, Rule, Ruleset, Verb
@@ -42,8 +43,8 @@ class Packet:
         return {**own, **addresses, "state": STATES["new"]}
 
 
-def packet(source: str, destination: str, **values: object) -> Packet:
-    return Packet(ip_address(source), ip_address(destination), **values)  # type: ignore[arg-type]
+def packet(source: str, destination: str, **values: Any) -> Packet:
+    return Packet(ip_address(source), ip_address(destination), **values)
 
 
 def within(one: Packet, boxes: Iterable[Box]) -> bool:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import FileIO
+from io import BytesIO, FileIO, TextIOWrapper
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from clearway.cli.text import Column, count, duration, print_table, size
 from clearway.daemon.lock import DataPathLock
 from clearway.datapath.pins import Pins
 from clearway.instance import Instance
-from clearway.model import config_from_data, to_data
+from clearway.model import config_from_data
 from tests.unit.api_node import CONFIG, REFUSED_BY_KERNEL, FakeControl, serving
 
 HEAVY = (
@@ -216,7 +216,7 @@ def test_set_is_exchanged(clearway: Clearway, control: FakeControl, tmp_path: Pa
     members = tmp_path / "office.txt"
     members.write_text("198.51.100.0/24 # the old building\n\n2001:db8:1::/48\n")
     assert "~ set office" in clearway("firewall", "set", "office", str(members)).out
-    assert to_data(control.running)["firewall"]["sets"] == {  # type: ignore[index]
+    assert control.running.model_dump(mode="json")["firewall"]["sets"] == {
         "office": ["198.51.100.0/24", "2001:db8:1::/48"]
     }
     members.write_text("198.51.100.0/24\n80\n")
@@ -525,7 +525,7 @@ def test_what_the_kernel_refuses_is_shown(clearway: Clearway, control: FakeContr
 def test_no_daemon_is_a_code_of_its_own(
     clearway: Clearway, directories: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: PTH123, SIM115
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO()))
     ran = clearway(*command.split(), "-o", "json")
     assert ran.code == ExitCode.UNREACHABLE
     assert "start it with `clearway run`" in ran.err
