@@ -39,12 +39,12 @@ always_inline long ask(__u32 index, const struct asked *asked, const bool look_u
 	__u32 zero = 0, place = index;
 	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
 	const struct fields *packet = bpf_map_lookup_elem(&packets, &place);
-	__u64 *rule = bpf_map_lookup_elem(&found, &place);
+	__u64 *answer = bpf_map_lookup_elem(&found, &place);
 
-	if (!c || !packet || !rule)
+	if (!c || !packet || !answer)
 		return 1;
 	c->fields = *packet;
-	*rule = look_up ? classify(c, asked->instance) : c->fields.words[0];
+	*answer = look_up ? classify(c, asked->instance) | (__u64)c->told << 32 : c->fields.words[0];
 	return 0;
 }
 

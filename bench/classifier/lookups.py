@@ -54,8 +54,13 @@ class Lookups:
 
     def ask(self, packets: Array, place: int = 0) -> Array:
         """By packet (n, WORDS) the number of the first rule that it meets, or NO_RULE."""
+        return self.answers(packets, place)[0]
+
+    def answers(self, packets: Array, place: int = 0) -> tuple[Array, Array]:
+        """The same, and what is told with those rules."""
         self._run(packets, place)
-        return self._found[: len(packets)].copy()
+        found = self._found[: len(packets)]
+        return found & np.uint64(0xFFFFFFFF), found >> np.uint64(32)
 
     def nanoseconds(self, packets: Array, place: int = 0) -> float:
         """Of one look-up, without what it takes to write the packet down and to read the answer."""

@@ -45,8 +45,20 @@ def ask(lookups: Lookups, packets: Sequence[Packet], place: int = 0) -> list[int
 def check(
     lookups: Lookups, conditions: Sequence[Condition], sets: Sets, family: int, asked: Sequence[Packet]
 ) -> None:
-    lookups.put(compile_classifier(conditions, sets, family))
+    lookups.put(compile_classifier(conditions, sets, family, told(conditions)))
     assert ask(lookups, asked) == [first_rule(conditions, sets, packet) for packet in asked]
+    check_told(lookups, asked)
+
+
+def told(conditions: Sequence[Condition]) -> list[int]:
+    return [0xFFFF_FFFF - number for number in range(len(conditions))]
+
+
+def check_told(lookups: Lookups, asked: Sequence[Packet]) -> None:
+    """What is told belongs to the rule that was found."""
+    rules, words = lookups.answers(np.array([packet.words() for packet in asked], np.uint64))
+    met = rules != NO_RULE
+    assert (words[met] == 0xFFFF_FFFF - rules[met]).all()
 
 
 def packet(family: int, **of_it: Any) -> Packet:
