@@ -312,10 +312,10 @@ always_inline const struct classifier_entry *classify_entry(const struct classif
 {
 	__u64 hash = classify_hash(c, key, group);
 	__u32 number = (hash >> 32) * c->move_count >> 32;
-	const __u16 *moves = classifier_line(c->instance, c->move_lines + number / 32);
+	const __u8 *moves = classifier_line(c->instance, c->move_lines + number / 64);
 	if (!moves)
 		return NULL;
-	__u64 moved = (__u32)(hash * (2 * moves[number % 32] + 1));
+	__u64 moved = (__u32)(hash * (2 * moves[number % 64] + 1));
 	const struct classifier_entry *entry =
 		classifier_line(c->instance, c->entry_lines + (moved * c->entry_count >> 32));
 	if (!entry)

@@ -4,7 +4,8 @@
  * as they are after translation; of both kinds the one that comes first decides.
  *
  *   firewall_ask      what is to be decided
- *   firewall_judge    the decision: counted, logged
+ *   firewall_judge    the decision: logged, and a refusal counted
+ *   firewall_count    an acceptance counted, by who acts on it
  */
 #pragma once
 
@@ -84,7 +85,9 @@ always_inline bool firewall_rule(struct judging *j)
 	return true;
 }
 
-always_inline void firewall_count(const struct scratch *s)
+/* The line of a counter is seldom at hand where there are many rules. So acceptances are counted just before the
+ * lines of a new flow are asked for, and all of them are waited for at once (docs/decisions/0006). */
+never_inline void firewall_count(const struct scratch *s)
 {
 	__u32 row = s->judging.row, bytes = s->parsed.length;
 	struct judged *judged = bpf_map_lookup_elem(&judged_v1, &row);
@@ -96,7 +99,7 @@ always_inline void firewall_count(const struct scratch *s)
 	judged->last = bpf_jiffies64();
 }
 
-always_inline void firewall_log(context *ctx, const struct scratch *s)
+never_inline void firewall_log(context *ctx, const struct scratch *s)
 {
 	const struct flow_tables *tables = flow_tables();
 	const struct parsed *parsed = &s->parsed;
@@ -136,12 +139,6 @@ always_inline void firewall_log(context *ctx, const struct scratch *s)
 	bpf_ringbuf_submit(event, 0);
 }
 
-never_inline void firewall_tell(context *ctx, const struct scratch *s)
-{
-	firewall_count(s);
-	firewall_log(ctx, s);
-}
-
 /* Decides about what firewall_ask() has put into the scratch; enum firewall_action, also in judging.action. The packet of a
  * connection that goes on as it did is nothing to be told. */
 __noinline int firewall_judge(context *ctx)
@@ -156,8 +153,11 @@ __noinline int firewall_judge(context *ctx)
 	if (!firewall_rule(&s->judging))
 		return FIREWALL_DROP;
 	s->judging.action = s->judging.rule >> RULE_ACTION_SHIFT & 0xf;
-	if (!(s->judging.known && s->judging.action == FIREWALL_ACCEPT))
-		firewall_tell(ctx, s);
+	bool accepted = s->judging.action == FIREWALL_ACCEPT;
+	if (!accepted)
+		firewall_count(s);
+	if (!(accepted && s->judging.known))
+		firewall_log(ctx, s);
 	return s->judging.action;
 }
 

@@ -16,6 +16,7 @@ struct opening {
 	bool answers;	/* an endpoint, for a connection without an entry (stateless.h) */
 	bool to_linux;	/* it is carried by Linux */
 	bool plain;	/* the firewall has accepted it, and nothing of it is translated */
+	bool judged;	/* the firewall has accepted it, and not counted that */
 };
 
 /* A TCP segment without SYN and without flow: pick up, or not. Only asked for traffic that is ours. */
@@ -308,6 +309,14 @@ never_inline int opening_ask(struct packet *p, struct opening *o, struct scratch
 	return CONTINUE;
 }
 
+/* What becomes of an accepted one. */
+always_inline int opening_go_on(struct packet *p, struct opening *o, struct scratch *s, int reason)
+{
+	if (reason == CONTINUE || reason == REASON_ANSWER_RESET || o->nat || s->judging.linux_knows == INBOUND_ORIGINAL)
+		return reason;
+	return opening_accepted(p, o, s, reason);
+}
+
 /* What the firewall makes of what the stages have decided. */
 never_inline int opening_judge(struct packet *p, struct opening *o, struct scratch *s, int reason)
 {
@@ -317,9 +326,20 @@ never_inline int opening_judge(struct packet *p, struct opening *o, struct scrat
 		return end;
 	if (firewall_judge(p->ctx) != FIREWALL_ACCEPT)
 		return REFUSED;
-	if (reason == CONTINUE || reason == REASON_ANSWER_RESET || o->nat || s->judging.linux_knows == INBOUND_ORIGINAL)
-		return reason;
-	return opening_accepted(p, o, s, reason);
+	end = opening_go_on(p, o, s, reason);
+	o->judged = !s->judging.known;
+	if (o->judged && end != CONTINUE)
+		firewall_count(s);
+	return end;
+}
+
+/* Both entries. enum flow_result */
+always_inline int opening_open(struct packet *p, const struct opening *o, struct scratch *s)
+{
+	s->forward.key = p->tuple;
+	if (o->judged)
+		firewall_count(s);
+	return o->plain ? flow_open_plain(&s->forward, &s->answer, &s->ending) : nat_open(p->ctx);
 }
 
 /* The next hop of what Linux carries: none. */
@@ -365,13 +385,6 @@ always_inline int opening_stateless(struct packet *p, struct scratch *s)
 	stateless_note();
 	s->entry.key = p->tuple;
 	return opening_send(p, s, REASON_FORWARD_STATELESS, true);
-}
-
-/* enum flow_result */
-always_inline int opening_open(struct packet *p, const struct opening *o, struct scratch *s)
-{
-	s->forward.key = p->tuple;
-	return o->plain ? flow_open_plain(&s->forward, &s->answer, &s->ending) : nat_open(p->ctx);
 }
 
 always_inline int enter_open(struct packet *p, struct scratch *s)

@@ -69,6 +69,8 @@ always_inline void opening_for_linux(struct packet *p, struct opening *o, struct
 	opening_entries(p, o, s);
 	s->forward.flow.carried = CARRIED_PACKET + p->length;
 	s->forward.key = p->tuple;
+	if (o->judged)
+		firewall_count(s);
 	flow_open_plain(&s->forward, &s->answer, &s->ending);
 }
 

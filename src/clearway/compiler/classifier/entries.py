@@ -3,7 +3,7 @@
 
 Hash and displace: what is near by the upper half of its hash moves together, its lower half multiplied by a
 number that is tried until all of them come to free places (Belazzougui, Botelho and Dietzfelbinger, "Hash,
-displace, and compress", 2009). Those numbers, two bytes for four entries, are all that is read beside the
+displace, and compress", 2009). Those numbers, a byte for four entries, are all that is read beside the
 entry.
 """
 
@@ -19,12 +19,12 @@ from clearway.model.hashing import mix64, mix64_again
 
 U64 = NDArray[np.uint64]
 Ints = NDArray[np.int64]
-MOVES_MAX = 0xFFFF
+MOVES_MAX = 0xFF
 A_MOVE = 4
 """Entries that move together, on average."""
 ROOM = 1.5
 """Places for an entry."""
-LINE = 32
+LINE = 64
 """Moves in a line."""
 HALF = np.uint64(32)
 LOWER = np.uint64(0xFFFF_FFFF)
@@ -63,7 +63,7 @@ def place_entries(keys: U64, groups: Ints, seed: np.uint64) -> Placed:
         if moves is not None:
             break
         seed += np.uint64(2)  # sooner or later one does
-    lines = np.zeros(-(-move_count // LINE) * LINE, np.uint16)
+    lines = np.zeros(-(-move_count // LINE) * LINE, np.uint8)
     lines[:move_count] = moves
     places = _moved(hashed & LOWER, moves[together], count)
     return Placed(places, count, lines.view(np.uint64).reshape(-1, 8), move_count, int(seed))
