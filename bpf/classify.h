@@ -78,14 +78,15 @@ always_inline __u64 classify_less(__u64 a, __u64 b)
 	return ((~a & b) | (~(a ^ b) & (a - b))) >> 63;
 }
 
-/* Which child of a node a word belongs to. */
+/* Which child of a node a word belongs to; neither it nor the boundaries have the uppermost bit, so that the sign of a
+ * difference tells. */
 always_inline __u32 classify_child(const __u64 *keys, const int count, __u64 word)
 {
 	__u32 child = 0;
 
 #pragma clang loop unroll(full)
 	for (int i = 0; i < count; i++) {
-		child += classify_less(keys[i], word);
+		child += (keys[i] - word) >> 63;
 		keep_register(child); /* one after the other: all at once they would need a stack */
 	}
 	return child;
@@ -94,15 +95,20 @@ always_inline __u32 classify_child(const __u64 *keys, const int count, __u64 wor
 /* The same of a number in two words. Few boundaries have its upper one. */
 always_inline __u32 classify_wide_child(const __u64 *upper, const __u64 *lower, __u64 high, __u64 low)
 {
-	__u32 child = classify_child(upper, TREE_KEYS, high);
+	__u32 child = 0;
 
+#pragma clang loop unroll(full)
+	for (int i = 0; i < TREE_KEYS; i++) {
+		child += classify_less(upper[i], high);
+		keep_register(child);
+	}
 	if (child == TREE_KEYS || upper[child & (TREE_KEYS - 1)] != high)
 		return child;
 #pragma clang loop unroll(full)
 	for (int i = 0; i < TREE_KEYS; i++) {
 		__u64 other = upper[i] ^ high;
 		child += (~other & (other - 1)) >> 63 & classify_less(lower[i], low);
-		keep_register(child); /* one after the other: all at once they would need a stack */
+		keep_register(child);
 	}
 	return child;
 }
@@ -135,19 +141,32 @@ __u32 __attribute__((noinline)) classify_wide_search(__u32 instance, __u32 at, _
 /* Where a walk through a tree has come to. */
 struct walk_down {
 	const struct classifier_tree *tree;
-	__u32 levels; /* 0: there is no tree, and that is the classifier's head */
+	__u64 word;   /* what is looked for, without its uppermost bit */
+	__u32 levels; /* 0: there is no tree */
 	__u32 node;
 };
 
+/* There is a tree for words without the uppermost bit, and behind its line that of the tree for the others. */
+always_inline bool classify_walk(__u32 instance, struct walk_down *w, __u32 tree, __u64 word)
+{
+	w->tree = classifier_line(instance, tree + (word >> 63));
+	if (!w->tree)
+		return false;
+	w->word = word & ~0ull >> 1;
+	w->levels = tree ? w->tree->levels : 0;
+	w->node = 0;
+	return true;
+}
+
 /* One level further down; false: that was the lowest but one. */
-always_inline bool classify_down(__u32 instance, struct walk_down *w, __u32 level, __u64 word)
+always_inline bool classify_down(__u32 instance, struct walk_down *w, __u32 level)
 {
 	if (level + 1 >= w->levels)
 		return false;
 	const __u64 *keys = classifier_line(instance, w->tree->base[level & (TREE_LEVELS - 1)] + w->node);
 	if (!keys)
 		return false;
-	w->node = w->node * (TREE_KEYS + 1) + classify_child(keys, TREE_KEYS, word);
+	w->node = w->node * (TREE_KEYS + 1) + classify_child(keys, TREE_KEYS, w->word);
 	return true;
 }
 
@@ -158,9 +177,9 @@ always_inline const struct classifier_leaf *classify_leaf(__u32 instance, const 
 	return classifier_line(instance, w->levels ? line : 0);
 }
 
-always_inline __u32 classify_value(const struct walk_down *w, const struct classifier_leaf *leaf, __u64 word)
+always_inline __u32 classify_value(const struct walk_down *w, const struct classifier_leaf *leaf)
 {
-	__u32 value = leaf->values[classify_child(leaf->keys, LEAF_KEYS, word)];
+	__u32 value = leaf->values[classify_child(leaf->keys, LEAF_KEYS, w->word)];
 
 	return w->levels ? value : 0;
 }
@@ -169,23 +188,20 @@ always_inline __u32 classify_value(const struct walk_down *w, const struct class
  * that neither waits for the other's cache lines. */
 __u64 __attribute__((noinline)) classify_search(__u32 instance, __u32 first, __u64 word, __u32 second, __u64 other)
 {
-	struct walk_down a = {.tree = classifier_line(instance, first)},
-			 b = {.tree = classifier_line(instance, second)};
+	struct walk_down a, b;
 
-	if (!a.tree || !b.tree)
+	if (!classify_walk(instance, &a, first, word) || !classify_walk(instance, &b, second, other))
 		return 0;
-	a.levels = first ? a.tree->levels : 0;
-	b.levels = second ? b.tree->levels : 0;
 	for (__u32 level = 0; level < TREE_LEVELS; level++) {
-		bool further = classify_down(instance, &a, level, word);
-		further |= classify_down(instance, &b, level, other);
+		bool further = classify_down(instance, &a, level);
+		further |= classify_down(instance, &b, level);
 		if (!further)
 			break;
 	}
 	const struct classifier_leaf *leaf = classify_leaf(instance, &a), *sibling = classify_leaf(instance, &b);
 	if (!leaf || !sibling)
 		return 0;
-	return classify_value(&a, leaf, word) | (__u64)classify_value(&b, sibling, other) << 32;
+	return classify_value(&a, leaf) | (__u64)classify_value(&b, sibling) << 32;
 }
 
 always_inline void classify_keep(struct classify *c, const enum classified field, __u32 row)

@@ -539,7 +539,7 @@ enum classified {
 
 /* Line 0. */
 struct classifier_head {
-	__u32 tree[CLASSIFIED_COUNT]; /* line; 0: no rule asks for this field */
+	__u32 tree[CLASSIFIED_COUNT]; /* line of the first of two; 0: no rule asks for this field */
 	__u32 groups;		      /* line of the first, and so the next two */
 	__u32 moves;
 	__u32 entries;
@@ -552,8 +552,9 @@ struct classifier_head {
 _Static_assert(sizeof(struct classifier_head) == 64, "struct classifier_head");
 
 /* Intervals of numbers, by a tree: nodes are lines of eight boundaries, each the last number of its interval; those of the
- * lowest level are leaves. In a wide tree a number has two words, and a node a line of upper and then one of lower words;
- * of the lowest level's, a third line has the values. */
+ * lowest level are leaves. A field has two of them, one line after the other: of numbers without the uppermost bit, and of
+ * the others, less that bit. In a wide tree, which is one, a number has two words, and a node a line of upper and then one of
+ * lower words; of the lowest level's, a third line has the values. */
 struct classifier_tree {
 	__u32 levels;
 	__u32 base[15]; /* line of the first node of each level */

@@ -228,6 +228,21 @@ def test_sets_that_overlap(lookups: Lookups, family: int) -> None:
     check(lookups, rules, sets, family, asked)
 
 
+@pytest.mark.parametrize("parts", [(0,), (1,), (2,), (3,), (1, 2), (0, 3), (0, 1, 2, 3)])
+def test_both_halves_of_all_addresses(lookups: Lookups, family: int, parts: tuple[int, ...]) -> None:
+    """The uppermost bit of an IPv6 address tells which of two trees has it; quarters are on either side, or
+    next to that bound.
+    """
+    width = WIDTH[family]
+    make, prefix = (IPv4Address, IPv4Network) if family == 4 else (IPv6Address, IPv6Network)
+    quarter = 1 << width - 2
+    rules = [Condition(source=(prefix((part * quarter, 2)),)) for part in parts]
+    asked = [
+        packet(family, source=make(part * quarter + at)) for part in range(4) for at in (0, 1, quarter - 1)
+    ]
+    check(lookups, rules, NO_SETS, family, asked)
+
+
 def test_set_of_many_prefixes(lookups: Lookups, family: int) -> None:
     """Every second one of 100,000 hosts, also where 50,000 of them share the upper half of an address."""
     width = WIDTH[family]

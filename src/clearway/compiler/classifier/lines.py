@@ -17,6 +17,8 @@ WIDE = 0x8000_0000
 """Beside the line of a tree over numbers in two words."""
 LEVELS = 8
 FULL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+UPPER = np.uint64(1 << 63)
+"""The bit of a word by which it belongs to the second of two trees."""
 
 
 class Lines:
@@ -39,11 +41,23 @@ class Lines:
         return np.concatenate(self._parts)
 
     def add_field(self, field: Field | None) -> int:
-        """The line of the field's tree; 0 where no rule asks for it."""
+        """The line of the field's first tree; 0 where no rule asks for it."""
         if field is None:
             return 0
         classes = (self._add_classes(field) + field.classes).astype(np.uint32)
-        return self._add_tree(field.cuts, classes) | (WIDE if len(field.cuts) > 1 else 0)
+        if len(field.cuts) > 1:
+            return self.add(self._add_tree(field.cuts, classes, KEYS, FULL)) | WIDE
+        (cuts,) = field.cuts
+        lower = int(np.searchsorted(cuts, UPPER))
+        above = int(np.searchsorted(cuts, UPPER, side="right"))  # the class that begins there, or before
+        trees = [
+            self._add_tree((part,), values, LEAF_KEYS, UPPER - np.uint64(1))
+            for part, values in (
+                (cuts[:lower], classes[: lower + 1]),
+                (cuts[above:] - UPPER, classes[above:]),
+            )
+        ]
+        return self.add(np.concatenate(trees))
 
     def _add_classes(self, field: Field) -> int:
         count = len(field.groups)
@@ -60,16 +74,17 @@ class Lines:
             numbers[number, 9] = self.add(room.view(np.uint64).reshape(-1, 8))
         return self.add(out)
 
-    def _add_tree(self, cuts: tuple[U64, ...], values: NDArray[np.uint32]) -> int:
-        """cuts: where each interval but the first begins, ascending, in one word or two; values: one more."""
-        keys = LEAF_KEYS if len(cuts) == 1 else KEYS
+    def _add_tree(self, cuts: tuple[U64, ...], values: NDArray[np.uint32], keys: int, most: np.uint64) -> U64:
+        """The tree's own line, not added yet. cuts: where each interval but the first begins, ascending, in
+        one word or two; values: one more. keys: boundaries of a leaf. most: the greatest number of a word.
+        """
         below = [keys + 1]  # intervals below each node, by level
         while below[0] < len(values):
             below.insert(0, below[0] * (KEYS + 1))
         assert len(below) <= LEVELS
         ends = _before(cuts)
-        bases = [self.add(_nodes(ends, KEYS, child).reshape(-1, KEYS)) for child in below[1:]]
-        leaves = _nodes(ends, keys, 1)
+        bases = [self.add(_nodes(ends, KEYS, child, most).reshape(-1, KEYS)) for child in below[1:]]
+        leaves = _nodes(ends, keys, 1, most)
         room = np.zeros(len(leaves) * (keys + 1), np.uint32)
         room[: len(values)] = values
         numbers = np.zeros((len(leaves), 2 * (KEYS - keys or KEYS)), np.uint32)
@@ -80,7 +95,7 @@ class Lines:
         numbers = head.view(np.uint32)[0]
         numbers[0] = len(bases)
         numbers[1 : 1 + len(bases)] = bases
-        return self.add(head)
+        return head
 
 
 def _before(cuts: tuple[U64, ...]) -> tuple[U64, ...]:
@@ -92,13 +107,13 @@ def _before(cuts: tuple[U64, ...]) -> tuple[U64, ...]:
     return high - (low == 0), low - one
 
 
-def _nodes(ends: tuple[U64, ...], keys: int, below: int) -> U64:
+def _nodes(ends: tuple[U64, ...], keys: int, below: int, most: np.uint64) -> U64:
     """The nodes of one level, (nodes, words of a number, keys). below: intervals of a child. What is behind a
-    node's last boundary is all ones: nothing is greater.
+    node's last boundary is `most`: nothing is greater.
     """
     number = len(ends[0])
     count = -(-(number + 1) // (below * (keys + 1)))
     node, key = np.divmod(np.arange(count * keys), keys)
     index = np.minimum((node * (keys + 1) + key + 1) * below - 1, number)
-    words = [np.append(one, FULL)[index].reshape(-1, keys) for one in ends]
+    words = [np.append(one, most)[index].reshape(-1, keys) for one in ends]
     return np.stack(words, axis=1)
