@@ -94,7 +94,7 @@ never_inline bool known_allowed(struct packet *p, const struct config *config, s
 
 	if (!config->firewall || known_opened_here(e, &s->route))
 		return true;
-	a->tcp_flags = p->tuple.proto == IPPROTO_TCP ? TCP_SYN : 0;
+	a->tcp_flags = e->key.proto == IPPROTO_TCP ? TCP_SYN : 0;
 	a->icmp_type = icmp_request(p->tuple.family);
 	a->tos = p->tos;
 	if (e->state & FLOW_REPLY) {
@@ -175,7 +175,7 @@ always_inline int known_linux(struct packet *p, __u32 stamp, struct scratch *s, 
 	*verdict = 0;
 	if (v->stamp != stamp) {
 		route_lookup(p, s);
-		bool ours = !(v->state & FLOW_REPLY) && route_found(&s->route);
+		bool ours = !(v->state & FLOW_REPLY) && route_found(&s->route) && route_back(p, s);
 		if (!config || !config->firewall || ours) { /* by now */
 			flow_end(&s->ending, &p->tuple, FLOW_END_RELEASED);
 			inbound_released(&s->entry.key, v->state);

@@ -257,18 +257,19 @@ always_inline const struct tuple *opening_leaves(const struct opening *o, struct
 }
 
 /* Accepted, though no service and no rule of NAT has claimed it: a connection all the same, carried by us if it is to be
- * forwarded, and by Linux otherwise. What tells too little of a connection is Linux' alone. */
+ * forwarded and comes from where it should, and by Linux otherwise. What tells too little of a connection is Linux' alone, and
+ * what an address sends to itself: its replies would be the same. */
 always_inline int opening_accepted(struct packet *p, struct opening *o, struct scratch *s, int reason)
 {
 	bool known = !is_icmp(&p->tuple) || p->icmp_type == icmp_request(p->tuple.family);
 
-	if (!known || reason == REASON_PUNT_MULTICAST)
+	if (!known || reason == REASON_PUNT_MULTICAST || addr_equal(&p->tuple.src, &p->tuple.dst))
 		return reason;
 	s->source.address = p->tuple.src;
 	o->plain = true;
-	if (reason == REASON_PUNT_NOT_OURS)
+	o->to_linux = reason != REASON_PUNT_NOT_OURS || !route_back(p, s);
+	if (route_through(&s->route))
 		return opening_midstream(p, o);
-	o->to_linux = true;
 	return o->midstream && p->tcp_flags & (TCP_RST | TCP_SYN) ? reason : CONTINUE;
 }
 
@@ -359,10 +360,13 @@ always_inline int opening_left(struct packet *p, const struct opening *o)
 	return conclude(p, o->to_linux ? REASON_PUNT_LOCAL : REASON_PUNT_NOT_OURS);
 }
 
+/* Opens nothing. What Linux gets it gets with all of its fragments, but for what expires here: it may live longer. */
 always_inline int opening_failed(struct packet *p, int reason)
 {
 	if (reason == REFUSED)
 		return stage(p, STAGE_REFUSE);
+	if (reason < REASON_PUNT_NOT_IP || reason >= REASON_PUNT_TTL)
+		fragment_forget(p);
 	if (reason == REASON_ANSWER_TTL_EXCEEDED || reason == REASON_ANSWER_RESET)
 		return stage(p, STAGE_ANSWER);
 	return conclude(p, reason);
@@ -417,12 +421,12 @@ always_inline int enter_open(struct packet *p, struct scratch *s)
 	case FLOW_EXISTS: /* opened on another CPU a moment ago: look again */
 		return stage(p, STAGE_KNOWN);
 	case FLOW_TAKEN:
-		return o.plain ? opening_left(p, &o) : conclude(p, REASON_DROP_NO_PORT);
+		return o.plain ? opening_left(p, &o) : opening_failed(p, REASON_DROP_NO_PORT);
 	default:
 		if (o.to_linux)
 			return opening_left(p, &o);
 		if (!o.service || !o.service->stateless || o.nat)
-			return conclude(p, REASON_DROP_TABLE_FULL);
+			return opening_failed(p, REASON_DROP_TABLE_FULL);
 		/* the port that was tried last is not needed: nothing of the source changes */
 		s->forward.leaves.src = p->tuple.src;
 		s->forward.leaves.sport = p->tuple.sport;

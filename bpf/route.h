@@ -50,6 +50,30 @@ always_inline bool route_through(const struct route *r)
 	return route_found(r) || r->result == BPF_FIB_LKUP_RET_UNSUPP_LWT;
 }
 
+/* Does the way to the sender lead out by the device that the packet came in by? Where it does not, or the sender is this machine,
+ * it is for Linux to say whether the packet may be true (rp_filter, RFC 3704; net/ipv4/fib_frontend.c). Over IPv6 it does not
+ * ask. */
+never_inline bool route_back(const struct packet *p, struct scratch *s)
+{
+	struct bpf_fib_lookup *fib = &s->back;
+
+	if (p->tuple.family != FAMILY_IPV4)
+		return true;
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->family = AF_INET;
+	fib->ifindex = p->ifindex;
+	fib->l4_protocol = p->tuple.proto;
+	fib->sport = p->tuple.dport;
+	fib->dport = p->tuple.sport;
+	fib->tot_len = 1;
+	fib->tos = p->tos;
+	fib->ipv4_src = p->tuple.dst.v4;
+	fib->ipv4_dst = p->tuple.src.v4;
+	int result = bpf_fib_lookup(p->ctx, fib, sizeof(*fib), 0);
+	return (result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH) &&
+	       fib->ifindex == p->ifindex;
+}
+
 /* Does clearway take packets from this device? */
 always_inline bool is_port(__u32 ifindex)
 {

@@ -95,6 +95,7 @@ struct judging {
 struct scratch {
 	struct parsed parsed; /* from stage() to packet_restore() */
 	struct route route;
+	struct bpf_fib_lookup back; /* to the sender */
 	struct source source;
 	struct birth forward; /* the two entries of a new flow; its tuples as the packet arrives and leaves */
 	struct birth answer;  /* and as its reply does: the other way round */
@@ -105,7 +106,8 @@ struct scratch {
 	struct segment segment;
 	struct tcp_options options;
 	struct judging judging;
-	__u32 stray; /* why the parser has left the packet to Linux (stray.h) */
+	struct tuple quoted; /* in an ICMP error */
+	__u32 stray;	     /* why the parser has left the packet to Linux (stray.h) */
 };
 
 struct {

@@ -89,6 +89,10 @@ always_inline int stray_open(struct packet *p, const struct config *config, __u3
 	reason = opening_judge(p, &o, s, reason);
 	if (reason == REFUSED)
 		return stray_refuse(p);
+	if (reason == REASON_DROP_MIDSTREAM || reason == REASON_ANSWER_RESET) { /* a reset is made from plain headers */
+		fragment_forget(p);
+		return conclude(p, REASON_DROP_MIDSTREAM);
+	}
 	if (reason == CONTINUE)
 		opening_for_linux(p, &o, s, stamp);
 	return conclude(p, s->stray);

@@ -24,7 +24,7 @@ from tests.packet.firewall import (
     to_node,
 )
 from tests.packet.frames import frame, hop_limit, l3, network, udp
-from tests.packet.marks import PROTOCOLS
+from tests.packet.marks import IPV4, IPV6, PROTOCOLS
 from tests.packet.node import Node, Outcome
 
 
@@ -519,3 +519,62 @@ def test_packet_for_another_host_is_not_judged(node: Node, net: Net) -> None:
     sent = through(net, syn())
     assert node.send(bytes.fromhex("020000009999") + sent[6:]).reason == "punt_other_host"
     assert judged(node, DEFAULT).packets == 0
+
+
+# ---- where senders should be ----
+
+
+def from_elsewhere(net: Net) -> dict[str, bytes]:
+    """Sources that do not belong behind the front: of the back, of the node itself."""
+    return {
+        source: frame(FRONT, address, net.inside, udp(40000, 80))
+        for source, address in {
+            "back": net.endpoint,
+            "behind the back": net.remote_host(5),
+            "the node": net.node(BACK),
+            "the receiver": net.inside,
+        }.items()
+    }
+
+
+@IPV4
+@pytest.mark.parametrize("source", ["back", "behind the back", "the node", "the receiver"])
+def test_sender_that_should_be_elsewhere_is_left_to_linux(node: Node, net: Net, source: str) -> None:
+    """Accepted, but Linux has rp_filter to ask, and does not believe who has its own address."""
+    node.apply(firewall=firewall(rule(protocol="udp")))
+    sent = from_elsewhere(net)[source]
+    entries = 0 if source == "the receiver" else 2
+    for _ in range(2):
+        out = node.send(sent)
+        assert out.verdict == "punt"
+        assert out.frame == sent
+        assert node.flows.entries() == entries
+    assert judged(node).packets == (1 if entries else 2)
+
+
+@IPV4
+def test_sender_that_should_be_elsewhere_stays_with_linux_when_routes_change(node: Node, net: Net) -> None:
+    """It is judged again, and opened no second time."""
+    node.apply(firewall=firewall(rule(protocol="udp")))
+    sent = from_elsewhere(net)["back"]
+    node.send(sent)
+    node.apply(firewall=firewall(rule(protocol="udp"), rule("more", "drop", protocol="tcp")))
+    assert node.send(sent).verdict == "punt"
+    assert (judged(node).packets, ended(node, "released")) == (1, 0)
+
+
+@IPV6
+@pytest.mark.parametrize("source", ["back", "behind the back"])
+def test_linux_asks_no_sender_over_ipv6_where_it_should_be(node: Node, net: Net, source: str) -> None:
+    node.apply(firewall=firewall(rule(protocol="udp")))
+    assert node.send(from_elsewhere(net)[source]).reason == "forward_new"
+
+
+def test_what_an_address_sends_to_itself_is_no_connection(node: Node, net: Net) -> None:
+    """Its replies could not be told from it."""
+    node.apply(firewall=firewall(rule(protocol="udp")))
+    for host in (net.inside, net.node(FRONT)):
+        out = node.send(frame(FRONT, host, host, udp(7, 7)))
+        assert out.verdict == "punt"
+    assert node.flows.entries() == 0
+    assert judged(node).packets == 2

@@ -159,3 +159,16 @@ def test_fragments_of_multicast(node: Node, net: Net) -> None:
     assert reasons == ["punt_multicast"] * len(reasons)
     reasons = sent(node, pieces(net, datagram("udp", 5353, 5354), "many", number=5))
     assert all(reason.startswith("drop_") for reason in reasons)
+
+
+@PROTOCOLS
+@pytest.mark.parametrize("default", ["drop", "accept"])
+def test_fragments_behind_one_that_expires_do_not_pass(
+    node: Node, net: Net, proto: str, default: str
+) -> None:
+    """Linux answers the first one, which nobody has judged."""
+    node.apply(firewall=firewall(default=default))
+    whole = whole_packet(net.client, net.inside, datagram(proto, 40000, 80))
+    first, *later = fragments(FRONT, whole, ttl=1)[:1] + fragments(FRONT, whole)[1:]
+    assert node.send(first).reason == "punt_ttl"
+    assert set(sent(node, later)) == {"drop_fragment_unknown"}

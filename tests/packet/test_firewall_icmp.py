@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from scapy.layers.inet import ICMP, IPOption_RR
+from scapy.layers.inet import ICMP, IPOption_Router_Alert, IPOption_RR
 from scapy.layers.inet6 import (
     ICMPv6MLDone,
     ICMPv6MLQuery,
@@ -22,13 +22,26 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrHopByHop,
 )
-from scapy.packet import Packet
+from scapy.layers.ipsec import ESP
+from scapy.layers.l2 import GRE
+from scapy.packet import Packet, Raw
 
 from tests.packet.addresses import BACK, FRONT, Net
 from tests.packet.conversation import Conversation, service
 from tests.packet.firewall import DEFAULT, answered, firewall, judged, rule, through, to_node
 from tests.packet.flowtable import Tuple
-from tests.packet.frames import echo, frame, hop_limit, icmp_error, l3, network, udp
+from tests.packet.frames import (
+    echo,
+    ether,
+    frame,
+    hop_limit,
+    icmp_error,
+    ip_packet,
+    l3,
+    network,
+    tcp,
+    udp,
+)
 from tests.packet.marks import IPV4, IPV6, PROTOCOLS
 from tests.packet.node import Node
 from tests.packet.test_fragments import fragments, whole_packet
@@ -140,6 +153,93 @@ def test_error_about_nothing_known_is_judged(node: Node, net: Net, kind: str, to
     node.apply(firewall=firewall(rule(icmp_types=name, **ANY_ICMP)))
     assert node.send(sent).reason == ("punt_not_ours" if to == "inside" else "punt_local")
     assert node.flows.entries() == 0
+
+
+@KINDS
+@pytest.mark.parametrize("of", ["node", "plain", "service"])
+def test_error_to_somebody_else_is_judged(node: Node, net: Net, kind: str, of: str) -> None:
+    """Who knows of a connection reaches nobody by quoting it (net/netfilter/nf_conntrack_proto_icmp.c)."""
+    node.apply([service(net)], firewall=firewall(rule(protocol="tcp")))
+    to = {"node": net.node(FRONT), "plain": net.inside, "service": net.vip}[of]
+    talk = Conversation(node, net, to=to)
+    talk.first()
+    about = frame(FRONT, to, net.client, tcp(80, 40000, "A", payload=bytes(60)))
+    other = net.host(BACK, 77)
+    out = node.send(error(kind, FRONT, net.client, other, about))
+    assert out.reason == "drop_firewall"
+    assert judged(node, DEFAULT).packets == 1
+
+
+@KINDS
+@PROTOCOLS
+@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize("to", ["inside", "node"])
+def test_error_about_a_forbidden_connection_is_dropped(
+    node: Node, net: Net, kind: str, proto: str, side: str, to: str
+) -> None:
+    node.apply(firewall=firewall(rule("old", protocol=proto)))
+    talk = Conversation(node, net, proto=proto, to=net.inside if to == "inside" else net.node(FRONT))
+    talk.first()
+    host = net.inside if to == "inside" else net.node(FRONT)
+    if side == "client" and to == "inside":
+        made = error(kind, BACK, net.router(BACK), net.client, talk.client_frame("A", payload=bytes(60)))
+        device = BACK
+    else:
+        made = error(kind, FRONT, net.router(FRONT), host, talk.server_frame("A", payload=bytes(60)))
+        device = FRONT
+    assert node.send(made, device).reason == ("forward_icmp_error" if to == "inside" else "punt_icmp")
+    node.apply(firewall=firewall(rule("new", destination_ports=9, protocol=proto)))
+    assert node.send(made, device).reason == "drop_firewall"
+    assert node.flows.entries() == 2
+
+
+def odd(net: Net, src: str, dst: str, what: str) -> Packet:
+    """A packet that Linux carries."""
+    if what == "options":
+        if net.family == 4:
+            return ip_packet(src, dst, udp(40000, 80), options=IPOption_RR(routers=["0.0.0.0"] * 2))
+        return ip_packet(src, dst, IPv6ExtHdrDestOpt() / udp(40000, 80))
+    if what == "routers' options":
+        if net.family == 4:
+            return ip_packet(src, dst, udp(40000, 80), options=IPOption_Router_Alert())
+        return ip_packet(src, dst, IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / udp(40000, 80))
+    return ip_packet(
+        src, dst, {"esp": ESP(spi=5, seq=1, data=bytes(20)), "gre": GRE() / Raw(bytes(20))}[what]
+    )
+
+
+@KINDS
+@pytest.mark.parametrize("what", ["esp", "gre", "options", "routers' options"])
+@pytest.mark.parametrize("to", ["inside", "node"])
+def test_error_about_what_is_odd_passes(node: Node, net: Net, kind: str, what: str, to: str) -> None:
+    """Without it no tunnel would learn of a smaller MTU."""
+    host = net.inside if to == "inside" else net.node(FRONT)
+    node.apply(firewall=firewall(rule(source=net.client)))
+    went = odd(net, net.client, host, what)
+    node.send(bytes(ether(FRONT) / went))
+    assert node.flows.entries() == 2
+    if to == "inside":
+        sent = frame(BACK, net.router(BACK), net.client, icmp_error(kind, bytes(went)))
+        carried = what == "options" and net.family == 6  # by clearway
+        out = node.send(sent, BACK)
+        assert out.reason == ("forward_icmp_error" if carried else "punt_icmp")
+        if carried:
+            assert l3(out.frame)[40:] == l3(sent)[40:]
+    back = odd(net, host, net.client, what) if what in ("esp", "gre") else None
+    if back is not None:
+        sent = frame(FRONT, net.router(FRONT), host, icmp_error(kind, bytes(back)))
+        assert node.send(sent).reason == "punt_icmp"
+    assert judged(node, DEFAULT).packets == 0
+
+
+@pytest.mark.parametrize("cut", [0, 4, 7])
+def test_error_that_quotes_too_little_of_what_is_odd_is_judged(node: Node, net: Net, cut: int) -> None:
+    node.apply(firewall=firewall(rule(source=net.client)))
+    went = bytes(odd(net, net.client, net.inside, "options"))
+    node.send(bytes(ether(FRONT)) + went)
+    header = 20 + 12 if net.family == 4 else 40 + 8
+    sent = frame(BACK, net.router(BACK), net.client, icmp_error("unreachable", went[: header + cut]))
+    assert node.send(sent, BACK).reason == "drop_firewall"
 
 
 def test_error_whose_connection_has_ended_is_judged(node: Node, net: Net) -> None:

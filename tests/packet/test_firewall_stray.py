@@ -299,3 +299,19 @@ def test_echo_is_no_stray(node: Node, net: Net) -> None:
     node.apply(firewall=firewall(rule(protocol=["icmp", "icmpv6"])))
     assert node.send(with_options(net, echo(net.family, 3))).reason == "punt_ip_options"
     assert node.send(through(net, echo(net.family, 4))).reason == "forward_new"
+
+
+@pytest.mark.parametrize(
+    ("policy", "flags"), [("drop", "A"), ("reset", "A"), ("pick-up", "A"), ("drop", "RA")]
+)
+@pytest.mark.parametrize("to", ["inside", "node"])
+def test_options_do_not_get_around_a_policy_about_midstream(
+    node: Node, net: Net, policy: str, flags: str, to: str
+) -> None:
+    """What is for the node itself is Linux' to answer."""
+    node.apply(firewall=firewall(rule(protocol="tcp")), midstream=policy)
+    host = net.inside if to == "inside" else net.node(FRONT)
+    out = node.send(with_options(net, tcp(40000, 80, flags), host))
+    dropped = to == "inside" and policy != "pick-up"
+    assert out.reason == ("drop_midstream" if dropped else "punt_ip_options")
+    assert judged(node).packets == 1

@@ -281,3 +281,19 @@ def test_first_fragment_of_icmp_that_is_no_echo_is_of_no_flow(node: Node, net: N
     timestamp = ICMP(type=13, id=0, seq=0) / Raw(bytes(12))
     first = frame(BACK, net.inside, net.server, timestamp, flags="MF", id=77)
     assert node.send(first, BACK).reason == "punt_icmp"
+
+
+def test_fragments_behind_one_that_expires_are_not_sent_with_a_private_source(node: Node, net: Net) -> None:
+    node.apply(nat=[masquerade(net)])
+    whole = whole_packet(net.inside, net.server, datagram("udp", 40000, 80))
+    first, *later = fragments(BACK, whole, ttl=1)[:1] + fragments(BACK, whole)[1:]
+    assert node.send(first, BACK).reason == "punt_ttl"
+    assert {node.send(piece, BACK).reason for piece in later} == {"drop_fragment_unknown"}
+
+
+def test_fragments_behind_one_that_is_dropped_are_dropped(node: Node, net: Net) -> None:
+    node.apply([service(net)], midstream="drop")
+    above = tcp(40000, 80, "A", payload=bytes(200))
+    first, *later = fragments(FRONT, whole_packet(net.client, net.vip, above))
+    assert node.send(first).reason == "drop_midstream"
+    assert {node.send(piece).reason for piece in later} == {"drop_fragment_unknown"}
