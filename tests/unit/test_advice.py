@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
-from clearway.daemon.advice import about_endpoints, about_nat
+from clearway.daemon.advice import about_endpoints, about_firewall, about_nat
+from clearway.linux.nftables import Chain
 from clearway.linux.rtnetlink import Hop, Link, Vlan
 from clearway.model import Config, config_from_data
 
@@ -52,3 +55,59 @@ def test_endpoints_behind_an_interface_that_is_not_listed() -> None:
     hops = [Hop(ifindex, ip_address("10.0.0.1")) for ifindex in (1, 2, 3, 4, 99)]
     [sentence] = about_endpoints(config("eth0"), hops, LINKS)
     assert "through uplink, which is not among interfaces" in sentence
+
+
+# ---- firewall ----
+
+
+def filtering(*interfaces: str, **rule: Any) -> Config:
+    rules = [{"name": "some", "action": "accept", **rule}]
+    return config_from_data(
+        {"interfaces": [{"name": one} for one in interfaces], "firewall": {"rules": rules}}
+    )
+
+
+def test_without_a_firewall_there_is_nothing_to_say_about_it() -> None:
+    assert about_firewall(config("eth0"), LINKS, [Chain("ip nat", "post", "nat", 1)]) == []
+
+
+def test_firewall_without_interfaces() -> None:
+    [sentence] = about_firewall(filtering(), LINKS, [])
+    assert "nothing is judged" in sentence
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [("uplink", 1), (["uplink", "uplink.7"], 1), (["uplink", "eth0"], 0), ("eth0.7", 0), ("gone", 0)],
+)
+def test_rule_about_packets_that_are_not_judged(asked: str | list[str], said: int) -> None:
+    found = about_firewall(filtering("eth0", interface_in=asked), LINKS, [])
+    assert len(found) == said
+    assert all(one.startswith("firewall rule some: what comes in by uplink") for one in found)
+
+
+def test_port_of_a_bridge_is_not_the_bridge() -> None:
+    links = {**LINKS, 8: replace(link(8, "port"), master=6)}
+    [sentence] = about_firewall(filtering("port"), links, [])
+    assert "list br0 instead" in sentence
+    assert about_firewall(filtering("port", "br0"), links, []) == []
+    assert about_firewall(filtering("eth0"), links, []) == []
+
+
+@pytest.mark.parametrize("kind", ["macvlan", "ipvlan"])
+def test_device_with_an_address_of_its_own_on_a_listed_one(kind: str) -> None:
+    links = {**LINKS, 8: link(8, "vrrp.51", kind, lower=2)}
+    [sentence] = about_firewall(filtering("eth0"), links, [])
+    assert sentence == "firewall: what vrrp.51 takes from eth0 is not judged; add vrrp.51"
+    assert about_firewall(filtering("eth0", "vrrp.51"), links, []) == []
+    assert about_firewall(filtering("uplink"), links, []) == []
+
+
+def test_linux_translates_what_it_does_not_see() -> None:
+    chains = [
+        Chain("ip nat", "POSTROUTING", "nat", 2),
+        Chain("ip nat", "empty", "nat", 0),
+        Chain("ip f", "in", "filter", 3),
+    ]
+    [sentence] = about_firewall(filtering("eth0"), LINKS, chains)
+    assert "chain POSTROUTING of table ip nat" in sentence

@@ -121,7 +121,8 @@ def test_rule_that_sees_what_is_translated_gets_it() -> None:
 
 
 def test_never_judged_is_said() -> None:
-    with pytest.raises(QuestionError, match="never judged"):
-        decided("icmpv6 2001:db8::1 -> 2001:db8::2 nd-neighbor-solicit")
+    with pytest.raises(QuestionError, match="not judged on their link"):
+        decided("icmpv6 2001:db8::1 -> 2001:db8::2 nd-neighbor-solicit", local=True)
+    assert decided("icmpv6 2001:db8::1 -> 2001:db8::2 nd-neighbor-solicit").action == "drop"
     with pytest.raises(QuestionError, match="there is no firewall"):
         decide(config_from_data({}), parse_packet(TCP))

@@ -39,6 +39,7 @@ EXPECTED = {
             forward-5:accept forward-6:accept forward-9:accept forward-10:accept forward-policy:drop
         """,
         differences={
+            39: "write it as nat:",
             41: "what the client sent",
         },
         taken=26,
@@ -49,6 +50,7 @@ EXPECTED = {
             forward-5:accept forward-6:accept forward-9:accept forward-10:accept forward-policy:drop
         """,
         differences={
+            18: "write it as nat:",
             23: "what the client sent",
         },
         taken=26,
@@ -110,6 +112,7 @@ EXPECTED = {
             forward-4:accept forward-5:accept forward-6:reject forward-7:reject forward-policy:drop
         """,
         taken=21,
+        differences={62: "write it as nat:"},
     ),
     "ufw.iptables": Expected(
         rules="""

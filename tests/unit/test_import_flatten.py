@@ -399,9 +399,13 @@ def tables(**rules: str) -> Imported:
     return import_firewall(HEADER + "".join(texts) + "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n")
 
 
-def test_source_translation_is_left_alone() -> None:
-    found = tables(nat="-A POSTROUTING -o wan0 -j MASQUERADE")
-    assert found.exact
+@pytest.mark.parametrize("target", ["MASQUERADE", "SNAT --to-source 192.0.2.1"])
+def test_source_translation_is_lost_and_said(target: str) -> None:
+    """What clearway forwards does not come to the hook postrouting."""
+    rule = f"-A POSTROUTING -o wan0 -j {target}"
+    found = tables(nat=rule)
+    assert not found.exact
+    assert "write it as nat:" in said_of(found.differences, rule)
     assert "left alone" in said_of(found.notes, ":POSTROUTING ACCEPT [0:0]")
 
 
@@ -483,3 +487,15 @@ def test_accept_of_the_first_chain_that_is_not_known_is_not_taken() -> None:
     second = chain_at(10, "accept", "ip saddr 10.0.0.0/8 drop")
     [item] = nft(first, second).not_taken
     assert "another chain at this hook has to accept it too" in item.says
+
+
+def test_replies_that_are_dropped_among_many_are_said_where_they_are() -> None:
+    """More regions than rules could say are no reason to stop looking."""
+    many = [
+        f"-A FORWARD -s 10.{n}.0.0/16 -d 192.168.{n}.0/24 -p tcp -m tcp --dport {n} -j ACCEPT"
+        for n in range(1, 90)
+    ]
+    found = imported(*many, forward="DROP")
+    assert [item.text for item in found.differences] == [":FORWARD DROP [0:0]"]
+    assert "packets of connections that were accepted" in found.differences[0].says
+    assert imported(REPLIES.format("FORWARD"), *many, forward="DROP").exact

@@ -392,3 +392,50 @@ def test_json_flags_in_either_form() -> None:
     left = {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, {"|": ["fin", "syn"]}]}
     found = json_of([{"match": {"op": "==", "left": left, "right": {"|": ["fin", "syn"]}}}, {"drop": None}])
     assert found.data()["rules"][0]["tcp_flags"] == "fin,syn"
+
+
+# ---- what is read and would be something else ----
+
+
+def test_log_before_what_is_asked_for_differs() -> None:
+    """nft logs each packet that comes to that statement."""
+    rule = 'log prefix "x" tcp dport 22 accept'
+    said = [
+        f"table inet t {{\nchain input {{\ntype filter hook input priority 0; policy accept;\n{one}\n}}\n}}\n"
+        for one in (rule, 'tcp dport 22 log prefix "x" accept')
+    ]
+    differing, same = (import_firewall(text) for text in said)
+    assert [item.text for item in differing.differences] == [rule]
+    assert "logs before it asks" in differing.differences[0].says
+    assert same.exact
+    assert differing.firewall == same.firewall
+
+
+def test_log_before_what_is_asked_for_differs_in_json() -> None:
+    base = {"family": "inet", "table": "t", "name": "input", "type": "filter", "hook": "input", "prio": 0}
+    match = {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 22}}
+    objects = [
+        {"table": {"family": "inet", "name": "t"}},
+        {"chain": {**base, "policy": "accept"}},
+        {
+            "rule": {
+                "family": "inet",
+                "table": "t",
+                "chain": "input",
+                "expr": [{"log": None}, match, {"accept": None}],
+            }
+        },
+    ]
+    assert "logs before it asks" in import_firewall(json.dumps({"nftables": objects})).differences[0].says
+
+
+def test_json_that_does_not_say_what_is_dormant_is_refused() -> None:
+    """nftables 1.0.6 writes the table's name in the place of its flags."""
+    objects = [{"table": {"family": "inet", "name": "t", "flags": "t"}}]
+    with pytest.raises(UnreadableError, match="does not say whether table inet t is dormant"):
+        import_firewall(json.dumps({"nftables": objects}))
+
+
+def test_json_without_an_end_is_refused() -> None:
+    with pytest.raises(UnreadableError, match="not what `nft -j list ruleset` prints"):
+        import_firewall('{"nftables":' + "[" * 100_000)

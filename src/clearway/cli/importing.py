@@ -95,10 +95,10 @@ def _section(found: Imported) -> str:
 
 
 def _warning(found: Imported) -> str:
-    if found.exact:
-        return ""
-    missing, differing = things(len(found.not_taken), "rule"), things(len(found.differences), "difference")
-    return f"# Incomplete: without {missing} of what it was made of, and with {differing} from it.\n"
+    missing, differing = len(found.not_taken), len(found.differences)
+    said = [f"without {things(missing, 'rule')} of what it was made of"] if missing else []
+    said += [f"with {things(differing, 'difference')} from it"] if differing else []
+    return f"# Incomplete: {', and '.join(said)}.\n" if said else ""
 
 
 def _account(found: Imported) -> Iterable[str]:

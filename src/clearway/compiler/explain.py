@@ -8,7 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
-from clearway.model import Action, Config, Firewall, FirewallRule, IPAddress, IPNetwork, PortRange, SetName
+from clearway.model import (
+    Action,
+    Config,
+    Endpoint,
+    Firewall,
+    FirewallRule,
+    IPAddress,
+    IPNetwork,
+    PortRange,
+    Service,
+    SetName,
+)
 from clearway.model.protocols import DSCP, ICMP, ICMPV6, PROTOCOLS, TCP, TCP_FLAGS, TYPES_OF, UDP, name_of
 
 PACKET = re.compile(r"(?P<protocol>\S+)\s+(?P<source>\S+)\s*->\s*(?P<destination>\S+)(?:\s+(?P<type>\S+))?")
@@ -123,8 +134,10 @@ def decide(config: Config, packet: Packet, leaves: Packet | None = None) -> Deci
     firewall = config.firewall
     if firewall is None:
         raise QuestionError("there is no firewall: nothing is judged")
-    if packet.protocol == ICMPV6 and packet.icmp_type in NEVER_JUDGED:
-        raise QuestionError("neighbour discovery and multicast group management of IPv6 are never judged")
+    if packet.protocol == ICMPV6 and packet.icmp_type in NEVER_JUDGED and packet.local is not False:
+        raise QuestionError(
+            "neighbour discovery and multicast group management of IPv6 are not judged on their link"
+        )
     before: list[Refuted] = []
     for number, rule in enumerate(firewall.rules, 1):
         asked = packet
@@ -137,17 +150,28 @@ def decide(config: Config, packet: Packet, leaves: Packet | None = None) -> Deci
     return Decision(len(firewall.rules) + 1, "", firewall.default, False, tuple(before))
 
 
+def service_of(config: Config, packet: Packet) -> Service | None:
+    """Which it is addressed to."""
+    to = (packet.destination, packet.destination_port, name_of(packet.protocol, PROTOCOLS))
+    for service in config.services:
+        if (service.address, service.port, service.protocol) == to:
+            return service
+    return None
+
+
+def endpoints_of(service: Service) -> list[Endpoint]:
+    """Those that take new connections."""
+    return [endpoint for endpoint in service.endpoints if endpoint.weight and not endpoint.drain]
+
+
 def _untranslated(config: Config, packet: Packet, rule: FirewallRule) -> Packet:
     """A rule that sees what is translated: is this packet?"""
-    services = [
-        service.name
-        for service in config.services
-        if service.address == packet.destination and service.port == packet.destination_port
-    ]
-    nats = [nat.name for nat in config.nat if packet.source in nat.source]
-    if services or nats:
+    service = service_of(config, packet)
+    by = [service.name] if service else []
+    by += [nat.name for nat in config.nat if packet.source in nat.source]
+    if by:
         raise QuestionError(
-            f"rule {rule.name} sees the packet after translation by {', '.join(services + nats)}: say with"
+            f"rule {rule.name} sees the packet after translation by {', '.join(by)}: say with"
             " --translated as what it leaves, for example 'tcp 198.51.100.7:4000 -> 10.0.0.2:8080'"
         )
     return packet

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from clearway.linux.nftables import Chain
 from clearway.linux.rtnetlink import Hop, Link
 from clearway.model import Config
 
 MASTERS = ("bridge", "bond", "team", "vrf")  # their packets are taken at the devices that belong to them
 LOOPBACK = "lo"
+OWN_ADDRESS = ("macvlan", "macvtap", "ipvlan", "ipvtap")  # take packets away from the device below
 
 
 def about_nat(config: Config, links: Mapping[int, Link]) -> list[str]:
@@ -36,6 +38,48 @@ def about_endpoints(config: Config, hops: Iterable[Hop], links: Mapping[int, Lin
         " their replies go to Linux; add it"
         for name in sorted(towards & unlisted)
     ]
+
+
+def about_firewall(config: Config, links: Mapping[int, Link], chains: Iterable[Chain]) -> list[str]:
+    """Packets that are not judged, rules that are about such, and what Linux would do to packets that it does
+    not see any more. `chains`: of nftables, those at a hook.
+    """
+    if config.firewall is None:
+        return []
+    if not config.interfaces:
+        return ["firewall: there are no interfaces, so nothing is judged; list them under interfaces"]
+    unlisted = _unlisted(config, links)
+    return [
+        *(
+            f"firewall rule {rule.name}: what comes in by {', '.join(rule.interface_in)} is not judged;"
+            " add it to interfaces"
+            for rule in config.firewall.rules
+            if rule.interface_in and unlisted.issuperset(rule.interface_in)
+        ),
+        *_about_unjudged(config, links),
+        *(
+            f"firewall: what it forwards is not translated by chain {chain.name} of table {chain.table};"
+            " use nat: and services: for that"
+            for chain in chains
+            if chain.kind == "nat" and chain.rules
+        ),
+    ]
+
+
+def _about_unjudged(config: Config, links: Mapping[int, Link]) -> list[str]:
+    """Devices beside listed ones, with link addresses of their own."""
+    listed = {interface.name for interface in config.interfaces}
+    found = []
+    for link in links.values():
+        master, below = links.get(link.master), links.get(link.lower)
+        if link.name in listed and master and master.kind == "bridge" and master.name not in listed:
+            why = (
+                f"{link.name} is a port of {master.name}: frames to {master.name} itself are not judged there"
+            )
+            found.append(f"firewall: {why}; list {master.name} instead")
+        elif link.kind in OWN_ADDRESS and link.name not in listed and below and below.name in listed:
+            found.append(f"firewall: what {link.name} takes from {below.name} is not judged; add {link.name}")
+    return found
 
 
 def _unlisted(config: Config, links: Mapping[int, Link]) -> set[str]:

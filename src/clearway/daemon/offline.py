@@ -13,7 +13,7 @@ from clearway.daemon.apply import read_tables
 from clearway.daemon.lock import DataPathLock
 from clearway.datapath import Datapath
 from clearway.instance import Instance
-from clearway.linux import memory, namespace, neighbours, rtnetlink
+from clearway.linux import memory, namespace, neighbours, nftables, rtnetlink
 from clearway.linux.netlink import NETLINK_ROUTE, Conversation
 from clearway.model import Config
 
@@ -38,7 +38,11 @@ def plan(instance: Instance, desired: Config) -> Plan:
 def warnings(instance: Instance, desired: Config) -> list[str]:
     """What this configuration allows and probably does not mean."""
     with _where_it_lives(instance), Conversation(NETLINK_ROUTE) as kernel:
-        return advice.about_nat(desired, {link.ifindex: link for link in rtnetlink.links(kernel)})
+        links = {link.ifindex: link for link in rtnetlink.links(kernel)}
+        found = advice.about_nat(desired, links)
+        return found + advice.about_firewall(
+            desired, links, nftables.base_chains() if desired.firewall else ()
+        )
 
 
 def remove(instance: Instance) -> bool:

@@ -12,7 +12,16 @@ from pydantic_core import PydanticCustomError
 from clearway.api.control import FilterError
 from clearway.api.views import FirewallDecision, FirewallQuestion, RefutedView
 from clearway.compiler import what_it_asks
-from clearway.compiler.explain import Packet, QuestionError, decide, leaving, parse_packet
+from clearway.compiler.explain import (
+    Decision,
+    Packet,
+    QuestionError,
+    decide,
+    endpoints_of,
+    leaving,
+    parse_packet,
+    service_of,
+)
 from clearway.linux import rtnetlink
 from clearway.linux.netlink import NETLINK_ROUTE, Conversation, NetlinkError
 from clearway.linux.picture import Picture
@@ -23,12 +32,9 @@ from clearway.model.firewall_values import parse_dscps, parse_tcp_flags
 def question_of(question: FirewallQuestion, picture: Picture, config: Config) -> FirewallDecision:
     """The decision. FilterError when it depends on what is not known."""
     try:
-        packet = _packet(question)
+        packet = _packet(question, picture)
         leaves = leaving(packet, question.translated) if question.translated else None
-        way = _way(leaves or packet, picture)
-        packet = replace(packet, local=way.local, interface_out=way.interface_out)
-        leaves = leaves and replace(leaves, local=way.local, interface_out=way.interface_out)
-        decision = decide(config, packet, leaves)
+        packet, decision = _decided(config, packet, leaves, picture)
     except QuestionError as error:
         raise FilterError(str(error)) from error
     except PydanticCustomError as error:
@@ -47,8 +53,43 @@ def question_of(question: FirewallQuestion, picture: Picture, config: Config) ->
     )
 
 
-def _packet(question: FirewallQuestion) -> Packet:
+def _decided(
+    config: Config, packet: Packet, leaves: Packet | None, picture: Picture
+) -> tuple[Packet, Decision]:
+    """The packet with its way, and what the rules say. To a service it goes to one of its endpoints: the
+    answer must be the same for all.
+    """
+    service = None if leaves else service_of(config, packet)
+    if service is None:
+        packet, leaves = _on_its_way(packet, leaves, picture)
+        return packet, decide(config, packet, leaves)
+    found = []
+    for endpoint in endpoints_of(service):
+        to = replace(packet, destination=endpoint.address, destination_port=endpoint.port)
+        on_its_way, there = _on_its_way(packet, to, picture)
+        found.append((on_its_way, decide(config, on_its_way, there if service.mode == "nat" else None)))
+    if not found:
+        raise QuestionError(f"service {service.name} has no endpoint for new connections: they are dropped")
+    if len({decision.number for _packet, decision in found}) > 1:
+        raise QuestionError(
+            f"that depends on the endpoint which service {service.name} chooses: say with --translated as"
+            " what the packet leaves, for example 'tcp 198.51.100.7:4000 -> 10.0.0.2:8080'"
+        )
+    return found[0]
+
+
+def _on_its_way(packet: Packet, leaves: Packet | None, picture: Picture) -> tuple[Packet, Packet | None]:
+    way = _way(leaves or packet, picture)
+    packet = replace(packet, local=way.local, interface_out=way.interface_out)
+    return packet, leaves and replace(leaves, local=way.local, interface_out=way.interface_out)
+
+
+def _packet(question: FirewallQuestion, picture: Picture) -> Packet:
     packet = parse_packet(question.packet)
+    there = {link.name for link in picture.links.values()}
+    for name in (question.interface_in, question.interface_out):
+        if name is not None and name not in there:
+            raise QuestionError(f"there is no interface {name}; use one of {', '.join(sorted(there))}")
     if question.direction not in (None, "through", "local"):
         raise QuestionError(f"direction {question.direction!r} is unknown: through or local")
     if question.tcp_flags is not None:
@@ -75,7 +116,7 @@ def _way(packet: Packet, picture: Picture) -> Packet:
     if not local and interface_out is None:
         with Conversation(NETLINK_ROUTE) as kernel:
             hop = _next_hop(kernel, packet.destination)
-        local = hop is None
+        local = hop is None if local is None else local
         link = picture.links.get(hop.ifindex) if hop else None
         interface_out = link.name if link else None
     return replace(packet, local=local, interface_out=interface_out)

@@ -29,7 +29,7 @@ from clearway.daemon.rounds import LastSweep, SweepRounds
 from clearway.datapath import DatapathError, features
 from clearway.datapath.calls import SweepResult
 from clearway.instance import Instance
-from clearway.linux import namespace
+from clearway.linux import namespace, nftables
 from clearway.linux.namespace import local_port_range
 from clearway.linux.netlink import NetlinkError
 from clearway.model import Config, ConfigError, parse_config, to_data
@@ -150,6 +150,7 @@ class Daemon:
         """What probably is not meant: of any configuration, and of the endpoints of the one in force."""
         links = self.machine().links
         found = advice.about_nat(config, links)
+        found += advice.about_firewall(config, links, nftables.base_chains() if config.firewall else ())
         if config == self.config:
             found += advice.about_endpoints(config, self.engine.kept, links)
         return found

@@ -147,11 +147,14 @@ def common(some: Iterable[Box], others: Sequence[Box]) -> Boxes:
 
 
 def without(some: Iterable[Box], others: Iterable[Box]) -> Boxes:
-    """What is in some and not in others. Raises InexactError when that falls into too many pieces."""
+    """What is in some and not in others. Raises InexactError when that falls into too many pieces, and more
+    than there were.
+    """
     left = list(some)
+    most = max(PIECES_MAX, len(left))
     for other in others:
         left = [piece for one in left for piece in one.minus(other)]
-        if len(left) > PIECES_MAX:
+        if len(left) > most:
             raise InexactError(f"what is left falls into more than {PIECES_MAX} rules")
     return tuple(left)
 

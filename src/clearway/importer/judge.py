@@ -281,6 +281,8 @@ class Judge:
             self.account.takes(entry, f"rule {name}")
         if entry.verb is Verb.REJECT and (what := _answers(entry)):
             self.account.differs(entry, what)
+        if entry.rule.remark:
+            self.account.differs(entry, entry.rule.remark)
 
     # ---- what only leads somewhere ----
 

@@ -33,7 +33,7 @@ def read_nft_json(text: str) -> Ruleset:
     try:
         objects = json.loads(text)["nftables"]
         return _Reader().ruleset(objects)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableError(f"this is not what `nft -j list ruleset` prints: {error}") from None
 
 
@@ -58,7 +58,12 @@ class _Reader:
     def _table(self, content: Json, _number: int) -> None:
         name = f"{content['family']} {content['name']}"
         self.tables[name] = Table()
-        if "dormant" in content.get("flags", ()):
+        flags = content.get("flags", ())
+        if flags == content["name"]:  # nftables 1.0.6 writes that in the place of any flag
+            raise UnreadableError(
+                f"this nft does not say whether table {name} is dormant; use `nft list ruleset`"
+            )
+        if "dormant" in flags:
             self.dormant.add(name)
 
     def _chain(self, content: Json, number: int) -> None:
@@ -114,7 +119,7 @@ def _statement(one: Json, said: Statements) -> None:
     if kind in NO_EFFECT:
         return
     if kind == "match":
-        said.conditions.append(_match(content))
+        said.ask(_match(content))
     elif kind == "log":
         said.log = True
     elif kind in VERDICTS:

@@ -18,6 +18,7 @@ FAMILIES_OF: Mapping[str, tuple[int, ...]] = {"ip": (4,), "ip6": (6,), "inet": F
 PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100}
 """man nft; the words mean the same at every hook of ip, ip6 and inet tables."""
 CHANGES = "its content changes by itself"
+LOGS_MORE = "logs before it asks for all that it asks for; clearway logs what the whole rule decides"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,13 @@ class Statements:
     log: bool = False
     comment: str = ""
     side_effect: str = ""
+    remark: str = ""
+
+    def ask(self, condition: Condition) -> None:
+        """Statements of a rule take effect in their order."""
+        self.conditions.append(condition)
+        if self.log:
+            self.remark = LOGS_MORE
 
 
 @dataclass(slots=True)
@@ -73,7 +81,7 @@ def rule_of(said: Statements, line: int, text: str, table: Table) -> Rule:
         except InexactError as error:
             reasons.append(str(error))
     branches = _branches(said, boxes, tuple(reasons), table)
-    return Rule(line, text, branches, said.comment, said.side_effect)
+    return Rule(line, text, branches, said.comment, said.side_effect, said.remark)
 
 
 def _branches(said: Statements, boxes: Boxes, reasons: tuple[str, ...], table: Table) -> tuple[Branch, ...]:

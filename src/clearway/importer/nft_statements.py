@@ -242,7 +242,7 @@ def _expression(tokens: Tokens, said: Statements) -> None:
         else:
             said.mapped = VerdictMap(tuple(keys), verdict_elements(tokens))
         return
-    said.conditions.append(_condition(tuple(keys), tokens))
+    said.ask(_condition(tuple(keys), tokens))
 
 
 def _key(tokens: Tokens) -> str:

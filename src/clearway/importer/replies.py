@@ -6,7 +6,7 @@ clearway always lets them pass. Where a ruleset does not, it does something else
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -35,6 +35,8 @@ from .index import Index
 from .ranges import Ranges
 from .ruleset import ENDS, Verb
 
+LOOKS_MAX = 1_000_000
+"""Boxes of a region beside boxes of entries: a second or two."""
 LINK_LOCAL = Ranges(((0xFE80 << 112, (0xFEC0 << 112) - 1),))
 DISCOVERY = Ranges.numbers([133, 134, 135, 136])
 REDIRECT = Ranges.numbers([137])
@@ -42,19 +44,23 @@ LISTENERS = Ranges.numbers([130, 131, 132, 143])
 """Linux' conntrack has the first and the last untracked, redirects invalid (nf_conntrack_proto_icmpv6.c)."""
 
 
-def dropped(entries: Iterable[Entry], region: Boxes) -> Iterator[Entry]:
-    """The entries that drop or may drop what is in the region, as far as no entry before accepts it."""
+def dropped(entries: Sequence[Entry], region: Boxes) -> Iterator[Entry]:
+    """The entries that drop or may drop what is in the region, as far as no entry before accepts it. Where
+    that takes too long to be told, the last one that drops anything.
+    """
+    looks = 0
     for entry in entries:
         if not region or entry.verb not in ENDS:
             continue
+        looks += len(region) * len(entry.boxes)
+        if looks > LOOKS_MAX:
+            yield from [one for one in entries if one.verb in ENDS and one.verb is not Verb.ACCEPT][-1:]
+            return
         if entry.verb is not Verb.ACCEPT and common(region, entry.boxes):
             yield entry
         if entry.decides:
-            try:
+            with suppress(InexactError):  # then it is left too large
                 region = without(region, entry.boxes)
-            except InexactError:
-                yield entry
-                return
 
 
 def replies_dropped(entries: Sequence[Entry], start: Boxes, hook: str) -> list[Entry]:
@@ -116,7 +122,7 @@ def _errors(box: Box) -> list[Box]:
     return [error, back]
 
 
-def discovery_dropped(entries: Iterable[Entry], start: Boxes) -> list[Entry]:
+def discovery_dropped(entries: Sequence[Entry], start: Boxes) -> list[Entry]:
     """What drops neighbour discovery or multicast group management, of those that hosts would heed."""
     v6 = limited((box for box in start if box.family == 6), protocol=Ranges.numbers([ICMPV6]))
     heeded = Ranges.numbers([255])  # RFC 4861 7.1.1: others are ignored

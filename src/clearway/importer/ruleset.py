@@ -49,6 +49,8 @@ class Rule:
     comment: str = ""
     side_effect: str = ""
     """What it does besides, to packets or to the machine's state."""
+    remark: str = ""
+    """What it does otherwise than the rule that comes of it."""
 
 
 @dataclass(slots=True)

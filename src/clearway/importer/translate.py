@@ -18,7 +18,15 @@ from .ruleset import ENDS, Chain, Rule, Ruleset, Verb
 HOOKS = ("input", "forward")
 AROUND = "clearway does not judge there"
 EFFECT = "clearway lets pass what it drops"
-TRANSLATING = frozenset({"DNAT", "REDIRECT", "NETMAP"})
+TRANSLATING = {
+    "translates destinations: filters see the new ones, clearway's rules what the client sent; what clearway"
+    " forwards does not come here: write it as services:": frozenset(
+        {"DNAT", "REDIRECT", "NETMAP", "dnat", "redirect", "tproxy"}
+    ),
+    "translates sources; what clearway forwards does not come here: write it as nat:": frozenset(
+        {"SNAT", "MASQUERADE", "snat", "masquerade"}
+    ),
+}
 
 
 def translate(ruleset: Ruleset) -> Imported:
@@ -121,14 +129,11 @@ def _other_rule(base: Chain, chain: Chain, position: int, rule: Rule, account: A
     elif "ct helper" in rule.side_effect or "--helper" in rule.text:
         what = "a helper lets connections in that belong to others; clearway asks its rules about them"
         account.differs_rule(chain, position, rule, what)
-    elif base.kind == "nat" and _translates(rule.text, rule.side_effect):
-        what = "translates destinations: filters see the new ones, clearway's rules what the client sent"
-        account.differs_rule(chain, position, rule, what)
-
-
-def _translates(text: str, side_effect: str) -> bool:
-    words = text.replace('"', " ").split()
-    return side_effect in TRANSLATING or bool({"dnat", "redirect", "tproxy"} & set(words))
+    elif base.kind == "nat":
+        words = {rule.side_effect, *rule.text.replace('"', " ").split()}
+        for what, named in TRANSLATING.items():
+            if named & words:
+                account.differs_rule(chain, position, rule, what)
 
 
 def _silent_family(ruleset: Ruleset, account: Account) -> None:

@@ -68,7 +68,8 @@ VLAN_8021Q = 0x8100
 VLAN_8021AD = 0x88A8
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
-_IFLA_WIRELESS, _IFLA_LINKINFO, _IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 11, 18, 29, 37
+_IFLA_MASTER, _IFLA_WIRELESS, _IFLA_LINKINFO = 10, 11, 18
+_IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 29, 37
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_VLAN_ID, _IFLA_VLAN_EGRESS_QOS, _IFLA_VLAN_PROTOCOL = 1, 3, 5
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
@@ -107,6 +108,7 @@ class Link:
     kind: str = ""
     lower: int = 0  # ifindex of the device below; 0: none, or in another network namespace
     vlan: Vlan | None = None
+    master: int = 0  # ifindex of the bridge, bond, VRF... that it belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ def decode_link(message: Message) -> Link | None:
         kind=kind,
         lower=below if below != ifindex else 0,
         vlan=_decode_vlan(attributes(info.get(_IFLA_INFO_DATA, b""))) if kind == "vlan" else None,
+        master=u32(found.get(_IFLA_MASTER, bytes(4))),
     )
 
 
