@@ -59,6 +59,11 @@ CONFIG = config_from_data(
     }
 )
 
+WEB_RULE = RuleView(
+    number=1, name="web", action="accept", log=True, asks="protocol tcp", hits=7, bytes=420, last=1e9
+)
+THE_REST = RuleView(number=2, name="", action="drop", log=False, asks="", hits=0, bytes=0, last=None)
+
 
 @dataclass
 class FakeControl:
@@ -71,6 +76,7 @@ class FakeControl:
         default_factory=lambda: [b'{"matched": 0, "total": 0, "flows": [', b"]}"]
     )
     draining_flows: int = 0
+    rule_views: list[RuleView] = field(default_factory=lambda: [WEB_RULE, THE_REST])
     broken: Exception | None = None
     removed: bool = False
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -176,11 +182,7 @@ class FakeControl:
         return Nats(nat=[view])
 
     def rules(self) -> Rules:
-        web = RuleView(
-            number=1, name="web", action="accept", log=True, asks="protocol tcp", hits=7, bytes=420, last=1e9
-        )
-        rest = RuleView(number=2, name="", action="drop", log=False, asks="", hits=0, bytes=0, last=None)
-        return Rules(rules=[web, rest])
+        return Rules(rules=self.rule_views)
 
     def ask_firewall(self, question: FirewallQuestion) -> FirewallDecision:
         if "->" not in question.packet:

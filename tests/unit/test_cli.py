@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from clearway.api.views import FlowFilter
+from clearway.api.views import FlowFilter, RuleView
 from clearway.cli.common import ExitCode, Options
 from clearway.cli.main import build_app, run
 from clearway.cli.text import Column, count, duration, print_table, size
@@ -25,7 +25,7 @@ from clearway.daemon.lock import DataPathLock
 from clearway.datapath.pins import Pins
 from clearway.instance import Instance
 from clearway.model import config_from_data
-from tests.unit.api_node import CONFIG, REFUSED_BY_KERNEL, FakeControl, serving
+from tests.unit.api_node import CONFIG, REFUSED_BY_KERNEL, THE_REST, WEB_RULE, FakeControl, serving
 
 HEAVY = (
     "numpy",
@@ -190,6 +190,26 @@ def test_firewall_log_shows_each_decision_on_a_line(clearway: Clearway, control:
         "drop (default): gre 192.0.2.1 -> 203.0.113.1  in eth0, out eth1, 74 bytes,"
         " of a connection that was accepted before"
     )
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ([], ["there is no firewall; waiting for one"]),
+        ([THE_REST], ["no rule has log: true; waiting for one"]),
+        ([WEB_RULE, THE_REST], []),
+    ],
+)
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_firewall_log_says_why_it_may_stay_silent(
+    clearway: Clearway, control: FakeControl, rules: list[RuleView], said: list[str], output: str
+) -> None:
+    control.rule_views = rules
+    control.ended_pieces = [f"{json.dumps(EVENT)}\n".encode()]
+    ran = clearway("firewall", "log", "-o", output)
+    assert ran.err.splitlines()[:-1] == [f"clearway: {line}" for line in said]
+    assert "the daemon has stopped" in ran.err.splitlines()[-1]
+    assert len(ran.out.splitlines()) == 1  # it has waited
 
 
 def test_firewall_test_says_who_decides_and_why_not_others(clearway: Clearway, control: FakeControl) -> None:

@@ -12,6 +12,7 @@ from clearway.cli import complete
 from clearway.cli.common import (
     Output,
     OutputOption,
+    complain,
     follow_lines,
     group,
     options_of,
@@ -130,6 +131,11 @@ def log(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     Example:
       clearway firewall log
     """
+    rules = options_of(context, output).client().get("rules")["rules"]
+    if not rules:
+        complain("there is no firewall; waiting for one")
+    elif not any(rule["log"] for rule in rules):
+        complain("no rule has log: true; waiting for one")
     follow_lines(context, output, ("firewall", "log"), text)
 
 
