@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`clearway follow`: every connection that ends, as it was."""
+"""`clearway follow`: every connection that ends, as it was; `clearway firewall log`: what rules decide."""
 
 from __future__ import annotations
 
@@ -34,20 +34,24 @@ def impatient(lab: Lab, hook: str, daemon: Daemon) -> Iterator[Daemon]:
 
 
 @contextmanager
-def following(daemon: Daemon, output: Path) -> Iterator[subprocess.Popen[str]]:
-    process = spawn(daemon.argv("follow", "-o", "json"), output=output, env=daemon.environment)
+def following(
+    daemon: Daemon, output: Path, *command: str, told: str = "records"
+) -> Iterator[subprocess.Popen[str]]:
+    """`command`: `follow` if there is none. `told`: the word of flow_tables that is set meanwhile."""
+    argv = daemon.argv(*(command or ("follow",)), "-o", "json")
+    process = spawn(argv, output=output, env=daemon.environment)
     try:
-        wait_until("it is told", lambda: process.poll() is not None or is_followed(daemon))
+        wait_until("it is told", lambda: process.poll() is not None or is_followed(daemon, told))
         yield process
     finally:
         stop(process)
 
 
-def is_followed(daemon: Daemon) -> bool:
-    """Whether ends of connections are recorded."""
+def is_followed(daemon: Daemon, told: str = "records") -> bool:
+    """Whether ends of connections (or decisions: "events") are recorded."""
     with Datapath.open(daemon.instance) as datapath:
         values, _ = datapath.table("flows_v2").lookup([0])
-    return bool(values[0]["records"])
+    return bool(values[0][told])
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
@@ -95,3 +99,19 @@ def test_there_may_be_another_follower_afterwards(
     wait_until("the first one is missed", lambda: not is_followed(impatient))
     second = stack.enter_context(following(impatient, tmp_path / "second"))
     assert second.poll() is None, (tmp_path / "second").read_text()
+
+
+def test_pings_are_logged_with_their_type(
+    lab: Lab, hook: str, impatient: Daemon, stack: ExitStack, family: int, tmp_path: Path
+) -> None:
+    rule = {"name": "pings", "action": "accept", "log": True, "protocol": ["icmp", "icmpv6"]}
+    impatient.config_path.write_text(json.dumps(data(lab, hook) | {"firewall": {"rules": [rule]}}))
+    impatient.cli("apply", str(impatient.config_path))
+    output = tmp_path / "log"
+    stack.enter_context(following(impatient, output, "firewall", "log", told="events"))
+    server, client = lab.servers[0].address(family), lab.client.address(family)
+    lab.client.ns.run("ping", "-c", "1", "-W", "5", server)
+    wait_until("the ping is told", lambda: bool(output.read_text().strip()))
+    (event,) = lines(output)
+    assert (event["rule"], event["action"], event["icmp_type"]) == ("pings", "accept", "echo-request")
+    assert (event["source"], event["destination"]) == (client, server)

@@ -167,6 +167,7 @@ EVENT = {
     "destination": "203.0.113.1",
     "destination_port": 23,
     "tcp_flags": "syn",
+    "icmp_type": None,
     "length": 74,
     "head": "4500",
 }
@@ -181,14 +182,19 @@ def test_firewall_log_shows_each_decision_on_a_line(clearway: Clearway, control:
         "tcp_flags": "",
         "interface_out": "eth1",
     }
-    control.ended_pieces = [f"{json.dumps(EVENT)}\n{json.dumps(other)}\n".encode()]
+    ping = {**EVENT, "protocol": "icmp", "tcp_flags": "", "icmp_type": "echo-request"}
+    events = [EVENT, other, ping]
+    control.ended_pieces = ["".join(f"{json.dumps(event)}\n" for event in events).encode()]
     ran = clearway("firewall", "log")
     assert ran.code == ExitCode.UNREACHABLE  # the daemon has ended
-    first, second = ran.out.splitlines()
+    first, second, third = ran.out.splitlines()
     assert first[9:] == ("drop no-telnet: tcp 192.0.2.1:4000 -> 203.0.113.1:23 syn  in eth0, out -, 74 bytes")
     assert second[9:] == (
         "drop (default): gre 192.0.2.1 -> 203.0.113.1  in eth0, out eth1, 74 bytes,"
         " of a connection that was accepted before"
+    )
+    assert third[9:] == (
+        "drop no-telnet: icmp 192.0.2.1 -> 203.0.113.1 echo-request  in eth0, out -, 74 bytes"
     )
 
 

@@ -147,14 +147,12 @@ def text(event: dict[str, Any]) -> str:
         host_port(event[name], event[f"{name}_port"]) if ports else event[name]
         for name in ("source", "destination")
     ]
-    flags = f" {event['tcp_flags']}" if event["tcp_flags"] else ""
+    kind = event["tcp_flags"] or event["icmp_type"] or ""
+    packet = f"{event['protocol']} {ends[0]} -> {ends[1]} {kind}".rstrip()
     where = f"in {event['interface_in'] or '-'}, out {event['interface_out'] or '-'}"
     known = ", of a connection that was accepted before" if event["known"] else ""
     rule = event["rule"] or "(default)"
-    return (
-        f"{when} {event['action']} {rule}: {event['protocol']} {ends[0]} -> {ends[1]}{flags}"
-        f"  {where}, {event['length']} bytes{known}"
-    )
+    return f"{when} {event['action']} {rule}: {packet}  {where}, {event['length']} bytes{known}"
 
 
 def set_replace(
