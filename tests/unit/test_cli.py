@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -245,14 +246,47 @@ def test_set_is_exchanged(clearway: Clearway, control: FakeControl, tmp_path: Pa
     assert control.running.model_dump(mode="json")["firewall"]["sets"] == {
         "office": ["198.51.100.0/24", "2001:db8:1::/48"]
     }
-    members.write_text("198.51.100.0/24\n80\n")
-    assert "both prefixes and ports" in clearway("firewall", "set", "office", str(members)).err
     members.write_text("80\n")
     assert "set office is one of ports" in clearway("firewall", "set", "office", str(members)).err
-    members.write_text("10.0.0.0/8\n10.0.0.300\n")
-    assert "request (line 2)" in clearway("firewall", "set", "office", str(members)).err
     members.write_text("10.0.0.0/8\n")
     assert "there is no set home" in clearway("firewall", "set", "home", str(members)).err
+
+
+def test_set_is_refused_in_the_words_of_its_file(
+    clearway: Clearway, control: FakeControl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control.running = config_from_data({"firewall": {"sets": {"office": ["10.0.0.0/8"], "web": [80]}}})
+    before = control.running
+    file = tmp_path / "members.txt"
+    file.write_text("10.0.0.0/8\n10.0.0.300\n\nhome\n")
+    ran = clearway("firewall", "set", "office", str(file))
+    assert ran.code == ExitCode.REFUSED
+    assert [line.partition(" is ")[0] for line in ran.err.splitlines()] == [
+        f'clearway: {file} (line 2): "10.0.0.300"',
+        f'clearway: {file} (line 4): "home"',
+    ]
+    file.write_text("80\nhttp\n")
+    assert f'{file} (line 2): "http" is not a port' in clearway("firewall", "set", "web", str(file)).err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    ran = clearway("firewall", "set", "office", "-", "-o", "json")
+    assert ran.code == ExitCode.REFUSED
+    assert ran.err.startswith("clearway: standard input: has no members; to empty the set, ")
+    assert json.loads(ran.out)["errors"][0]["what"] == "has no members"
+    assert control.running is before
+
+
+def test_set_is_emptied_by_the_configuration(
+    clearway: Clearway, control: FakeControl, tmp_path: Path
+) -> None:
+    rule = {"name": "in", "action": "accept", "source": "@office"}
+    data: dict[str, Any] = {"firewall": {"sets": {"office": ["10.0.0.0/8"]}, "rules": [rule]}}
+    control.running = config_from_data(data)
+    data["firewall"]["sets"]["office"] = []
+    file = tmp_path / "new.yaml"
+    file.write_text(json.dumps(data))
+    assert clearway("apply", str(file)).code == ExitCode.OK
+    assert control.running.firewall is not None
+    assert not control.running.firewall.sets["office"]
 
 
 # ---- reading ----

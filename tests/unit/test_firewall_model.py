@@ -15,6 +15,7 @@ from clearway.model import (
     SetName,
     TcpFlags,
     config_from_data,
+    holds_ports,
     parse_config,
     parse_members,
     to_data,
@@ -169,15 +170,81 @@ def test_members_come_on_lines_with_remarks() -> None:
     members = parse_members(b"# all\n10.0.0.0/8\n\n 2001:db8::1 # one\n10.0.0.0/8\n", "x")
     assert list(members) == [ip_network("10.0.0.0/8"), ip_network("2001:db8::1/128")]
     assert parse_members(b"80\n8000-8100\n", "x") == (PortRange(80, 80), PortRange(8000, 8100))
-    assert not parse_members(b"# nothing\n", "x")
+
+
+NO_PREFIX = "is not an IPv4 or IPv6 prefix; write for example 10.0.0.0/8 or 2001:db8::/32"
+NO_PORT = "is not a port; write for example 443 or 8000-8100"
 
 
 @pytest.mark.parametrize(
-    ("text", "line"), [(b"10.0.0.0/8\nnonsense\n", 2), (b"10.0.0.0/8\n10.0.0.1/8\n", 2), (b"\xff\n", 1)]
+    ("text", "ports", "problems"),
+    [
+        (
+            b"10.0.0.0/8\nnonsense # here\n\n10.0.0.1/8\n80\n",
+            False,
+            [
+                f'x (line 2): "nonsense" {NO_PREFIX}',
+                'x (line 4): "10.0.0.1/8" has bits set after its first 8; write 10.0.0.0/8',
+            ],
+        ),
+        (b"\xff\n", False, [f'x (line 1): "\\ufffd" {NO_PREFIX}']),
+        (
+            b"80\nhttp\n8000:8100\n10.0.0.300\n70000\n",
+            True,
+            [
+                f'x (line 2): "http" {NO_PORT}',
+                f'x (line 3): "8000:8100" {NO_PORT}',
+                f'x (line 4): "10.0.0.300" {NO_PORT}',
+                'x (line 5): "70000" is too large for a port; use 0 to 65535',
+            ],
+        ),
+        (
+            b"# ours\n10.0.0.0/8\n10.1.0.0/16\n443\n2001:db8::/32\n80\n",
+            False,
+            ["x (line 4): both prefixes and ports are in it; make a set of each"],
+        ),
+        (
+            b"443\n2001:db8::/32\n",
+            True,
+            ["x (line 2): both prefixes and ports are in it; make a set of each"],
+        ),
+    ],
+    ids=["prefixes", "no text", "ports", "port among prefixes", "prefix among ports"],
 )
-def test_member_that_is_none_is_told_with_its_line(text: bytes, line: int) -> None:
-    with pytest.raises(ConfigError, match=rf"x \(line {line}\): "):
+def test_lines_that_are_no_members_are_told_each(text: bytes, ports: bool, problems: list[str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_members(text, "x", ports)
+    assert str(refused.value).splitlines() == problems
+
+
+def test_of_another_file_the_first_lines_are_told() -> None:
+    text = b"10.0.0.0/8\n" + b"<html>\n" * 1300
+    with pytest.raises(ConfigError) as refused:
         parse_members(text, "x")
+    told = str(refused.value).splitlines()
+    assert len(told) == 101
+    assert told[99] == f'x (line 101): "<html>" {NO_PREFIX}'
+    assert told[100] == (
+        "x (line 102): from here on there are 1,200 more lines that are no members; is this the right file?"
+    )
+
+
+@pytest.mark.parametrize("text", [b"", b"\n", b"# nothing\n\n"])
+def test_text_without_members_empties_no_set(text: bytes) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_members(text, "x")
+    assert str(refused.value) == (
+        "x: has no members; to empty the set, write [] for it in the configuration and apply that"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [({}, False), ({"s": []}, False), ({"s": ["10.0.0.0/8"]}, False), ({"s": [80]}, True)],
+)
+def test_set_of_ports_is_known(sets: dict[str, Any], expected: bool) -> None:
+    assert holds_ports(config_from_data({"firewall": {"sets": sets}}), "s") is expected
+    assert not holds_ports(config_from_data({}), "s")
 
 
 # ---- JSON, which is read faster ----

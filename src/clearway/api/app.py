@@ -46,6 +46,7 @@ from clearway.model import (
     add_endpoint,
     add_service,
     drain_endpoint,
+    holds_ports,
     parse_config,
     parse_members,
     remove_endpoint,
@@ -239,9 +240,10 @@ def _edit_routes(control: Control) -> APIRouter:
         return await changed(lambda config: remove_endpoint(config, service, endpoint))
 
     @router.put("/firewall/sets/{name}")
-    async def set_replace(name: str, request: Request) -> dict[str, Any]:
+    async def set_replace(name: str, request: Request, source: str = REQUEST) -> dict[str, Any]:
         """Put what is in the body, a prefix or a port (or a range of them) on each line, into the set."""
-        members = await asyncio.to_thread(parse_members, await request.body(), REQUEST)
+        ports = holds_ports(control.config(), name)
+        members = await asyncio.to_thread(parse_members, await request.body(), source, ports)
         return await changed(lambda config: replace_set(config, name, members))
 
     @router.post("/services/{service}/endpoints/{endpoint}/drain")

@@ -65,8 +65,8 @@ class Client:
     def post_yaml(self, *path: str, text: bytes, **query: str | int | None) -> Any:
         return self._json("POST", path, query, text, "application/yaml")
 
-    def put_text(self, *path: str, text: bytes) -> Any:
-        return self._json("PUT", path, {}, text, "text/plain")
+    def put_text(self, *path: str, text: bytes, **query: str | int | None) -> Any:
+        return self._json("PUT", path, query, text, "text/plain")
 
     def stream(self, *path: str, **query: str | int | None) -> Iterator[bytes]:
         """The answer in pieces, as they arrive."""

@@ -170,10 +170,12 @@ def set_replace(
 ) -> None:
     """Exchange what is in a named set, in one step.
 
+    A file with no member in it is refused: what should have written it may have failed.
+
     \b
     Example:
       clearway firewall set office office.txt
     """
-    content, _source = read_file(file)
+    content, source = read_file(file)
     client = options_of(context, output).client()
-    show_plan(client.put_text("firewall", "sets", name, text=content), output)
+    show_plan(client.put_text("firewall", "sets", name, text=content, source=source), output)

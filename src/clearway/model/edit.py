@@ -11,12 +11,14 @@ from pydantic_core import PydanticCustomError
 from .config import Config, Endpoint, Service
 from .errors import ConfigError, Origin, Problem, Where
 from .firewall_checks import firewall_problems
-from .firewall_values import Members, parse_set
+from .firewall_values import Members, parse_member, parse_set
 from .load import config_from_data, to_data
-from .values import host_port
+from .values import PortRange, host_port
 
 REQUEST = "request"
 """The place of a problem of the whole request; also what the request is called as a source."""
+WRONG_LINES_TOLD = 100
+"""Of a set; with more of them it is probably another file."""
 
 
 def add_service(config: Config, data: Mapping[str, object]) -> Config:
@@ -134,28 +136,56 @@ def _unknown(what: str, fix: str) -> ConfigError:
     return ConfigError([Problem((REQUEST,), what, fix)], REQUEST)
 
 
-def parse_members(text: bytes, source: str) -> Members:
+def holds_ports(config: Config, name: str) -> bool:
+    """Whether a set has ports in it."""
+    firewall = config.firewall
+    return firewall is not None and name in firewall.sets and bool(firewall.ports(name))
+
+
+def parse_members(text: bytes, source: str, ports: bool = False) -> Members:
     """The members of a set: a prefix, a port or a range of ports on each line; what follows a # is a remark.
 
-    Raises ConfigError with the line of the first that is none.
+    Raises ConfigError with every line that is no member (`ports`: ports were expected, else prefixes), and
+    when there is no member at all: what should have written the text may have failed.
     """
     lines = [line.partition(b"#")[0].strip().decode(errors="replace") for line in text.splitlines()]
-    members = [line for line in lines if line]
+    given = {number: line for number, line in enumerate(lines, 1) if line}
+    origin = Origin(source, {})
+    if not given:
+        fix = "to empty the set, write [] for it in the configuration and apply that"
+        raise origin.error([Problem((), "has no members", fix)])
     try:
-        return parse_set(members)
+        return parse_set(list(given.values()))
     except PydanticCustomError as error:
-        context = error.context or {}
-        wrong = next((n for n, line in enumerate(lines, 1) if line and _is_no_member(line)), None)
-        problem = Problem((source,), str(context["what"]), str(context["fix"]), wrong)
-        raise Origin(source, {}).error([problem]) from None
+        problems = _line_problems(given, ports)
+        raise origin.error(problems or [_problem(error, _of_other_kind(given))]) from None
 
 
-def _is_no_member(line: str) -> bool:
-    try:
-        parse_set([line])
-    except PydanticCustomError:
-        return True
-    return False
+def _line_problems(given: Mapping[int, str], ports: bool) -> list[Problem]:
+    """The lines that are no members, by themselves."""
+    problems = []
+    for number, line in given.items():
+        try:
+            parse_member(line, ports)
+        except PydanticCustomError as error:
+            problems.append(_problem(error, number))
+    if len(problems) > WRONG_LINES_TOLD:
+        first, left = problems[WRONG_LINES_TOLD], len(problems) - WRONG_LINES_TOLD
+        what = f"from here on there are {left:,} more lines that are no members"
+        problems[WRONG_LINES_TOLD:] = [Problem((), what, "is this the right file?", first.line)]
+    return problems
+
+
+def _problem(error: PydanticCustomError, line: int) -> Problem:
+    context = error.context or {}
+    return Problem((), str(context["what"]), str(context["fix"]), line)
+
+
+def _of_other_kind(given: Mapping[int, str]) -> int:
+    """The first line that is a port after prefixes, or a prefix after ports."""
+    kinds = {number: isinstance(parse_member(line), PortRange) for number, line in given.items()}
+    first = next(iter(kinds.values()))
+    return next(number for number, kind in kinds.items() if kind != first)
 
 
 def replace_set(config: Config, name: str, members: Members) -> Config:

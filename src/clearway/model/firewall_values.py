@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pydantic_core import PydanticCustomError
+
 from .errors import refuse, shown
 from .prefixes import Prefixes
 from .protocols import DSCP, ICMP_TYPES, ICMPV6_TYPES, PROTOCOLS, TCP_FLAGS, name_of
@@ -109,11 +111,25 @@ def parse_set(value: object) -> Members:
         raise refuse(f"{shown(value)} is not a list", "write a list of prefixes, or of ports, in brackets")
     if set(map(type, value)) <= {str} and (quick := Prefixes.read(value)) is not None:
         return quick
-    members = tuple(dict.fromkeys(_member(item) for item in value))
+    members = tuple(dict.fromkeys(parse_member(item) for item in value))
     ports = tuple(member for member in members if isinstance(member, PortRange))
     if ports and len(ports) < len(members):
         raise refuse("both prefixes and ports are in it", "make a set of each")
     return ports or Prefixes.of(member for member in members if not isinstance(member, PortRange))
+
+
+def parse_member(value: object, ports: bool = False) -> IPNetwork | PortRange:
+    """A prefix, a port or a range of ports. With `ports`, what is neither is refused as a port."""
+    if isinstance(value, PortRange) or (isinstance(value, int) and not isinstance(value, bool)):
+        return _ports(value)
+    if isinstance(value, str) and not ("." in value or ":" in value) and PORT.fullmatch(value):
+        return _ports(value)
+    try:
+        return network_of(value)
+    except PydanticCustomError:
+        if ports:
+            return _ports(value)
+        raise
 
 
 def texts(values: tuple[object, ...] | None) -> object:
@@ -163,14 +179,6 @@ def _address_item(value: object) -> IPNetwork | SetName:
 
 def _port_item(value: object) -> PortRange | SetName:
     return _set_name(value) or _ports(value)
-
-
-def _member(value: object) -> IPNetwork | PortRange:
-    if isinstance(value, PortRange) or (isinstance(value, int) and not isinstance(value, bool)):
-        return _ports(value)
-    if isinstance(value, str) and not ("." in value or ":" in value) and PORT.fullmatch(value):
-        return _ports(value)
-    return network_of(value)
 
 
 def _ports(value: object) -> PortRange:
