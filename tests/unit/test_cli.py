@@ -242,7 +242,10 @@ def test_set_is_exchanged(clearway: Clearway, control: FakeControl, tmp_path: Pa
     control.running = config_from_data(data)
     members = tmp_path / "office.txt"
     members.write_text("198.51.100.0/24 # the old building\n\n2001:db8:1::/48\n")
-    assert "~ set office" in clearway("firewall", "set", "office", str(members)).out
+    assert clearway("firewall", "set", "office", str(members)).out.splitlines()[:2] == [
+        "~ set office",
+        "    ~ members: +198.51.100.0/24 +2001:db8:1::/48 -10.0.0.0/8",
+    ]
     assert control.running.model_dump(mode="json")["firewall"]["sets"] == {
         "office": ["198.51.100.0/24", "2001:db8:1::/48"]
     }

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clearway.compiler import HostFacts, Plan, Tables, compile_tables, plan_configs, plan_tables
-from clearway.model import ConfigError, parse_config
+from clearway.model import ConfigError, config_from_data, parse_config
 from tests.unit.test_compile import Sizes
 
 FACTS = HostFacts(32768, 60999, {"eth0": 2, "eth1": 3}, cpus=2)
@@ -135,6 +135,56 @@ def test_order_of_listing_is_no_change() -> None:
     config = parse_config(BEFORE)
     turned = config.model_copy(update={"services": config.services[::-1]})
     assert plan_configs(config, turned, FACTS).empty
+
+
+MANY = [f"10.{n >> 8}.{n & 255}.0/24" for n in range(2000)]
+SETS: dict[str, tuple[list[object], list[object], str]] = {
+    "few members": (
+        ["10.1.0.0/16", "10.1.1.0/24", "2001:db8::1"],
+        ["10.1.0.0/16", "10.1.2.0/24", "2001:db8::1"],
+        "+10.1.2.0/24 -10.1.1.0/24",
+    ),
+    "few of many": (
+        [*MANY],
+        [*MANY[4:], "192.0.2.1", "2001:db8::/32"],
+        "+192.0.2.1/32 +2001:db8::/32 -10.0.0.0/24 -10.0.1.0/24 -10.0.2.0/24 -10.0.3.0/24",
+    ),
+    "eight of many": ([*MANY], [*MANY[8:]], " ".join(f"-{prefix}" for prefix in MANY[:8])),
+    "many members": (
+        [*MANY],
+        [*MANY[3:], *(f"192.0.2.{n}" for n in range(6))],
+        "2,000 prefixes -> 2,003 prefixes (+6 -3)",
+    ),
+    "ports": ([80, "8000-8100", 443], [443, "8000-8200"], "+8000-8200 -80 -8000-8100"),
+    "another kind": ([80], ["192.0.2.0/24"], "+192.0.2.0/24 -80"),
+    "emptied": (["192.0.2.0/24"], [], "-192.0.2.0/24"),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), SETS.values(), ids=SETS)
+def test_change_of_a_set_names_members_or_counts_them(
+    before: list[object], after: list[object], expected: str
+) -> None:
+    running, desired = (config_from_data({"firewall": {"sets": {"s": given}}}) for given in (before, after))
+    plan = plan_configs(running, desired, FACTS)
+    assert lines(plan)[:2] == ["~ set s", f"    ~ members: {expected}"]
+
+
+def test_set_in_json_has_sizes_and_what_tells_its_content() -> None:
+    running, desired = (
+        config_from_data({"firewall": {"sets": {"s": [member]}}}) for member in ("10.1.0.0/16", "10.2.0.0/16")
+    )
+    (change,) = plan_configs(running, desired, FACTS).changes
+    members = json.loads(json.dumps(change.to_dict()))["fields"]["members"]
+    assert members["before"].startswith("1 prefix (") and members["after"].startswith("1 prefix (")
+    assert members["before"] != members["after"]
+
+
+def test_order_within_a_set_is_no_change() -> None:
+    running, desired = (
+        config_from_data({"firewall": {"sets": {"s": given}}}) for given in (MANY, MANY[::-1])
+    )
+    assert plan_configs(running, desired, FACTS).empty
 
 
 def test_sizes_are_compared_with_the_data_path_that_is_loaded() -> None:

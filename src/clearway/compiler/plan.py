@@ -8,30 +8,37 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clearway.model import Config
+from clearway.model.firewall_values import members_without, set_texts
 
 from .facts import HostFacts
 from .firewall import never_reached
 from .memory import MemoryEstimate, estimate_memory, require_memory
-from .state import Item, Kind, sizes_of, state_of_config, state_of_tables
+from .state import Item, Kind, size_of, sizes_of, state_of_config, state_of_tables
 from .tables import FirewallTables, Tables
 
 Action = Literal["add", "remove", "change", "restart"]
 
 SIGNS = {"add": "+", "remove": "-", "change": "~", "restart": "!"}
 RESIZED = ("conntrack.max_flows",)  # while the data path runs
+MEMBERS_NAMED = 8
+"""Of a set's members so many that come or go are named; of more it is said how many."""
 RESTART = "only after `clearway down` and a new `clearway run`; until then the running size holds"
 
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
-    """One property of a thing, before and after."""
+    """One property of a thing, before and after.
+
+    `difference`: what people are told instead, where the two say little.
+    """
 
     name: str
     before: str
     after: str
+    difference: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.before} -> {self.after}"
+        return f"{self.name}: {self.difference or f'{self.before} -> {self.after}'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +185,7 @@ def _simple(action: Action, item: Item) -> Change:
 
 
 def _compare(before: Item, after: Item) -> Change | None:
-    fields = tuple(_field_changes(before, after))
+    fields = tuple((_member_changes if after.kind == "set" else _field_changes)(before, after))
     children = diff(before.children, after.children)
     if not fields and not children:
         return None
@@ -190,6 +197,22 @@ def _field_changes(before: Item, after: Item) -> Iterable[FieldChange]:
         old, new = before.fields.get(name, "none"), after.fields.get(name, "none")
         if old != new:
             yield FieldChange(name, old, new)
+
+
+def _member_changes(before: Item, after: Item) -> Iterable[FieldChange]:
+    """Of a set, whose order says nothing: the members that come and go, or how many."""
+    if before.members == after.members:
+        return
+    added = members_without(after.members, before.members)
+    removed = members_without(before.members, after.members)
+    if added or removed:
+        if len(added) + len(removed) <= MEMBERS_NAMED:
+            named = [f"+{text}" for text in set_texts(added)] + [f"-{text}" for text in set_texts(removed)]
+            difference = " ".join(named)
+        else:
+            sizes = f"{size_of(before.members)} -> {size_of(after.members)}"
+            difference = f"{sizes} (+{len(added):,} -{len(removed):,})"
+        yield FieldChange("members", before.fields["members"], after.fields["members"], difference)
 
 
 def _size_changes(running: Config, desired: Config, facts: HostFacts) -> tuple[Change, ...]:

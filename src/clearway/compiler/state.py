@@ -26,7 +26,7 @@ from clearway.model import (
     host_port,
 )
 from clearway.model.fields import Model
-from clearway.model.firewall_values import dscp_texts, protocol_texts, texts
+from clearway.model.firewall_values import Members, dscp_texts, protocol_texts, texts
 
 from .facts import HostFacts, TableSizes
 from .tables import EndpointRow, FirewallTables, NatRow, ServiceIdentity, ServiceRow, Tables
@@ -58,6 +58,8 @@ class Item:
     """What is said of it when it comes, after the title."""
     fields: Mapping[str, str]
     children: tuple[Item, ...] = ()
+    members: Members = ()
+    """Of a set."""
 
 
 def state_of_config(config: Config) -> tuple[Item, ...]:
@@ -164,10 +166,10 @@ def _firewall(firewall: Firewall) -> Iterator[Item]:
         {"default": firewall.default},
     )
     for name, members in firewall.sets.items():
-        kind = "prefix" if isinstance(members, Prefixes) else "port"
-        size = f"{len(members):,} {kind}{'' if len(members) == 1 else 's' if kind == 'port' else 'es'}"
+        size = size_of(members)
         content = hash(members) & 0xFFFF_FFFF  # the same in any process, so that two plans can be compared
-        yield Item("set", name, name, name, f"with {size}", {"members": f"{size} ({content:08x})"})
+        fields = {"members": f"{size} ({content:08x})"}
+        yield Item("set", name, name, name, f"with {size}", fields, members=members)
     before = ""
     for rule in firewall.rules:
         fields = {"action": rule.action, "log": _text(rule.log), **asked_of(rule), "after": before or "none"}
@@ -175,6 +177,12 @@ def _firewall(firewall: Firewall) -> Iterator[Item]:
         does = f"{rule.action}, log:" if rule.log else rule.action
         summary = f"{does} {what_it_asks(rule) or 'everything'}"
         yield Item("rule", rule.name, rule.name, rule.name, summary, fields)
+
+
+def size_of(members: Members) -> str:
+    """How many members a set has, and of which kind."""
+    kind = "prefix" if isinstance(members, Prefixes) else "port"
+    return f"{len(members):,} {kind}{'' if len(members) == 1 else 's' if kind == 'port' else 'es'}"
 
 
 def asked_of(rule: FirewallRule) -> dict[str, str]:

@@ -144,6 +144,14 @@ def set_texts(members: Members) -> list[object]:
     return [*(members.texts() if isinstance(members, Prefixes) else map(_text, members))]
 
 
+def members_without(members: Members, others: Members) -> Members:
+    """Those that are not among the others."""
+    if isinstance(members, Prefixes):
+        return members.without(others) if isinstance(others, Prefixes) else members
+    known = frozenset[object]() if isinstance(others, Prefixes) else frozenset(others)
+    return tuple(member for member in members if member not in known)
+
+
 def protocol_texts(values: tuple[int, ...] | None) -> object:
     return None if values is None else texts(tuple(_named(value, PROTOCOLS) for value in values))
 

@@ -58,6 +58,11 @@ class Prefixes:
         lengths = range(address.max_prefixlen + 1)
         return any(_row(ip_network((address, length), strict=False)) in rows for length in lengths)
 
+    def without(self, others: Prefixes) -> Prefixes:
+        """Those that are not among the others."""
+        known = frozenset(others.rows)
+        return Prefixes(tuple(row for row in self.rows if row not in known))
+
     def texts(self) -> list[str]:
         """Each as str() of its network."""
         return list(map(_text, self.rows))
