@@ -90,6 +90,9 @@ services:
 """
 WEB = SERVICE.format(address="203.0.113.10")
 NAT = "nat:\n  - {name: out, source: 10.0.0.0/8, interface: eth0, "
+RULE = "firewall:\n  rules:\n    - {name: r, action: drop, protocol: tcp, "
+FIRST_RULE = "firewall.rules[0]"
+QUOTES = "put the whole value of tcp_flags in quotes, because within braces a comma ends it"
 
 REFUSED = {
     "unknown key": (
@@ -157,6 +160,35 @@ REFUSED = {
         "endpoints (line 1): unknown key; it belongs to services[] or limits",
     ),
     "key known elsewhere and alike": ("nats: []", "nats (line 1): unknown key; did you mean nat?"),
+    "key of nftables": (
+        RULE + "dport: 22}",
+        f"{FIRST_RULE}.dport (line 3): unknown key; did you mean destination_ports?",
+    ),
+    "key known elsewhere by its name": (
+        RULE + "port: 22}",
+        f"{FIRST_RULE}.port (line 3): unknown key; did you mean destination_ports?",
+    ),
+    "required key by another name": (
+        "firewall:\n  rules:\n    - {name: r, target: drop}",
+        f"{FIRST_RULE}.target (line 3): unknown key; did you mean action?",
+    ),
+    "default by another name": (
+        "firewall: {policy: drop}",
+        "firewall.policy (line 1): unknown key; did you mean default?",
+    ),
+    "name that has no meaning here": (
+        WEB + "    policy: drop",
+        "services[0].policy (line 6): unknown key; known here: name, address, port, protocol,"
+        " mode, algorithm, maglev_size, ports, endpoints",
+    ),
+    "TCP flags without quotes": (
+        RULE + "tcp_flags: fin/fin,syn}",
+        f"{FIRST_RULE}.syn (line 3): unknown key; {QUOTES}",
+    ),
+    "TCP flags without quotes, a slash behind the comma": (
+        RULE + "tcp_flags: ack,syn/syn}",
+        f"{FIRST_RULE}.syn/syn (line 3): unknown key; {QUOTES}",
+    ),
     "port too large": (
         WEB.replace("80", "65536"),
         "services[0].port (line 4): 65536 is too large; use 65535 or less",
@@ -334,6 +366,15 @@ REFUSED = {
         "(twice the 65537 of all wheels); use 131074 or more",
     ),
 }
+
+
+def test_every_piece_of_flags_without_quotes_is_told() -> None:
+    first, *others = problems(RULE + "tcp_flags: syn/fin,syn,rst,ack}")
+    assert 'write for example "syn/fin,syn,rst,ack", with the quotes' in first
+    assert others == [
+        f"{FIRST_RULE}.{flag} (line 3): unknown key; {QUOTES}" for flag in ("syn", "rst", "ack")
+    ]
+    parse_config(RULE + 'tcp_flags: "syn/fin,syn,rst,ack"}')
 
 
 @pytest.mark.parametrize(("text", "problem"), REFUSED.values(), ids=REFUSED)

@@ -78,7 +78,7 @@ Flags = Annotated[
     TcpFlags,
     PlainValidator(parse_tcp_flags),
     PlainSerializer(str, when_used="json"),
-    _schema("`syn`, `syn/fin,syn,rst,ack`"),
+    _schema('`syn`, `"syn/fin,syn,rst,ack"`'),
 ]
 SetMembers = Annotated[
     Members,
@@ -119,7 +119,8 @@ class FirewallRule(Model):
     tcp_flags: Flags | None = Field(
         default=None,
         description="Flags of the first packet that are set; after a slash, the flags that are looked at."
-        " Needs `protocol: tcp`. A connection that is judged again is taken to have begun with SYN.",
+        " In quotes, because within braces a comma would end the value. Needs `protocol: tcp`. A connection"
+        " that is judged again is taken to have begun with SYN.",
     )
     dscp: Dscps | None = Field(default=None, description="DSCP classes of the first packet.")
     vlan: Vlans | None = Field(default=None, description="VID of the (outer) tag it comes with; 0: none.")

@@ -98,7 +98,7 @@ def parse_tcp_flags(value: object) -> TcpFlags:
     if flags & ~within:
         raise refuse(
             f"{shown(value)} asks for flags that are not among those after the slash",
-            "write for example syn/fin,syn,rst,ack",
+            'write for example "syn/fin,syn,rst,ack", with the quotes',
         )
     return TcpFlags(flags, within)
 

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from .errors import PROBLEMS_FOUND, VALUE_REFUSED, Problem, Where, path_text, shown
+from .protocols import TCP_FLAGS
 
 TEXTS = {
     "literal_error": ("{value} is not known here", "use {expected}"),
@@ -32,6 +33,25 @@ UNKNOWN_KEY = {"extra_forbidden", "invalid_key"}
 ALIKE = 0.6
 ALIKE_ELSEWHERE_KNOWN = 0.8
 """How alike (difflib's ratio) two keys must be for one to be taken for the other mistyped."""
+
+OTHER_NAMES = {
+    "saddr": "source",
+    "src": "source",
+    "daddr": "destination",
+    "dst": "destination",
+    "sport": "source_ports",
+    "dport": "destination_ports",
+    "port": "destination_ports",
+    "ports": "destination_ports",
+    "iif": "interface_in",
+    "iifname": "interface_in",
+    "oif": "interface_out",
+    "oifname": "interface_out",
+    "target": "action",
+    "verdict": "action",
+    "policy": "default",
+}
+"""What nftables, iptables or habit call a key that is known here by another name."""
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
@@ -98,6 +118,8 @@ def _whole_number(value: object) -> str:
 
 
 def _suggest(where: Where, model: type[BaseModel], missing: Set[Where]) -> str:
+    if "tcp_flags" in _fields(where[:-1], model) and set(str(where[-1]).split("/")) <= set(TCP_FLAGS):
+        return "put the whole value of tcp_flags in quotes, because within braces a comma ends it"
     close = _close(where, model, missing)
     if close is not None:
         return f"did you mean {close}?"
@@ -112,6 +134,8 @@ def _suggest(where: Where, model: type[BaseModel], missing: Set[Where]) -> str:
 def _close(where: Where, model: type[BaseModel], missing: Set[Where]) -> str | None:
     """The key that an unknown one was meant to be: rather one that is missing."""
     known = list(_fields(where[:-1], model))
+    if (meant := OTHER_NAMES.get(str(where[-1]))) in known:
+        return meant
     absent = [key for key in known if (*where[:-1], key) in missing]
     cutoff = ALIKE_ELSEWHERE_KNOWN if _belongs(where, model) else ALIKE
     for keys in (absent, known):
