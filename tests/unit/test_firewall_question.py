@@ -113,5 +113,6 @@ def test_direction_that_is_said_counts(direction: str | None, found: str) -> Non
 
 @pytest.mark.parametrize("key", ["interface_in", "interface_out"])
 def test_interface_that_is_not_there_is_an_error(key: str) -> None:
+    said: dict[str, Any] = {key: "lna"}
     with pytest.raises(FilterError, match="there is no interface lna; use one of lan, wan"):
-        asked(f"tcp 198.51.100.7:1 -> {OWN}:22", rule("any"), **{key: "lna"})
+        asked(f"tcp 198.51.100.7:1 -> {OWN}:22", rule("any"), **said)
