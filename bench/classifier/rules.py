@@ -45,6 +45,11 @@ class Space:
         return IPv4Network((number, prefix)) if self.family == 4 else IPv6Network((number, prefix))
 
 
+NOBODY = {
+    4: (100 << 24 | 64 << 16, 192 << 24),
+    6: (0xFD01 << 112, 0xFD00 << 112),
+}
+"""By family where clients and servers are that no rule asks for, each the first of 65,536."""
 SPACES = {4: Space(4, 10 << 24, 0, 32), 6: Space(6, 0x20010DB8 << 96, 64, 128)}
 """IPv4: 10.0.0.0/8. IPv6: a host in each /64 of 2001:db8::/32."""
 
@@ -82,7 +87,8 @@ def packets(rules: list[Condition], count: int, family: int) -> Array:
 
 
 def _packet(random: Random, rule: Condition, family: int) -> list[int]:
-    ends = [_address(random, asked, family) for asked in (rule.source, rule.destination)]
+    asked = (rule.source, rule.destination)
+    ends = [_address(random, one, first) for one, first in zip(asked, NOBODY[family], strict=True)]
     assert not isinstance(rule.dport, str) and rule.protocols is not None
     ports = rule.dport[0] if rule.dport else PortRange(0, 65535)
     fourth = random.randrange(1024, 65536) << 48 | random.randint(ports.first, ports.last) << 32
@@ -90,10 +96,9 @@ def _packet(random: Random, rule: Condition, family: int) -> list[int]:
     return [*words, fourth | rule.protocols[0] << 24, 0, 0]
 
 
-def _address(random: Random, asked: tuple[IPNetwork, ...] | str | None, family: int) -> int:
+def _address(random: Random, asked: tuple[IPNetwork, ...] | str | None, nobody: int) -> int:
     """One that will do; where none is asked for one that nobody asks for."""
     if asked is None:
-        elsewhere = 192 << 24 if family == 4 else 0xFD << 120
-        return elsewhere + random.randrange(1 << 16)
+        return nobody + random.randrange(1 << 16)
     assert not isinstance(asked, str)
     return random.randint(int(asked[0].network_address), int(asked[0].broadcast_address))

@@ -34,6 +34,11 @@ BURST = 24_000  # below nf_conntrack_max, which cannot be raised in a namespace;
 ROUNDS = 9
 MAX_FLOWS = 262_144  # as many as Linux has room for
 LOST_AT_MOST = 0.001
+# Where the packets come from, by family: what rules.py of the classifier's benchmark makes up
+BEHIND_CLIENT = {
+    4: ("10.128.0.0/9", "11.0.0.0/8", "100.64.0.0/16"),
+    6: ("2001:db8:80::/41", "2001:db8:100::/40", "fd01::/64"),
+}
 CONNTRACK_COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
 RATE = "new connections per second"
 XDP_AT_LEAST = 10.0  # times what nftables does
@@ -114,6 +119,11 @@ def open_filter(system: System) -> Iterator[Filter]:
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(f"bench-fw-{system}", Topology(clients=1, servers=0)))
         prepare(lab)
+        lab.node.ip_batch(
+            f"route add {prefix} via {lab.client.address(family)}"
+            for family in FAMILIES
+            for prefix in BEHIND_CLIENT[family]
+        )
         if system in (System.XDP, System.TC):
             opened, forget = _clearway(lab, system, stack)
         else:
