@@ -123,7 +123,7 @@ def test_no_rule_and_no_classifier_are_no_match(lookups: Lookups, family: int) -
 def test_rules_of_the_other_family_do_not_count(lookups: Lookups, family: int) -> None:
     other = network(10 - family, 0, 8)
     conditions = [Condition(source=(other,)), Condition(source=(other, network(family, 0, 0)))]
-    assert compile_classifier(conditions, NO_SETS, family).shadowed == (0,)
+    assert compile_classifier(conditions, NO_SETS, family).shadowed == {0: ()}
     check(lookups, conditions, NO_SETS, family, [packet(family)])
 
 
@@ -167,6 +167,12 @@ def test_rules_by_the_thousand(lookups: Lookups, family: int) -> None:
         assert rule == first_rule(rules, NO_SETS, same)
 
 
+def _most_lengths(rule: Condition) -> int:
+    """The most special ones first."""
+    assert isinstance(rule.source, tuple) and isinstance(rule.destination, tuple)
+    return -sum(one.prefixlen for one in rule.source + rule.destination)
+
+
 def test_more_kinds_of_rules_than_groups(lookups: Lookups, family: int) -> None:
     """All lengths of prefixes on both sides, with and without ports: looser masks, and chains behind them."""
     chance = random.Random(family)
@@ -179,6 +185,7 @@ def test_more_kinds_of_rules_than_groups(lookups: Lookups, family: int) -> None:
         Condition(some_network(), some_network(), dport=(PortRange(80, 80 + chance.randrange(4)),))
         for _ in range(2000)
     ]
+    rules.sort(key=_most_lengths)  # or many would stand behind more general ones
     classifier = compile_classifier(rules, NO_SETS, family)
     assert GROUPS / 2 < classifier.groups <= GROUPS
     make = IPv4Address if family == 4 else IPv6Address
@@ -276,7 +283,38 @@ def test_set_that_is_not_there_is_named() -> None:
 def test_rules_behind_the_same_ones_are_told() -> None:
     ssh = Condition(dport=(PortRange(22, 22),), protocols=(6,))
     rules = [ssh, Condition(), ssh, Condition(protocols=(6,)), Condition()]
-    assert compile_classifier(rules, NO_SETS, 4).shadowed == (2, 4)
+    assert compile_classifier(rules, NO_SETS, 4).shadowed == {2: (0,), 3: (1,), 4: (1,)}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "covers"),
+    [
+        (Condition(), Condition(protocols=(6,)), True),
+        (Condition(protocols=(6,)), Condition(), False),
+        (Condition(protocols=(6,)), Condition(protocols=(6, 17)), False),
+        (Condition(protocols=(6, 17)), Condition(protocols=(17,)), True),
+        (Condition(dport=(PortRange(1, 1000),)), Condition(dport=(PortRange(22, 22),)), True),
+        (Condition(dport=(PortRange(23, 1000),)), Condition(dport=(PortRange(22, 22),)), False),
+        (Condition(source="s"), Condition(source="s", dport=(PortRange(22, 22),)), True),
+        (Condition(source="s"), Condition(source="t"), False),
+        (Condition(source="s", protocols=(6,)), Condition(source="s"), False),
+        (Condition(local=True), Condition(local=True, dscp=(8,)), True),
+        (Condition(local=True), Condition(local=False), False),
+    ],
+)
+def test_rules_behind_more_general_ones_are_told(
+    lookups: Lookups, family: int, earlier: Condition, later: Condition, covers: bool
+) -> None:
+    sets = Sets({"s": [network(family, 0, 16)], "t": [network(family, 1 << 20, 16)]})
+    assert compile_classifier([earlier, later], sets, family).shadowed == ({1: (0,)} if covers else {})
+
+
+def test_rule_behind_a_network_is_told(family: int) -> None:
+    wide, narrow = network(family, 0, 16), network(family, 1, WIDTH[family])
+    rules = [Condition(source=(wide,)), Condition(source=(narrow,)), Condition(destination=(narrow,))]
+    assert compile_classifier(rules, NO_SETS, family).shadowed == {1: (0,)}
+    several = [Condition(protocols=(6,)), Condition(protocols=(17,)), Condition(protocols=(6, 17))]
+    assert compile_classifier(several, NO_SETS, family).shadowed == {2: (0, 1)}
 
 
 def test_too_many_lists_are_refused_with_the_figure() -> None:
@@ -291,7 +329,7 @@ def test_too_many_lists_are_refused_with_the_figure() -> None:
 
 
 def test_too_many_look_ups_are_refused_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    rules = [Condition(source=(network(4, 0, length),)) for length in range(9, 20)]
+    rules = [Condition(source=(network(4, 0, length),)) for length in range(19, 8, -1)]
     monkeypatch.setattr(build, "STEPS_MAX", 11)
     assert compile_classifier(rules, NO_SETS, 4).steps == 11
     monkeypatch.setattr(build, "STEPS_MAX", 10)
@@ -318,7 +356,7 @@ def test_every_field_of_a_condition_is_asked_for_somewhere() -> None:
     sets = Sets({"a": []}, {"b": []})
     for name, value in samples.items():
         condition = replace(Condition(), **{name: value})
-        assert compile_classifier([condition, Condition()], sets, 4).shadowed == ()
+        assert compile_classifier([condition, Condition()], sets, 4).shadowed == {}
 
 
 @pytest.mark.parametrize("compiler", ["clang", "clang-19"])

@@ -425,7 +425,7 @@ def test_rules_that_are_never_reached_come_with_what_is_planned_and_applied(
 ) -> None:
     rules = [{"name": "a", "action": "accept"}, {"name": "b", "action": "drop"}]
     file.write_text(json.dumps({"firewall": {"rules": rules}}))
-    warning = "firewall: rule b is never reached: rule a before it asks for the same"
+    warning = "firewall: rule b is never reached: rule a before it decides about all that it asks for"
     for command in ("plan", "apply"):
         assert clearway(command, str(file)).out.endswith(f"\n! {warning}\n")
         assert clearway(command, str(file), "-o", "json").json()["warnings"] == [warning]

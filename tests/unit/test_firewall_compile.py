@@ -178,8 +178,8 @@ def test_plan_tells_the_memory_of_classifiers() -> None:
     assert {"classifier_v1, IPv4", "classifier_v1, IPv6", "rule_v1", "judged_v1"} <= set(names)
 
 
-SAME = "firewall: rule b is never reached: rule a before it asks for the same"
-TOGETHER = "firewall: rule b is never reached: rules before it ask for the same"
+SAME = "firewall: rule b is never reached: rule a before it decides about all that it asks for"
+TOGETHER = "firewall: rule b is never reached: rules a, c before it decide about all that it asks for"
 WEB: dict[str, Any] = {"protocol": "tcp", "destination_ports": 80}
 PING: dict[str, Any] = {"protocol": ["icmp", "icmpv6"], "icmp_types": "echo-request"}
 
@@ -191,6 +191,9 @@ PING: dict[str, Any] = {"protocol": ["icmp", "icmpv6"], "icmp_types": "echo-requ
         ([rule("a", **PING), rule("b", "drop", **PING)], [SAME]),
         ([rule("a", source="10.0.0.0/8"), rule("b", "drop", source="10.0.0.0/8")], [SAME]),
         ([rule("a", source="@s"), rule("b", source="@s", log=True)], [SAME]),
+        ([rule("a"), rule("b", "drop", source="10.0.0.0/8")], [SAME]),
+        ([rule("a", source="10.0.0.0/8"), rule("b", "drop", source="10.1.0.0/16")], [SAME]),
+        ([rule("a", source="10.0.0.0/8"), rule("b", "drop", source=["10.1.0.0/16", "fd00::/8"])], []),
         ([rule("a", after_translation=True), rule("b", after_translation=True)], [SAME]),
         (
             [rule("a", protocol="tcp"), rule("c", protocol="udp"), rule("b", protocol=["udp", "tcp"])],
@@ -210,6 +213,15 @@ def test_plan_warns_of_rules_that_are_never_reached(rules: list[dict[str, Any]],
     tables = compile_tables(config, FACTS)
     assert list(plan_configs(None, config, FACTS, tables).warnings) == warnings
     assert list(plan_tables(Tables(), tables, config, FACTS).warnings) == warnings
+
+
+def test_plan_warns_of_a_few_of_many() -> None:
+    hidden = [rule(f"r{n}", source=f"10.0.0.{n}") for n in range(30)]
+    config = config_from_data({"firewall": {"rules": [rule("all"), *hidden]}})
+    facts = replace(FACTS, sizes=None)
+    warnings = plan_configs(None, config, facts, compile_tables(config, facts)).warnings
+    assert len(warnings) == 21
+    assert warnings[-1] == "firewall: 10 more rules are never reached"
 
 
 # ---- applied ----

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
+from itertools import islice
 
 from clearway.model import Config, Firewall, FirewallRule, IPNetwork, PortRange, Problem, SetName
 from clearway.model.protocols import ICMP, ICMPV6, TYPES_OF
 
 from .allocate import NoRoomError, assign_ids
-from .classifier import Classifier, Condition, Sets, TooBigError, compile_classifier, rows_of
+from .classifier import Classifier, Condition, Sets, TooBigError, compile_classifier
 from .tables import FirewallTables, Place, RuleRow
 
 FAMILIES = (4, 6)
+NAMED, TOLD = 4, 20
+"""Rules that a sentence names, and such that there are sentences about."""
 NEVER = Condition(protocols=())
 """What no packet meets."""
 ICMP_OF = {4: ICMP, 6: ICMPV6}
@@ -84,24 +87,26 @@ def compile_rules(
 
 
 def never_reached(tables: FirewallTables) -> Iterator[str]:
-    """A sentence for each rule that no packet meets first, because rules before it ask for the same."""
+    """A sentence for each rule that no packet meets first, because rules before it do; a few of many."""
     if tables.classifiers is None or tables.source is None:
         return
-    firewall, interfaces = tables.source
-    nowhere = set.intersection(*(set(one.shadowed) for one in tables.classifiers.values()))
-    if not nowhere:
-        return
-    reached: dict[tuple[bool, Condition, Condition], str] = {}
-    for number, rule in enumerate(firewall.rules):
-        v4, v6 = (condition_of(rule, firewall, interfaces, family) for family in FAMILIES)
-        asked = rule.after_translation, v4, v6
-        if number not in nowhere:
-            reached.setdefault(asked, rule.name)
-        elif asked in reached:
-            why = f"rule {reached[asked]} before it asks for the same"
-            yield f"firewall: rule {rule.name} is never reached: {why}"
-        elif len(rows_of([v4], 4, [0]).rules) or len(rows_of([v6], 6, [0]).rules):  # not of an empty list
-            yield f"firewall: rule {rule.name} is never reached: rules before it ask for the same"
+    firewall, _interfaces = tables.source
+    shadowed = [one.shadowed for one in tables.classifiers.values()]
+    nowhere = {
+        number: before
+        for number in sorted(set.intersection(*(set(one) for one in shadowed)))
+        if (before := sorted({earlier for one in shadowed for earlier in one[number]}))  # no empty list
+    }
+    for number, before in islice(nowhere.items(), TOLD):
+        names = ", ".join(firewall.rules[earlier].name for earlier in before[:NAMED])
+        names += ", ..." if len(before) > NAMED else ""
+        many, verb = ("rules", "decide") if len(before) > 1 else ("rule", "decides")
+        yield (
+            f"firewall: rule {firewall.rules[number].name} is never reached:"
+            f" {many} {names} before it {verb} about all that it asks for"
+        )
+    if len(nowhere) > TOLD:
+        yield f"firewall: {len(nowhere) - TOLD:,} more rules are never reached"
 
 
 def condition_of(

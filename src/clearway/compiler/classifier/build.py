@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import prod
@@ -24,6 +24,7 @@ from .conditions import (
     prefixes_of,
     rows_of,
 )
+from .covered import covered
 from .entries import place_entries
 from .fields import field_of, spans_of
 from .lines import Lines
@@ -42,14 +43,15 @@ class Classifier:
     """Rules of one family, ready to be looked up: `lines` (n, 8) words of 64 bits.
 
     `digest`: of what it was made of.
-    `shadowed`: rules that no packet can meet first, because an earlier one asks for the same. `steps`: the
+    `shadowed`: rules that no packet can meet first, and the earlier ones that ask for the same or for less,
+    as far as single rows do; none for a rule that no packet meets whatever comes before. `steps`: the
     most look-ups that one packet may take.
     """
 
     lines: U64
     groups: int
     rows: int
-    shadowed: tuple[int, ...]
+    shadowed: Mapping[int, tuple[int, ...]]
     steps: int
     digest: bytes
 
@@ -71,7 +73,7 @@ def compile_classifier(
             f"{len(conditions):,} rules are more than the {NONE - 1:,} that a classifier can tell"
         )
     rows = rows_of(conditions, family, told or [0] * len(conditions))
-    rows = _without_repeated(rows)
+    rows, shadowed = _reached(rows, len(conditions))
     digest = _digest(rows, sets, family)
     spans = {field: spans_of(field, rows, sets, family) for field in Classified}
     depths = [spans[field].depth for field in Classified]
@@ -102,7 +104,6 @@ def compile_classifier(
     numbers[10] = len(groups.masks)
     numbers[11] = placed.count
     lines.put(0, head)
-    shadowed = tuple(sorted(set(range(len(conditions))) - set(rows.rules.tolist())))
     return Classifier(lines.joined(), len(groups.masks), len(rows.rules), shadowed, steps, digest)
 
 
@@ -124,11 +125,18 @@ def _member_bytes(members: Members, field: Classified, sets: Sets, family: int) 
     return prefixes_of(members, sets).of_family(family)
 
 
-def _without_repeated(rows: Rows) -> Rows:
-    """Of rows that ask for the same only the first."""
-    _, first = np.unique(np.column_stack([rows.keys, rows.masks]), axis=0, return_index=True)
-    first = np.sort(first)
-    return Rows(rows.keys[first], rows.masks[first], rows.rules[first], rows.told[first], rows.labels)
+def _reached(rows: Rows, conditions: int) -> tuple[Rows, dict[int, tuple[int, ...]]]:
+    """The rows that a packet may meet first, and `shadowed`."""
+    by = covered(rows)
+    kept = np.flatnonzero(by < 0)
+    shadowed = set(range(conditions)) - set(rows.rules[kept].tolist())
+    left = Rows(rows.keys[kept], rows.masks[kept], rows.rules[kept], rows.told[kept], rows.labels)
+    if not shadowed:
+        return left, {}
+    earlier: dict[int, set[int]] = {rule: set() for rule in sorted(shadowed)}
+    for place in np.flatnonzero(np.isin(rows.rules, list(shadowed))).tolist():
+        earlier[int(rows.rules[place])].add(int(rows.rules[by[place]]))
+    return left, {rule: tuple(sorted(those - {rule})) for rule, those in earlier.items()}
 
 
 @dataclass(frozen=True)
