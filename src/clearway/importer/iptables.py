@@ -150,6 +150,7 @@ def _option(line: _Line, words: list[str], at: int, negated: bool) -> int:
         line.reasons.append(f"`{' '.join([*['!'] * negated, option, *values])}`: {error}")
     except IndexError:
         line.reasons.append(f"{option} has too few values")
+        line.target = line.target or "?"  # what follows may have been cut off
     return end
 
 
@@ -258,7 +259,7 @@ def _icmp(key: str, everything_is: str) -> Reader:
 
 
 def _flags(line: _Line, values: list[str], negated: bool) -> None:
-    mask, wanted = (_flag_words(text) for text in values[:2])
+    mask, wanted = _flag_words(values[0]), _flag_words(values[1])
     operator = "!=" if negated else "=="
     line.conditions.append(Condition(("tcp flags",), operator, ((wanted or "0",),), mask or "0"))
 
