@@ -14,7 +14,7 @@ from typing import Any
 from clearway.datapath import Datapath, Sizes
 from clearway.datapath.datapath import remove
 from clearway.lab.namespace import Namespace, existing
-from clearway.lab.run import run
+from clearway.lab.run import run, wait_until
 from tests.packet.addresses import (
     BACK,
     DEVICES,
@@ -138,9 +138,13 @@ class World:
 
     @contextmanager
     def address(self, address: str, device: str) -> Iterator[None]:
-        """An address that the node has for a while."""
-        self.node.ip("addr", "add", address, "dev", device)
+        """An address that the node has for a while. One of IPv6 is in force a moment after it was added."""
+        self.node.ip("addr", "add", address, "dev", device, "nodad")
+        host = address.partition("/")[0]
         try:
+            wait_until(
+                f"{host} is the node's", lambda: self.node.ip("route", "get", host).startswith("local ")
+            )
             yield
         finally:
             self.node.ip("addr", "del", address, "dev", device)
