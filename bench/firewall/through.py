@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bench.firewall.frames import LENGTH_AT, first_packets, frames_of
 from bench.firewall.replay import Sender, open_sender
-from bench.firewall.rules import FAMILIES, firewall, iptables, nftables, ruleset
+from bench.firewall.rules import CLIENTS, FAMILIES, firewall, iptables, nftables, ruleset
 from bench.flows.node import forget_flows
 from bench.progress import Progress
 from bench.results import Report
@@ -122,7 +122,7 @@ def open_filter(system: System) -> Iterator[Filter]:
         lab.node.ip_batch(
             f"route add {prefix} via {lab.client.address(family)}"
             for family in FAMILIES
-            for prefix in BEHIND_CLIENT[family]
+            for prefix in (*BEHIND_CLIENT[family], CLIENTS[family])
         )
         if system in (System.XDP, System.TC):
             opened, forget = _clearway(lab, system, stack)
