@@ -34,12 +34,14 @@ class Chain:
 
 
 def base_chains() -> list[Chain]:
-    """Those of this network namespace. NetlinkError when the kernel refuses."""
+    """Those of this network namespace; none without nftables, or for who may not ask. NetlinkError when the
+    kernel refuses otherwise.
+    """
     with Conversation(NETLINK_NETFILTER) as kernel:
         try:
             answer = kernel.ask(_GETCHAIN, bytes(_NFGENMSG_SIZE), NLM_F_DUMP)
         except NetlinkError as error:
-            if error.number in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT):
+            if error.number in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT, errno.EPERM):
                 return []
             raise
     found = []
