@@ -24,18 +24,9 @@ from scapy.packet import Packet, Raw
 
 from clearway.daemon.events import lines
 from clearway.datapath.calls import Clock
+from tests.unit.test_ended import TUPLE
 
 HEAD = 128
-TUPLE = np.dtype(
-    [
-        ("src", "u1", (16,)),
-        ("dst", "u1", (16,)),
-        ("sport", ">u2"),
-        ("dport", ">u2"),
-        ("proto", "u1"),
-        ("family", "u1"),
-    ]
-)
 RECORD = np.dtype(
     [
         ("at", "<u8"),
