@@ -5,6 +5,7 @@
  *   again   parse, for those behind
  *   known   fragment -> known flow: state, endpoint, route
  *   open    service -> route -> nat -> new flow
+ *   adopt   connections of Linux', learned from its conntrack
  *   icmp    errors about translated flows, translated
  *   answer  ICMP errors and resets of our own
  *   refuse  what the firewall does not accept
@@ -49,6 +50,7 @@
 #include "classify.h"
 #include "firewall.h"
 #include "known.h"
+#include "adopt.h"
 #include "opening.h"
 #include "icmp.h"
 #include "answer.h"
@@ -73,15 +75,17 @@ struct hit {
 };
 
 /* Does the packet hit a flow that can carry it as it is? */
-always_inline bool look_up(struct packet *p, struct hit *hit)
+always_inline bool look_up(struct packet *p, __u32 stamp, struct hit *hit)
 {
 	struct verdict *v = &hit->verdict;
 
 	if (p->fragment || p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || (is_icmp(&p->tuple) && !p->icmp_echo))
 		return false;
 	hit->flow = flow_hit(&p->tuple, v);
-	if (!hit->flow || v->stamp != generation(p) || !(v->state & FLOW_SENT_ACK) ||
+	if (!hit->flow || v->stamp != stamp || !(v->state & FLOW_SENT_ACK) ||
 	    !egress_read(v->egress, v->stamp, &hit->egress))
+		return false;
+	if (v->state & FLOW_ADOPTED && now() - hit->flow->tcp_next > ticks(ADOPT_AGAIN_MS))
 		return false;
 	__u64 was = hit->flow->carried;
 	if ((was ^ (was + CARRIED_PACKET + p->length)) & CARRIED_TURNS)
@@ -93,15 +97,20 @@ always_inline bool look_up(struct packet *p, struct hit *hit)
 always_inline int enter(struct packet *p)
 {
 	struct hit hit = {};
+	__u32 stamp = generation(p);
 
-	if (!look_up(p, &hit)) {
+	if (!look_up(p, stamp, &hit)) {
+		bool ours = hit.flow && !(hit.verdict.state & FLOW_ADOPTED);
+		int refused = ours ? CONTINUE : adopt_refused(p, stamp);
+		if (refused != CONTINUE)
+			return conclude(p, refused);
 		bpf_tail_call(p->ctx, &stages, STAGE_AGAIN);
 		return conclude(p, REASON_DROP_STAGE_MISSING);
 	}
 	if (must_hand_over(&hit.egress))
 		return hand_over(p, REASON_DROP_NO_EGRESS);
 	struct segment seg;
-	if (p->tuple.proto == IPPROTO_TCP && tcp_read(p, &seg))
+	if (p->tuple.proto == IPPROTO_TCP && !(hit.verdict.state & FLOW_ADOPTED) && tcp_read(p, &seg))
 		tcp_track(&seg, hit.flow);
 	hit.flow->carried += CARRIED_PACKET + p->length;
 	hit.flow->seen = now();
@@ -118,6 +127,7 @@ always_inline int enter_known(struct packet *p, struct scratch *s)
 	if (p->fragment == FRAGMENT_LATER && !fragment_load(p))
 		return conclude(p, fragment_unknown(p, s));
 	s->entry.key = p->tuple;
+	s->adopted = false;
 	if (flow_peek(&s->entry) && known(p, stamp, s, &verdict) != CONTINUE)
 		return verdict;
 	if (p->fragment == FRAGMENT_LATER) /* the first one has gone to Linux */
@@ -132,6 +142,15 @@ PROGRAM()
 	if (!packet_open(&p))
 		return conclude(&p, REASON_DROP_ETHERNET_SHORT);
 	count_received(&p);
+#ifdef HOOK_XDP
+	if (is_listened(ctx->ingress_ifindex)) {
+		if (packet_hand_over(&p))
+			return ACTION_PUNT;
+		packet_reload(&p);
+		keep_register(p.data); /* as pointers, not as the numbers that they are loaded from */
+		keep_register(p.end);
+	}
+#endif
 	int reason = parse(&p, PARSE_ENTRY);
 	if (reason != CONTINUE)
 		return stray_or_end(&p, reason);
@@ -150,7 +169,7 @@ SEC("tc") int cw_tc_behind(context *ctx)
 		return conclude(&p, REASON_DROP_ETHERNET_SHORT);
 	int reason = parse(&p, PARSE_ENTRY);
 	if (reason != CONTINUE)
-		return conclude(&p, reason);
+		return stray_or_end(&p, reason);
 	return enter(&p);
 }
 #endif
@@ -222,6 +241,7 @@ always_inline int enter_answer(struct packet *p, struct scratch *s)
 
 STAGE(_known, enter_known)
 STAGE(_open, enter_open)
+STAGE(_adopt, enter_adopt)
 STAGE(_icmp, enter_icmp)
 STAGE(_answer, enter_answer)
 STAGE(_refuse, enter_refuse)

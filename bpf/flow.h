@@ -185,6 +185,7 @@ struct peek {
 	__u32 seen;
 	__u32 rare;
 	__u32 nat;
+	__u32 asked; /* FLOW_ADOPTED: jiffies, when Linux was asked */
 	__u32 table;
 	__u32 bucket;
 	__u32 first; /* of the two buckets of its key */
@@ -220,6 +221,7 @@ __noinline int flow_peek_once(struct peek *peek)
 	verdict_leaves(&peek->verdict, &peek->key, &peek->leaves);
 	peek->state = peek->verdict.state;
 	peek->seen = f->seen;
+	peek->asked = f->tcp_next;
 	peek->rare = table_rare(&spot);
 	peek->nat = table_nat(&spot);
 	peek->table = spot.table;
@@ -307,7 +309,8 @@ __noinline int flow_touch(struct peek *peek)
 	return 1;
 }
 
-/* The entry has peek->verdict's next hop from now on, unless somebody else is just changing it. */
+/* The entry has peek->verdict's next hop from now on, unless somebody else is just changing it; and an adopted one the time
+ * when Linux was asked. */
 __noinline int flow_resolve(struct peek *peek)
 {
 	struct spot spot = {};
@@ -315,6 +318,8 @@ __noinline int flow_resolve(struct peek *peek)
 	if (!peek || !peek_spot_any(peek, &spot) || !table_lock(&spot))
 		return 0;
 	flow_hop(&peek->verdict, spot.flow);
+	if (spot.flow->state & FLOW_ADOPTED)
+		spot.flow->tcp_next = peek->asked;
 	table_unlock(spot.marks, spot.slot, spot.mark, spot.mark >> TAG_SHIFT);
 	return 1;
 }
@@ -351,7 +356,7 @@ always_inline bool peek_free(const struct peek *peek)
 
 always_inline void flow_count_end(__u32 why)
 {
-	struct opened *ended = bpf_map_lookup_elem(&ended_v1, &why);
+	struct opened *ended = bpf_map_lookup_elem(&ended_v2, &why);
 
 	if (ended)
 		ended->connections++;
@@ -474,6 +479,8 @@ __noinline int flow_evictable(__u32 state, __u32 idle)
 		return FLOW_END_COUNT;
 	if (idle > flow_patience(config, state))
 		return FLOW_END_EVICTED_EXPIRED;
+	if (state & FLOW_ADOPTED) /* it is learned again */
+		return idle > ticks(IDLE_MS) ? FLOW_END_EVICTED_IDLE : FLOW_END_COUNT;
 	if ((__u8)state != IPPROTO_TCP && !state_answerer(state))
 		return FLOW_END_EVICTED_HALF_OPEN;
 	if ((__u8)state != IPPROTO_TCP)
@@ -696,4 +703,14 @@ __noinline int flow_open_plain(struct birth *forward, struct birth *answer, stru
 	if (result == FLOW_FULL && flow_make_room_both(forward, answer, e))
 		result = flow_open(forward, answer);
 	return result;
+}
+
+/* The same, for a connection that nobody makes way for: Linux carries it as well. */
+__noinline int flow_open_adopted(struct birth *forward, struct birth *answer)
+{
+	if (!forward || !answer)
+		return FLOW_FULL;
+	tuple_reverse(&forward->key, &answer->leaves);
+	tuple_reverse(&forward->leaves, &answer->key);
+	return flow_open(forward, answer);
 }

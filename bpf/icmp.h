@@ -222,6 +222,8 @@ always_inline int enter_icmp(struct packet *p, struct scratch *s)
 	/* whose packet it was, is told; somebody else would be reached by whoever knows of a connection */
 	if (!addr_equal(&p->tuple.dst, &s->entry.key.dst) || !flow_peek(&s->entry))
 		return icmp_unknown(p);
+	if (v->state & FLOW_ADOPTED)
+		return conclude(p, REASON_PUNT_ICMP);
 	if (q.odd && v->state & FLOW_TRANSLATED)
 		return icmp_unknown(p);
 	/* Whether the flow may go on is not for an error to decide, so the entry stays as it is. */

@@ -37,21 +37,26 @@ enum inbound_direction {
 	INBOUND_REPLY,
 };
 
-/* Which direction of a connection that Linux' conntrack knows? Only TCP and UDP can be asked for
- * (net/netfilter/nf_conntrack_bpf.c). */
+/* The connection of that tuple in Linux' conntrack, to be released; opts->dir: which direction of it. Only TCP and UDP can be
+ * asked for (net/netfilter/nf_conntrack_bpf.c). */
+always_inline struct nf_conn *inbound_ct(context *ctx, const struct tuple *t, struct bpf_ct_opts *opts)
+{
+	struct bpf_sock_tuple tuple = {};
+
+	opts->netns_id = BPF_F_CURRENT_NETNS;
+	opts->l4proto = t->proto;
+	nat_sock_tuple(t, &tuple);
+	if (t->family == FAMILY_IPV4)
+		return packet_ct_lookup(ctx, &tuple, sizeof(tuple.ipv4), opts, sizeof(*opts));
+	return packet_ct_lookup(ctx, &tuple, sizeof(tuple.ipv6), opts, sizeof(*opts));
+}
+
+/* Which direction of a connection that Linux' conntrack knows? */
 never_inline enum inbound_direction inbound_in_conntrack(context *ctx, const struct tuple *t)
 {
-	struct bpf_ct_opts opts = {.netns_id = BPF_F_CURRENT_NETNS, .l4proto = t->proto};
-	struct bpf_sock_tuple tuple = {};
-	struct nf_conn *ct;
+	struct bpf_ct_opts opts = {};
+	struct nf_conn *ct = inbound_ct(ctx, t, &opts);
 
-	if (t->family == FAMILY_IPV4) {
-		nat_sock_tuple(t, &tuple);
-		ct = packet_ct_lookup(ctx, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts));
-	} else {
-		nat_sock_tuple(t, &tuple);
-		ct = packet_ct_lookup(ctx, &tuple, sizeof(tuple.ipv6), &opts, sizeof(opts));
-	}
 	if (!ct)
 		return INBOUND_UNKNOWN;
 	bpf_ct_release(ct);

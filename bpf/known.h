@@ -193,6 +193,19 @@ always_inline int known_linux(struct packet *p, __u32 stamp, struct scratch *s, 
 	return 0;
 }
 
+/* Of a connection that is Linux', too; as known(). What may end it is Linux' alone from then on. */
+always_inline int known_adopted(struct packet *p, struct scratch *s, int *verdict)
+{
+	if (!p->fragment && p->ttl > 1 && !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
+		s->adopted = true;
+		return CONTINUE;
+	}
+	if (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
+		flow_end(&s->ending, &p->tuple, FLOW_END_LINUX);
+	*verdict = conclude(p, REASON_PUNT_ADOPTED);
+	return 0;
+}
+
 /* CONTINUE: not known any more, to be opened anew. Everything else: the hook's verdict in *verdict. */
 always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *verdict)
 {
@@ -200,6 +213,8 @@ always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *v
 	struct verdict *v = &s->entry.verdict;
 
 	s->forward.leaves = s->entry.leaves;
+	if (v->state & FLOW_ADOPTED)
+		return known_adopted(p, s, verdict);
 	if (!known_state(p, s)) {
 		flow_end(&s->ending, &p->tuple, FLOW_END_REOPENED);
 		return CONTINUE;

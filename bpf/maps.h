@@ -34,13 +34,15 @@ FLOW_TABLE(flow4_v3, struct flow4_bucket);
 FLOW_TABLE(flow6_v3, struct flow6_bucket);
 TABLE(flows_v2, BPF_MAP_TYPE_ARRAY, __u32, struct flow_tables, 1, 0);
 TABLE(carried_v1, BPF_MAP_TYPE_HASH, struct carried_key, struct carried, 65536, BPF_F_NO_PREALLOC);
-TABLE(ended_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, FLOW_END_COUNT, 0); /* index: enum flow_end */
+TABLE(ended_v2, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, FLOW_END_COUNT, 0); /* index: enum flow_end */
 TABLE(lost_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, 1, 0);		     /* records there was no room for */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 << 20);
 } records_v1 SEC(".maps"); /* struct flow_record, while flow_tables.records is set */
 TABLE(egress_v1, BPF_MAP_TYPE_ARRAY, __u32, struct egress, EGRESS_ROWS, 0);
+TABLE(trust_v1, BPF_MAP_TYPE_ARRAY, __u32, struct trust, 1, 0);
+TABLE(refused_v1, BPF_MAP_TYPE_ARRAY, __u32, __u64, REFUSED_ROWS, 0); /* tag << 32 | jiffies << 8 | reason (adopt.h) */
 TABLE(inbound_v1, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct inbound, 16384, 0);
 TABLE(fragment_v1, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 4096, 0);
 

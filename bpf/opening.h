@@ -391,6 +391,14 @@ always_inline int opening_stateless(struct packet *p, struct scratch *s)
 	return opening_send(p, s, REASON_FORWARD_STATELESS, true);
 }
 
+/* Is it Linux', and may be learned from there? */
+always_inline bool opening_adopts(const struct packet *p, const struct opening *o, int reason)
+{
+	if (!cw_adoption || o->config->firewall || !adopt_is_plain(p))
+		return false;
+	return reason == REASON_PUNT_NOT_OURS || reason == REASON_PUNT_LOCAL;
+}
+
 always_inline int enter_open(struct packet *p, struct scratch *s)
 {
 	__u32 stamp = generation(p);
@@ -404,8 +412,14 @@ always_inline int enter_open(struct packet *p, struct scratch *s)
 		reason = opening_judge(p, &o, s, reason);
 	if (reason == REASON_PUNT_NOT_OURS && !o.nat && (o.config->nats || o.config->origins))
 		inbound_note(p, o.config, s);
+	if (opening_adopts(p, &o, reason)) {
+		s->adopting.reason = reason;
+		return stage(p, STAGE_ADOPT);
+	}
 	if (reason != CONTINUE)
 		return opening_failed(p, reason);
+	if (s->adopted) /* and claimed by now */
+		flow_end(&s->ending, &p->tuple, FLOW_END_RELEASED);
 	if (o.to_linux)
 		opening_to_linux(s, stamp);
 	else

@@ -14,6 +14,7 @@ enum reason {
 	REASON_FORWARD_FRAGMENT,   /* a later fragment of a known flow */
 	REASON_FORWARD_STATELESS,  /* of a connection that found no place in the table, balanced without an entry */
 	REASON_FORWARD_ICMP_ERROR, /* an ICMP error about a translated flow, translated */
+	REASON_FORWARD_ADOPTED,	   /* learned a connection from Linux' conntrack */
 
 	/* answered */
 	REASON_ANSWER_TTL_EXCEEDED = 32,
@@ -33,6 +34,9 @@ enum reason {
 	REASON_PUNT_NOT_OURS,  /* no service and no NAT rule claims it */
 	REASON_PUNT_LOCAL,     /* to the machine itself, or not forwardable by routing */
 	REASON_PUNT_TTL,       /* untranslated, expired: Linux answers */
+	REASON_PUNT_UNPROVEN,  /* Linux' rules have changed and are not proved yet, or cannot be */
+	REASON_PUNT_KEPT,      /* a rule that only Linux can follow may meet it */
+	REASON_PUNT_ADOPTED, /* of an adopted flow, and Linux' to judge: SYN, FIN, RST, fragments, expired, too large */
 	REASON_PUNT_TO_FRAGMENT, /* translated, over MTU, may be fragmented: Linux fragments; it gets the packet by `lo` */
 
 	/* dropped */

@@ -83,6 +83,15 @@ always_inline bool is_port(__u32 ifindex)
 	return port && port->ifindex == ifindex;
 }
 
+/* Is a packet socket (tcpdump) to see what arrives by this device? */
+always_inline bool is_listened(__u32 ifindex)
+{
+	__u32 slot = ifindex % PORT_SLOTS;
+	const struct port *port = bpf_map_lookup_elem(&port_v1, &slot);
+
+	return port && port->listened && port->ifindex == ifindex;
+}
+
 /* Why a translated packet cannot go on. */
 always_inline int route_reason(const struct route *r)
 {

@@ -92,6 +92,15 @@ struct judging {
 	__u8 linux_knows; /* enum inbound_direction: the packet's, in Linux' conntrack */
 };
 
+/* What is found out about a connection of Linux' (adopt.h). */
+struct adopting {
+	__u32 trusted; /* enum trusted */
+	__u32 reason;  /* that it has if it is not adopted */
+	__u8 reply;    /* the packet is of the direction that answers */
+	__u8 told;     /* Linux tells when it deletes the connection */
+	__u8 pad[2];
+};
+
 struct scratch {
 	struct parsed parsed; /* from stage() to packet_restore() */
 	struct route route;
@@ -106,6 +115,8 @@ struct scratch {
 	struct segment segment;
 	struct tcp_options options;
 	struct judging judging;
+	struct adopting adopting;
+	bool adopted;	     /* the packet's flow is an adopted one that is to be asked about again */
 	struct tuple quoted; /* in an ICMP error */
 	__u32 stray;	     /* why the parser has left the packet to Linux (stray.h) */
 };

@@ -8,6 +8,7 @@ enum stage {
 	STAGE_AGAIN,  /* what is no hit, from the start: the entry keeps nothing for it */
 	STAGE_KNOWN,  /* changes of state, stale flows, fragments; sends on what belongs to no flow */
 	STAGE_OPEN,   /* first packets */
+	STAGE_ADOPT,  /* what is Linux' */
 	STAGE_ICMP,   /* errors about flows */
 	STAGE_ANSWER, /* ICMP errors and resets of our own; packets over MTU */
 	STAGE_REFUSE, /* what the firewall does not accept */

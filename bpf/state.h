@@ -61,9 +61,13 @@ always_inline enum timeout flow_timeout(__u32 state)
 	return TIMEOUT_ICMP;
 }
 
+#define ADOPTED_IDLE_MS 60000 /* Linux keeps the connection, for as long as it likes */
+
 /* Jiffies that a connection in this state may be idle. */
 always_inline __u32 flow_patience(const struct config *config, __u32 state)
 {
+	if (state & FLOW_ADOPTED)
+		return ticks(ADOPTED_IDLE_MS);
 	return ticks(config->timeout_ms[flow_timeout(state) % TIMEOUT_COUNT]);
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* What the daemon has done inside the kernel, so that nothing is copied out: `sweep` removes what has been idle for too
- * long or whose endpoint is gone, a part of the table at a time; `move` brings connections from a table that was replaced to the current one;
- * `clock` tells the loader what a jiffy is and a reader what time it is. */
+ * long or whose endpoint is gone, a part of the table at a time; `move` brings connections from a table that was replaced to the
+ * current one; `release` ends an adopted connection that Linux has deleted; `clock` tells the loader what a jiffy is and a reader what time it is. */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
@@ -20,6 +20,7 @@
 enum work_index {
 	WORK_SWEEP,
 	WORK_MOVE,
+	WORK_RELEASE,
 	WORK_COUNT,
 };
 
@@ -329,6 +330,25 @@ SEC("syscall") int move(struct move_args *args)
 	return 0;
 }
 
+/* ---- release: of a connection that Linux has deleted ---- */
+
+SEC("syscall") int release(struct release_args *args)
+{
+	struct work *work = work_get(WORK_RELEASE);
+	struct ending *e = work ? &work->ending : NULL;
+
+	args->released = 0;
+	if (!e)
+		return 0;
+	e->entry.key = args->key;
+	e->why = FLOW_END_LINUX;
+	e->now = now();
+	for (int i = 0; i < END_TRIES && !args->released; i++)
+		if (flow_find_both(e) && e->entry.state & FLOW_ADOPTED)
+			args->released = flow_end_both(e);
+	return 0;
+}
+
 /* ---- clock ---- */
 
 SEC("syscall") int clock(struct clock_args *args)
@@ -354,6 +374,8 @@ const volatile union {
 	enum service_algorithm service_algorithm;
 	enum endpoint_state endpoint_state;
 	enum firewall firewall;
+	enum trusted trusted;
+	enum view view;
 	enum firewall_action firewall_action;
 	struct firewall_event firewall_event;
 } cw_types = {};

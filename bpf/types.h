@@ -78,6 +78,7 @@ enum flow_state {
 	FLOW_PICKED_UP = 1 << 27, /* TCP: learned in mid-stream, its SYN was never seen */
 	FLOW_FOLDED = 1 << 28,	  /* has carried so much that carried_v1 has a row for it */
 	FLOW_LINUX = 1 << 29,	  /* accepted by the firewall and carried by Linux: to or from this machine, mostly */
+	FLOW_ADOPTED = 1 << 30,	  /* learned from Linux' conntrack (adopt.h) */
 };
 #define FLOW_SENT_SHIFT 8
 #define FLOW_HEARD_SHIFT 12
@@ -85,11 +86,11 @@ enum flow_state {
 
 /* The whole verdict for one direction of one connection, and its conntrack state: what both families share. */
 struct flow {
-	__u64 carried;	  /* packets << 32 + bytes; modulo 2^64, see flow.h */
-	__u32 state;	  /* enum flow_state */
-	__u32 stamp;	  /* generation.h: what was current when the next hop was resolved; 0 = unresolved */
-	__u32 seen;	  /* jiffies (low 32 bits) of the last packet */
-	__u32 tcp_next;	  /* TCP: the sequence number after what this direction has sent */
+	__u64 carried; /* packets << 32 + bytes; modulo 2^64, see flow.h */
+	__u32 state;   /* enum flow_state */
+	__u32 stamp;   /* generation.h: what was current when the next hop was resolved; 0 = unresolved */
+	__u32 seen;    /* jiffies (low 32 bits) of the last packet */
+	__u32 tcp_next; /* TCP: the sequence number after what this direction has sent; FLOW_ADOPTED: jiffies, when Linux was asked */
 	__u32 tcp_ack;	  /* TCP: highest acknowledgement this direction has sent (host order) */
 	__u16 tcp_window; /* TCP: the window that came with it, to be scaled */
 	__u16 egress;	  /* row of egress_v1: the device that transmits, and as whom */
@@ -160,6 +161,7 @@ enum flow_end {
 	FLOW_END_EVICTED_IDLE,	    /* not TCP */
 	FLOW_END_ORPHAN,	    /* half a connection */
 	FLOW_END_RELEASED,	    /* to Linux: the firewall that it was opened for is not there any more */
+	FLOW_END_LINUX, /* adopted: Linux ends it, does not hold it any more, or its rules may not be left out */
 	FLOW_END_COUNT,
 };
 
@@ -232,6 +234,33 @@ struct fragment {
 	__u32 seen; /* jiffies; believed for FRAGMENT_LIFETIME_MS (parse.h) */
 };
 _Static_assert(sizeof(struct fragment) == 12, "struct fragment");
+
+/* ---- adoption (adopt.h) ---- */
+
+/* What the control plane has proved about the rules of Linux. Written in two steps, `what` empty in between. */
+struct trust {
+	__u32 base_seq; /* the nftables ruleset that it holds for (include/net/netns/nftables.h) */
+	__u32 what;	/* enum trusted */
+};
+_Static_assert(sizeof(struct trust) == 8, "struct trust");
+
+enum trusted {
+	TRUST_IPV4 = 1 << 0,
+	TRUST_IPV6 = 1 << 1,
+	TRUST_UNMARKED = 1 << 2, /* for connections without a mark alone */
+	TRUST_OTHER = 1 << 3,	 /* the other of two sets of classifiers */
+};
+
+/* Where rules stand: what they see of a packet that is translated. */
+enum view {
+	VIEW_BEFORE,  /* as it arrives */
+	VIEW_BETWEEN, /* with the destination that it leaves with */
+	VIEW_AFTER,   /* as it leaves */
+	VIEWS,
+};
+
+#define KEEP_PLACES 16 /* of classifier_v2: the first of them */
+#define REFUSED_ROWS 65536
 
 /* ---- inbound: a tuple whose packets answer what Linux forwarded, so that no NAT rule may claim them ---- */
 
@@ -456,7 +485,8 @@ _Static_assert(sizeof(struct vlan) == 4, "struct vlan");
 struct port {
 	__u32 ifindex;
 	__u8 mac[6];
-	__u8 pad[2];
+	__u8 listened; /* a packet socket is to see what arrives: XDP leaves it to TC, which comes after those */
+	__u8 pad;
 };
 _Static_assert(sizeof(struct port) == 12, "struct port");
 
@@ -503,6 +533,13 @@ struct move_args {
 	__u32 left;  /* out: connections for which there was no place, or which are just changing */
 };
 _Static_assert(sizeof(struct move_args) == 20, "struct move_args");
+
+struct release_args {
+	struct tuple key; /* of either direction */
+	__u32 released;	  /* out: there was such a connection, an adopted one */
+	__u32 pad;	  /* to the alignment of an address */
+};
+_Static_assert(sizeof(struct release_args) == 48, "struct release_args");
 
 struct clock_args {
 	__u64 jiffies; /* out */

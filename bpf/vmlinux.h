@@ -314,10 +314,33 @@ struct netns_nftables {
 	unsigned int base_seq;
 };
 
+struct nf_tcp_net {
+	unsigned int timeouts[14];
+};
+
+struct nf_udp_net {
+	unsigned int timeouts[2];
+};
+
+struct nf_ip_net {
+	struct nf_tcp_net tcp;
+	struct nf_udp_net udp;
+};
+
+struct netns_ct {
+	struct nf_ip_net nf_ct_proto;
+};
+
+struct netns_xfrm {
+	unsigned int policy_count[6];
+};
+
 struct net {
 	struct netns_ipv4 ipv4;
 	struct netns_ipv6 ipv6;
 	struct netns_nftables nft;
+	struct netns_ct ct;
+	struct netns_xfrm xfrm;
 };
 
 typedef struct {
@@ -341,9 +364,72 @@ struct sk_buff {
 	__u8 ip_summed : 2;
 };
 
-struct nf_conn {
-	unsigned long status;
+union nf_inet_addr {
+	__u32 all[4];
 };
+
+struct nf_conntrack_man {
+	union nf_inet_addr u3;
+	union {
+		__be16 all;
+	} u;
+};
+
+struct nf_conntrack_tuple {
+	struct nf_conntrack_man src;
+	struct {
+		union nf_inet_addr u3;
+		union {
+			__be16 all;
+		} u;
+	} dst;
+};
+
+struct nf_conntrack_tuple_hash {
+	struct nf_conntrack_tuple tuple;
+};
+
+struct ip_ct_tcp {
+	__u8 state;
+};
+
+union nf_conntrack_proto {
+	struct ip_ct_tcp tcp;
+};
+
+struct nf_ct_ext {
+	__u8 offset[5];
+};
+
+struct nf_conn {
+	struct nf_conntrack_tuple_hash tuplehash[2];
+	unsigned long status;
+	__u32 mark;
+	struct nf_ct_ext *ext;
+	union nf_conntrack_proto proto;
+};
+
+/* Numbers differ between configurations, and are relocated as well. */
+enum nf_ct_ext_id {
+	NF_CT_EXT_HELPER,
+	NF_CT_EXT_ECACHE,
+	NF_CT_EXT_TIMEOUT,
+};
+
+/* include/net/netfilter/nf_conntrack_tcp.h, include/uapi/linux/netfilter/nf_conntrack_{common,tcp}.h, xfrm.h */
+#define TCP_CONNTRACK_ESTABLISHED 3
+#define UDP_CT_REPLIED 1
+#define IPS_SEEN_REPLY (1 << 1)
+#define IPS_ASSURED (1 << 2)
+#define IPS_CONFIRMED (1 << 3)
+#define IPS_SEQ_ADJUST (1 << 6)
+#define IPS_DYING (1 << 9)
+#define IPS_TEMPLATE (1 << 11)
+#define IPS_HELPER (1 << 13)
+#define IPS_OFFLOAD (1 << 14)
+#define IPS_HW_OFFLOAD (1 << 15)
+#define XFRM_POLICY_OUT 1
+#define XFRM_POLICY_FWD 2
 
 #pragma clang attribute pop
 
@@ -362,4 +448,5 @@ extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *ctx, struct bpf_sock_
 					 struct bpf_ct_opts *opts, __u32 opts__sz)
 	__attribute__((section(".ksyms"), weak));
 extern void bpf_ct_release(struct nf_conn *ct) __attribute__((section(".ksyms"), weak));
+extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 timeout) __attribute__((section(".ksyms"), weak));
 extern void *bpf_cast_to_kern_ctx(void *obj) __attribute__((section(".ksyms"), weak));

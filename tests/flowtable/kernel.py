@@ -182,7 +182,7 @@ class Kernel:
         if self.max_flows != max_flows:
             self.datapath.resize(max_flows)
             self.datapath.move_flows()
-        for name in ("ended_v1", "lost_v1"):
+        for name in ("ended_v2", "lost_v1"):
             table = self.datapath.table(name)
             keys, values = table.items()
             table.update(keys, np.zeros_like(values))
@@ -438,7 +438,7 @@ class Kernel:
 
     def ended(self) -> dict[str, int]:
         """Ended connections, by FLOW_END_* in small letters; reasons that never happened are left out."""
-        _, values = self.datapath.table("ended_v1").items()
+        _, values = self.datapath.table("ended_v2").items()
         counts = values["connections"].sum(axis=0).tolist()
         names = self.datapath.enum("flow_end")
         return {

@@ -57,6 +57,7 @@ def test_object_passes_the_verifier(compiled: Path, name: str, newer: bool, tmp_
         "cw_kernel_context": newer,
         "cw_csum_ipv6_flag": newer and kernel_has("IPv6 checksum flag"),
         "cw_conntrack": newer and kernel_has("conntrack kfuncs"),
+        "cw_adoption": newer and features.has_adoption(),
     }
     used = SIZES if name != "sweep" else {}
     constants: dict[str, int | bool] = {"cw_hz": 250, **(facts if name != "sweep" else {})}

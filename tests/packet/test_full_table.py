@@ -79,7 +79,7 @@ def served(node: Node, net: Net) -> Node:
 
 def ended(node: Node, why: str) -> int:
     """Connections that have ended so."""
-    _, values = node.datapath.table("ended_v1").items()
+    _, values = node.datapath.table("ended_v2").items()
     number = node.datapath.enum("flow_end")[f"FLOW_END_{why}"]
     return int(values["connections"][:, number].sum())
 

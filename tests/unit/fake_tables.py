@@ -212,11 +212,11 @@ class FakeDatapath:
         self.epoch = epoch
 
     def put_classifier(self, place: int, lines: Array) -> None:
-        self.writes.one("write classifier_v1")
+        self.writes.one("write classifier_v2")
         self.classifiers[place] = lines.tobytes()
 
     def copy_classifier(self, source: int, place: int) -> None:
-        self.writes.one("write classifier_v1")
+        self.writes.one("write classifier_v2")
         self.classifiers[place] = self.classifiers[source]
 
     def drop_classifier(self, place: int) -> None:

@@ -44,7 +44,7 @@ def test_memory_grows_with_what_is_configured() -> None:
     large = estimate_memory(configured(4_000_000, wheel_slots=9_000_000), 8)
     assert small.empty_bytes < large.empty_bytes
     assert small.full_bytes < large.full_bytes
-    assert str(small) == "58 MiB when loaded, up to 67 MiB with all tables full"
+    assert str(small) == "59 MiB when loaded, up to 67 MiB with all tables full"
 
 
 @pytest.mark.parametrize("cpus", range(1, 65))
@@ -105,7 +105,7 @@ def test_every_table_of_more_than_a_few_rows_is_counted_with_its_rows() -> None:
             elif name in estimated:
                 assert estimated[name] == sizes.rows().get(name, layout.max_entries)
             else:
-                assert layout.max_entries <= 16
+                assert layout.max_entries <= 32
 
 
 def test_smallest_flow_table_is_that_of_the_configuration() -> None:
@@ -124,8 +124,8 @@ def refusal(config: Config, available: int, loaded: Sizes | None = None) -> str:
 
 def test_refusal_tells_what_is_needed_what_there_is_and_what_would_fit() -> None:
     assert refusal(configured(4_194_304), 1024 * MIB) == (
-        "conntrack.max_flows (line 1): with 4194304 the tables need 2,137 MiB of memory, "
-        "1,024 MiB are available; use 1974272 or less"
+        "conntrack.max_flows (line 1): with 4194304 the tables need 2,138 MiB of memory, "
+        "1,024 MiB are available; use 1973248 or less"
     )
 
 

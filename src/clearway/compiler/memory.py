@@ -30,6 +30,7 @@ NUMBER = 4  # a key, a slot of a wheel, a round-robin position
 
 # Rows that no configuration changes, as bpf/maps.h has them.
 CARRIED_ROWS, EGRESS_ROWS, INBOUND_ROWS, FRAGMENT_ROWS = 65536, 4096, 16384, 4096
+REFUSED_ROWS = 65536
 DEVICE_ROWS, PORT_ROWS, COUNTER_ROWS = 4096, 4096, 192
 RECORDS_BYTES, EVENTS_BYTES = 1 << 22, 1 << 20
 
@@ -159,7 +160,7 @@ def _flow_tables(max_flows: int) -> Iterator[TableMemory]:
 
 def _classifiers(firewall: FirewallTables | None) -> Iterator[TableMemory]:
     for (after, family), classifier in ((firewall and firewall.classifiers) or {}).items():
-        name = f"classifier_v1, IPv{family}{', after translation' if after else ''}"
+        name = f"classifier_v2, IPv{family}{', after translation' if after else ''}"
         yield _mapped_array(name, len(classifier.lines), CLASSIFIER_LINE)
 
 
@@ -180,6 +181,7 @@ def _other_tables(limits: Limits, cpus: int) -> Iterator[TableMemory]:
     yield _ring("records_v1", RECORDS_BYTES)
     yield _ring("events_v1", EVENTS_BYTES)
     yield _array("egress_v1", EGRESS_ROWS, EGRESS)
+    yield _array("refused_v1", REFUSED_ROWS, IDENTITY)
     yield _lru_hash("inbound_v1", INBOUND_ROWS, TUPLE, INBOUND)
     yield _lru_hash("fragment_v1", FRAGMENT_ROWS, FRAGMENT_KEY, FRAGMENT)
     yield _hash("service_v1", 2 * services, SERVICE_KEY, SERVICE)

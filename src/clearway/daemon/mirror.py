@@ -60,6 +60,7 @@ class Mirror:
         self._vlans = datapath.table("vlan_v1")
         self._ports = datapath.table("port_v1")
         self._attachments: tuple[Attachment, ...] = ()
+        self._listened: frozenset[int] = frozenset()
         self._written: Rows | None = None
         self._complaints: tuple[str, ...] = ()
 
@@ -89,6 +90,12 @@ class Mirror:
         """Tell which interfaces carry programs now."""
         self._attachments = tuple(attachments)
         self.look_at_devices()
+
+    def set_listened(self, ifindexes: frozenset[int]) -> None:
+        """Tell which devices packet sockets listen to (tcpdump): XDP would pass them by."""
+        if ifindexes != self._listened:
+            self._listened = ifindexes
+            self.look_at_devices()
 
     def look_at_devices(self) -> None:
         """What XDP can do on some device may have changed: flows remember it, too."""
@@ -120,7 +127,7 @@ class Mirror:
         """The rows as they should be, and what could not be done, a sentence each."""
         picture = self.watch.picture
         ours = [a.ifindex for a in self._attachments if a.ifindex]
-        ports, homeless = port_rows(picture.links, ours, self._ports.max_entries)
+        ports, homeless = port_rows(picture.links, ours, self._ports.max_entries, self._listened)
         complaints = [
             f"{link.name}: its place in port_v1 is taken by another interface;"
             " packets for other hosts reach Linux later than they could"
@@ -134,9 +141,11 @@ class Mirror:
         return wanted, tuple(complaints)
 
     def _transmitters(self) -> Mapping[int, bool]:
-        told = self.watch.xdp_transmit()
-        if told is not None:
-            return told
+        asked = self.watch.xdp_transmit()
+        told = self._transmitters_by_driver() if asked is None else asked
+        return {ifindex: can and ifindex not in self._listened for ifindex, can in told.items()}
+
+    def _transmitters_by_driver(self) -> Mapping[int, bool]:
         return {a.ifindex: a.hook == "xdp" and a.driver in XDP_TRANSMITTERS for a in self._attachments}
 
     def _inherited(self) -> Rows:
@@ -205,4 +214,5 @@ def _encode_ports(table: Table, rows: Mapping[int, PortRow]) -> tuple[np.ndarray
     for value, row in zip(values, rows.values(), strict=True):
         value["ifindex"] = row.ifindex
         value["mac"] = np.frombuffer(row.mac, np.uint8)
+        value["listened"] = row.listened
     return keys, values

@@ -35,7 +35,7 @@ PLACES = [(after, family) for after in (False, True) for family in (4, 6)]
 
 
 def place_of(epoch: int, after: bool, family: int) -> int:
-    """A place of classifier_v1 (bpf/firewall.h, firewall_place)."""
+    """A place of classifier_v2 (bpf/firewall.h, firewall_place)."""
     return (epoch & 1) << 2 | after << 1 | (family == 6)
 
 

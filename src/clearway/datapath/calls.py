@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SEC("syscall") programs that user space runs: `sweep` ages flows, `clock` tells the jiffies."""
+"""The SEC("syscall") programs that user space runs: `sweep` ages flows, `release` ends one that Linux has
+deleted, `clock` tells the jiffies.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,14 @@ def run_move(program_fd: int, **part: int) -> MoveResult:
     return MoveResult(int(outcome["moved"]), int(outcome["left"]))
 
 
-def _call(program_fd: int, struct_name: str, **given: int) -> Any:
+def run_release(program_fd: int, key: np.void) -> bool:
+    """Runs the program `release` for the connection that struct tuple `key` is a direction of; whether there
+    was one.
+    """
+    return bool(_call(program_fd, "release_args", key=key)["released"])
+
+
+def _call(program_fd: int, struct_name: str, **given: Any) -> Any:
     """Runs a program whose context is that struct, zero but for what is given; returns the struct as the
     program left it.
     """

@@ -15,10 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from clearway.datapath import bpf, classifiers, features, flows, flowstore, install, loopback, pins
+from clearway.datapath import (
+    bpf,
+    classifiers,
+    features,
+    flows,
+    flowstore,
+    install,
+    lenient,
+    loopback,
+    pins,
+    settings,
+)
 from clearway.datapath.attach import Attacher, Attachment, facts_of
 from clearway.datapath.btf import Btf
-from clearway.datapath.calls import Clock, SweepResult, run_clock
+from clearway.datapath.calls import Clock, SweepResult, run_clock, run_release
 from clearway.datapath.errors import DatapathError, reason
 from clearway.datapath.flowstore import Moving
 from clearway.datapath.flowtable import FlowTable
@@ -261,6 +272,10 @@ class Datapath:
 
         return self._store.sweep(self.program_fd("sweep"), share, thorough, wait_for_reader)
 
+    def release(self, key: np.void) -> bool:
+        """Ends the adopted connection that a struct tuple is a direction of; whether there was one."""
+        return run_release(self.program_fd("release"), key)
+
     def clock(self) -> Clock:
         return run_clock(self.program_fd("clock"))
 
@@ -323,6 +338,34 @@ class Datapath:
         keys, values = table.rows(1)
         values["epoch"], values["mirror"] = epoch, mirror
         table.update(keys, values)
+
+    def trust(self) -> tuple[int, int]:
+        """The generation of nftables' ruleset that connections may be adopted under; bits of enum trusted."""
+        values, _ = self.table("trust_v1").lookup([0])
+        return int(values["base_seq"][0]), int(values["what"][0])
+
+    def set_trust(self, base_seq: int, what: int) -> None:
+        """Connections may be adopted under that ruleset, as `what` says. A packet that reads the row
+        meanwhile finds that none may.
+        """
+        table = self.table("trust_v1")
+        keys, values = table.rows(1)
+        values["base_seq"] = self.trust()[0]
+        table.update(keys, values)
+        values["base_seq"] = base_seq
+        table.update(keys, values)
+        values["what"] = what
+        table.update(keys, values)
+
+    def be_lenient(self) -> None:
+        """Has Linux' conntrack go on with connections some of whose packets it does not see. OSError."""
+        lenient.be_lenient(self._pins)
+
+    def changed_settings(self) -> dict[str, tuple[str, str]]:
+        """Settings of the network namespace (paths below /proc/sys) that are changed while the instance is
+        there: what they were, and are.
+        """
+        return settings.changed(self._pins)
 
     def put_classifier(self, place: int, lines: Array) -> None:
         """The classifier at that place (firewall_place() of bpf/firewall.h) is this one from now on. lines:
@@ -449,7 +492,7 @@ class Datapath:
 
     def ended(self) -> dict[str, int]:
         """How many connections have ended, by why: names of enum flow_end without their prefix."""
-        _, values = self.table("ended_v1").items()
+        _, values = self.table("ended_v2").items()
         sums = values["connections"].sum(axis=0).tolist()
         return {
             name.removeprefix("FLOW_END_").lower(): sums[number]
@@ -481,5 +524,5 @@ def remove(instance: str) -> None:
     attacher = Attacher(where, where.progs)
     for ifname in where.interfaces():
         attacher.detach(ifname)
-    loopback.put_back(where)
+    settings.put_back(where)
     pins.remove_tree(where.root)

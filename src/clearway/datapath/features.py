@@ -182,6 +182,13 @@ def has_conntrack() -> bool:
     return _in_kernel(_conntrack_in)
 
 
+def has_adoption() -> bool:
+    """Whether connections of Linux can be carried: it can be asked for them, and a change of its rules shows
+    in the very next packet.
+    """
+    return has_kernel_context() and has_nft_generation() and has_conntrack()
+
+
 def has_csum_ipv6_flag() -> bool:
     """Whether bpf_l4_csum_replace knows BPF_F_IPV6 (since 6.16, and stable kernels of mid-2025).
 

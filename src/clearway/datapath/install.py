@@ -183,6 +183,7 @@ def _rodata(clock: Clock) -> dict[str, int | bool]:
         "cw_kernel_context": features.has_kernel_context(),
         "cw_csum_ipv6_flag": features.has_csum_ipv6_flag(),
         "cw_conntrack": features.has_conntrack(),
+        "cw_adoption": features.has_adoption(),
     }
 
 

@@ -10,44 +10,15 @@ nothing else is let in.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
-
+from clearway.datapath import settings
 from clearway.datapath.pins import Pins
 
-CONF = Path("/proc/sys/net/ipv4/conf")
+CONF = "net/ipv4/conf"
 STRICT, LOOSE = "1", "2"  # rp_filter; the greater one of `all` and the device counts
 
 
 def let_in(where: Pins) -> None:
-    """Changes the settings of the caller's network namespace; what they were is noted among the pins.
-
-    OSError where they may not be changed.
-    """
-    _change(where, "accept_local", "1")
-    if STRICT in (_read("all", "rp_filter"), _read("lo", "rp_filter")):
-        _change(where, "rp_filter", LOOSE)
-
-
-def put_back(where: Pins) -> None:
-    """Settings are what they were, but for those that somebody else has changed meanwhile."""
-    if not where.settings.is_dir():
-        return
-    for note in where.settings.iterdir():
-        name, before, ours = note.name.split(":")
-        with suppress(OSError):
-            if _read("lo", name) == ours:
-                (CONF / "lo" / name).write_text(before)
-
-
-def _change(where: Pins, name: str, ours: str) -> None:
-    before = _read("lo", name)
-    if before == ours:
-        return
-    where.settings.mkdir(exist_ok=True, mode=0o700)
-    (where.settings / f"{name}:{before}:{ours}").mkdir(exist_ok=True)
-    (CONF / "lo" / name).write_text(ours)
-
-
-def _read(device: str, name: str) -> str:
-    return (CONF / device / name).read_text().strip()
+    """Changes the settings of the caller's network namespace. OSError where they may not be changed."""
+    settings.change(where, f"{CONF}/lo/accept_local", "1")
+    if STRICT in (settings.read(f"{CONF}/all/rp_filter"), settings.read(f"{CONF}/lo/rp_filter")):
+        settings.change(where, f"{CONF}/lo/rp_filter", LOOSE)

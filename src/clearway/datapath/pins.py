@@ -9,7 +9,7 @@
     /sys/fs/bpf/INSTANCE/links/IFNAME/clsact    empty directory instead of tc, before kernel 6.6: a filter
                                                 of clsact
     /sys/fs/bpf/INSTANCE/links/IFNAME/qdisc     empty directory: that clsact qdisc is clearway's own
-    /sys/fs/bpf/INSTANCE/settings/NAME:WAS:IS   empty directory: a setting that was changed (loopback.py)
+    /sys/fs/bpf/INSTANCE/settings/NAME:WAS:IS   empty directory: a setting that was changed (settings.py)
 
 bpffs refuses names with a dot (kernel/bpf/inode.c, bpf_lookup): in IFNAME it is written as a colon, which no
 interface name can contain (net/core/dev.c, dev_valid_name).

@@ -59,6 +59,7 @@ class PortRow:
 
     ifindex: int
     mac: bytes
+    listened: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,11 @@ def _preference6(address: Address) -> tuple[bool, bool, int, bytes]:
 
 
 def port_rows(
-    links: Mapping[int, Link], attached: Collection[int], slots: int
+    links: Mapping[int, Link], attached: Collection[int], slots: int, listened: Collection[int] = ()
 ) -> tuple[dict[int, PortRow], list[Link]]:
-    """Link addresses of the devices with these ifindexes, by slot; and those that found theirs taken."""
+    """Link addresses of the devices with these ifindexes, by slot; and those that found theirs taken.
+    listened: devices that packet sockets listen to.
+    """
     rows: dict[int, PortRow] = {}
     homeless: list[Link] = []
     for ifindex in sorted(attached):
@@ -173,7 +176,7 @@ def port_rows(
         if ifindex % slots in rows:
             homeless.append(link)
         else:
-            rows[ifindex % slots] = PortRow(ifindex, link.mac)
+            rows[ifindex % slots] = PortRow(ifindex, link.mac, ifindex in listened)
     return rows, homeless
 
 

@@ -17,7 +17,10 @@ from clearway.linux.netlink import (
     text,
 )
 
+NFNLGRP_NFTABLES = 7
 _GETCHAIN = 10 << 8 | 4  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETCHAIN
+_GETGEN = 10 << 8 | 16
+_GEN_ID = 1
 _NFGENMSG_SIZE = 4
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_USE, _CHAIN_TYPE = 1, 3, 4, 6, 7
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -31,6 +34,13 @@ class Chain:
     name: str
     kind: str
     rules: int
+
+
+def generation() -> int:
+    """The number of the ruleset in force: struct net's nft.base_seq. NetlinkError without nftables."""
+    with Conversation(NETLINK_NETFILTER) as kernel:
+        [answer] = kernel.ask(_GETGEN, bytes(_NFGENMSG_SIZE))
+    return int.from_bytes(attributes(answer.body, _NFGENMSG_SIZE)[_GEN_ID], "big")
 
 
 def base_chains() -> list[Chain]:

@@ -20,6 +20,7 @@ from clearway.linux.netlink import (
     Message,
     OverrunError,
 )
+from clearway.linux.nftables import NFNLGRP_NFTABLES
 from clearway.linux.picture import Picture
 from clearway.linux.xdp_features import NETDEV_XDP_ACT_NDO_XMIT, XdpFeatures
 
@@ -36,7 +37,6 @@ _ROUTES = (
     rtnetlink.RTNLGRP_IPV6_RULE,
     rtnetlink.RTNLGRP_NEXTHOP,
 )
-_NFNLGRP_NFTABLES = 7
 
 # Announcements of routes are thrown away unread, so this buffer may well overflow: that, too, says "changed".
 _NOTICE_BUFFER = 1 << 16
@@ -50,7 +50,7 @@ class Watch:
     def __init__(self) -> None:
         self.mirror = Listener(NETLINK_ROUTE, _MIRRORED)
         self.routes = Listener(NETLINK_ROUTE, _ROUTES, _NOTICE_BUFFER)
-        self.nftables = Listener(NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,), _NOTICE_BUFFER)
+        self.nftables = Listener(NETLINK_NETFILTER, (NFNLGRP_NFTABLES,), _NOTICE_BUFFER)
         self._xdp_features = XdpFeatures()
         groups = (self._xdp_features.group,) if self._xdp_features.group else ()
         self.features = Listener(NETLINK_GENERIC, groups, _NOTICE_BUFFER)

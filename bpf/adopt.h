@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Connections that Linux holds, and that nothing of clearway's own claims: learned from its conntrack, and carried as Linux
+ * would. Linux has accepted them and has chosen their translation; SYN, FIN, RST, fragments, expired and too large packets
+ * stay its own, and it is asked again every so often. What its rules would do with the packets in between was proved by the
+ * control plane (src/clearway/proof): struct trust names the ruleset that this holds for, and classifiers name the packets
+ * that it does not hold for.
+ *
+ *   adopt_refused     asked about a moment ago, and not to be adopted
+ *   enter_adopt       the stage: proves and learns, or leaves the packet to Linux
+ */
+#pragma once
+
+#define ADOPT_AGAIN_MS 2000 /* Linux tells when a connection is deleted; that long it is believed without */
+#define ADOPT_UNTOLD_MS 100 /* the same, where it does not tell: the connection is older than our listening */
+#define ADOPT_REFUSED_MS 20
+
+/* Linux' own to judge: what changes a connection, and what cannot be forwarded as it is. */
+always_inline bool adopt_is_plain(const struct packet *p)
+{
+	if (p->fragment || p->ttl <= 1)
+		return false;
+	if (p->tuple.proto == IPPROTO_TCP)
+		return !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
+	return p->tuple.proto == IPPROTO_UDP;
+}
+
+/* ---- what is refused: so that traffic that stays in Linux is not asked about with every packet ---- */
+
+always_inline __u64 adopt_hash(const struct tuple *t, const __u64 *key, __u32 stamp)
+{
+	__u64 hash = mix64(t->src.quads[0] ^ key[0]);
+
+	hash = mix64(hash + (t->dst.quads[0] ^ key[1]));
+	if (t->family == FAMILY_IPV6)
+		hash = mix64(mix64(hash + (t->src.quads[1] ^ key[2])) + (t->dst.quads[1] ^ key[3]));
+	hash = mix64(hash + (((__u64)t->sport << 48 | (__u64)t->dport << 32 | t->proto << 8 | t->family) ^ key[4]));
+	return mix64_again(hash + stamp);
+}
+
+/* The row of a packet; its lower half is to tell it from others. */
+always_inline __u64 *adopt_row(const struct packet *p, __u32 stamp, __u32 *tag)
+{
+	const struct flow_tables *tables = flow_tables();
+
+	if (!tables)
+		return NULL;
+	__u64 hash = adopt_hash(&p->tuple, tables->key, stamp);
+	__u32 row = hash >> 32 & (REFUSED_ROWS - 1);
+	*tag = hash;
+	return bpf_map_lookup_elem(&refused_v1, &row);
+}
+
+#define REFUSED_TIME_MASK 0xffffff
+
+/* The reason under which a packet like this one was left to Linux a moment ago; CONTINUE: there is none. */
+always_inline int adopt_refused(const struct packet *p, __u32 stamp)
+{
+	__u32 tag;
+
+	if (!cw_adoption || !adopt_is_plain(p))
+		return CONTINUE;
+	const __u64 *row = adopt_row(p, stamp, &tag);
+	if (!row)
+		return CONTINUE;
+	__u64 found = READ_ONCE(*row);
+	__u32 passed = (now() - (__u32)(found >> 8)) & REFUSED_TIME_MASK;
+	if ((__u32)(found >> 32) != tag || passed > ticks(ADOPT_REFUSED_MS))
+		return CONTINUE;
+	return found & 0xff;
+}
+
+/* Left to Linux, and so are those that follow in the next moment. */
+always_inline int adopt_refuse(struct packet *p, __u32 stamp, int reason)
+{
+	__u32 tag;
+	__u64 *row = adopt_row(p, stamp, &tag);
+
+	if (row)
+		*(volatile __u64 *)row = (__u64)tag << 32 | (now() & REFUSED_TIME_MASK) << 8 | reason;
+	return conclude(p, reason);
+}
+
+/* ---- what is proved of the ruleset ---- */
+
+/* Is what netfilter, IPsec and the like would do to this packet's family known, for the rules that are in force now? The
+ * stamp must have been read before. */
+always_inline bool adopt_trusts(struct packet *p, struct scratch *s)
+{
+	const __u32 zero = 0;
+	const struct trust *trust = bpf_map_lookup_elem(&trust_v1, &zero);
+	struct net *net = packet_net(p);
+
+	if (!trust || READ_ONCE(trust->base_seq) != net->nft.base_seq)
+		return false;
+	s->adopting.trusted = READ_ONCE(trust->what);
+	if (bpf_core_field_exists(net->xfrm) &&
+	    net->xfrm.policy_count[XFRM_POLICY_OUT] + net->xfrm.policy_count[XFRM_POLICY_FWD])
+		return false;
+	return s->adopting.trusted & (p->tuple.family == FAMILY_IPV4 ? TRUST_IPV4 : TRUST_IPV6);
+}
+
+/* Places of classifier_v2 that rules keep packets in Linux by: behind the firewall's; by which of two sets, by view, family. */
+always_inline __u32 adopt_place(const struct scratch *s, __u32 view)
+{
+	return KEEP_PLACES | !!(s->adopting.trusted & TRUST_OTHER) << 3 | view << 1 |
+	       (s->parsed.tuple.family == FAMILY_IPV6);
+}
+
+/* Might a rule that only Linux can follow meet the packet, or one that does not accept it? What it looks like to rules depends on
+ * where they stand: before any translation, between the two, behind both. */
+__noinline int adopt_keeps(void)
+{
+	struct scratch *s = scratch_get();
+	__u32 zero = 0;
+	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
+	struct asked *a;
+
+	if (!s || !c)
+		return 1;
+	a = &s->judging.asked;
+	__builtin_memset(a, 0, sizeof(*a));
+	a->ifindex_in = s->parsed.ifindex;
+	a->ifindex_out = s->route.fib.ifindex;
+	s->answer.key = s->parsed.tuple;
+	for (__u32 view = 0; view < VIEWS; view++) {
+		if (view == VIEW_BETWEEN) {
+			s->answer.key.dst = s->forward.leaves.dst;
+			s->answer.key.dport = s->forward.leaves.dport;
+		} else if (view == VIEW_AFTER) {
+			s->answer.key.src = s->forward.leaves.src;
+			s->answer.key.sport = s->forward.leaves.sport;
+		}
+		fields_write(&c->fields, &s->answer.key, a);
+		if (classify(c, adopt_place(s, view)) != CLASSIFY_NONE && c->told) /* 0: lets them pass */
+			return 1;
+	}
+	return 0;
+}
+
+/* ---- what Linux' conntrack holds ---- */
+
+#define ADOPT_NEEDED (IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED)
+#define ADOPT_NEVER (IPS_SEQ_ADJUST | IPS_DYING | IPS_TEMPLATE | IPS_HELPER | IPS_OFFLOAD | IPS_HW_OFFLOAD)
+
+#define ct_extension(CT, ID) \
+	(bpf_core_enum_value_exists(enum nf_ct_ext_id, ID) && \
+	 (CT)->ext->offset[bpf_core_enum_value(enum nf_ct_ext_id, ID)])
+
+/* Established, and nobody but conntrack itself has to see its packets: no helper, no sequence numbers to adjust (helpers, and
+ * synproxy), no timeout of its own. */
+always_inline bool adopt_ct_plain(const struct nf_conn *ct, __u8 proto)
+{
+	unsigned long status = ct->status;
+
+	if ((status & ADOPT_NEEDED) != ADOPT_NEEDED || status & ADOPT_NEVER)
+		return false;
+	if (proto == IPPROTO_TCP && ct->proto.tcp.state != TCP_CONNTRACK_ESTABLISHED)
+		return false;
+	if (!ct->ext)
+		return true;
+	return !ct_extension(ct, NF_CT_EXT_HELPER) && !ct_extension(ct, NF_CT_EXT_TIMEOUT);
+}
+
+/* The packet leaves as the reverse of what the other direction arrives as. */
+#define ADOPT_LEAVES(OTHER, OUT) \
+	do { \
+		(OUT)->src.words[0] = (OTHER)->dst.u3.all[0]; \
+		(OUT)->src.words[1] = (OTHER)->dst.u3.all[1]; \
+		(OUT)->src.words[2] = (OTHER)->dst.u3.all[2]; \
+		(OUT)->src.words[3] = (OTHER)->dst.u3.all[3]; \
+		(OUT)->dst.words[0] = (OTHER)->src.u3.all[0]; \
+		(OUT)->dst.words[1] = (OTHER)->src.u3.all[1]; \
+		(OUT)->dst.words[2] = (OTHER)->src.u3.all[2]; \
+		(OUT)->dst.words[3] = (OTHER)->src.u3.all[3]; \
+		(OUT)->sport = (OTHER)->dst.u.all; \
+		(OUT)->dport = (OTHER)->src.u.all; \
+	} while (0)
+
+/* Linux' own timeout of an established connection, in ms: it sees none of the packets that would keep it alive. */
+always_inline __u32 adopt_timeout(struct net *net, __u8 proto)
+{
+	__u64 jiffies = proto == IPPROTO_TCP ? net->ct.nf_ct_proto.tcp.timeouts[TCP_CONNTRACK_ESTABLISHED] :
+					       net->ct.nf_ct_proto.udp.timeouts[UDP_CT_REPLIED];
+	__u64 ms = jiffies * 1000 / (cw_hz ?: 1);
+
+	return ms > 0xffffffff ? 0xffffffff : ms;
+}
+
+/* Asks Linux for the connection. 0: it is not to be adopted; otherwise s->forward.leaves is how the packet leaves. */
+__noinline int adopt_ask(context *ctx)
+{
+	struct packet p = {.ctx = ctx};
+	struct scratch *s = scratch_get();
+	struct bpf_ct_opts opts = {};
+
+	keep_register(ctx);
+	if (!s)
+		return 0;
+	struct tuple *leaves = &s->forward.leaves;
+	__u8 proto = s->parsed.tuple.proto;
+	struct net *net = packet_net(&p);
+	__u32 timeout = adopt_timeout(net, proto);
+	struct nf_conn *ct = inbound_ct(ctx, &s->parsed.tuple, &opts);
+	if (!ct)
+		return 0;
+	bool plain = adopt_ct_plain(ct, proto) && !(s->adopting.trusted & TRUST_UNMARKED && ct->mark);
+	if (plain) {
+		*leaves = s->parsed.tuple;
+		if (opts.dir)
+			ADOPT_LEAVES(&ct->tuplehash[0].tuple, leaves);
+		else
+			ADOPT_LEAVES(&ct->tuplehash[1].tuple, leaves);
+		s->adopting.reply = opts.dir;
+		s->adopting.told = ct->ext && ct_extension(ct, NF_CT_EXT_ECACHE);
+		bpf_ct_change_timeout(ct, timeout);
+	}
+	bpf_ct_release(ct);
+	return plain;
+}
+
+/* ---- the stage ---- */
+
+/* The time that an entry notes as when Linux was asked. */
+always_inline __u32 adopt_asked(const struct scratch *s)
+{
+	return now() - (s->adopting.told ? 0 : ticks(ADOPT_AGAIN_MS) - ticks(ADOPT_UNTOLD_MS));
+}
+
+/* What Linux would do with the packet, from its own conntrack, rules and routes. CONTINUE: forward it. */
+never_inline int adopt_decide(struct packet *p, struct scratch *s)
+{
+	bool trusted = adopt_trusts(p, s);
+
+	if (!adopt_ask(p->ctx))
+		return s->adopting.reason;
+	if (!trusted)
+		return REASON_PUNT_UNPROVEN;
+	route_lookup(p, s);
+	/* it asks for the neighbour's address, and tells who could go a shorter way (ICMP redirect) */
+	if (s->route.result != BPF_FIB_LKUP_RET_SUCCESS || s->route.fib.ifindex == p->ifindex || !route_back(p, s))
+		return s->adopting.reason;
+	return adopt_keeps() ? REASON_PUNT_KEPT : CONTINUE;
+}
+
+/* Both entries. The other direction's next hop is found, and its rules are asked, when its first packet comes. */
+never_inline void adopt_entries(struct packet *p, struct scratch *s)
+{
+	struct flow *forward = &s->forward.flow, *answer = &s->answer.flow;
+	const struct tuple *key = &p->tuple, *leaves = &s->forward.leaves;
+	__u32 both = p->tuple.proto | FLOW_ADOPTED | FLOW_SENT_ACK | FLOW_HEARD_ACK;
+	bool source = !addr_equal(&key->src, &leaves->src) || key->sport != leaves->sport;
+	bool dest = !addr_equal(&key->dst, &leaves->dst) || key->dport != leaves->dport;
+	struct tuple was = *key;
+
+	__builtin_memset(forward, 0, sizeof(*forward));
+	__builtin_memset(answer, 0, sizeof(*answer));
+	forward->seen = answer->seen = s->answer.rare = now();
+	s->forward.rare = s->forward.nat = s->answer.nat = 0;
+	s->forward.moving = s->answer.moving = 0;
+	if (s->adopting.reply) {
+		tuple_reverse(leaves, &s->forward.key);
+		tuple_reverse(&was, &s->forward.leaves);
+		bool swap = source;
+		source = dest;
+		dest = swap;
+	} else {
+		s->forward.key = was;
+	}
+	forward->state = both | (source ? FLOW_SOURCE_NAT : 0) | (dest ? FLOW_DEST_NAT : 0);
+	answer->state = both | FLOW_REPLY | (source ? FLOW_DEST_NAT : 0) | (dest ? FLOW_SOURCE_NAT : 0);
+	forward->tcp_next = answer->tcp_next = adopt_asked(s);
+	flow_hop(&s->entry.verdict, s->adopting.reply ? answer : forward);
+}
+
+/* The verdict for this packet; entry.verdict has the next hop. */
+always_inline void adopt_verdict(const struct packet *p, struct scratch *s)
+{
+	struct verdict *v = &s->entry.verdict;
+	const struct tuple *leaves = &s->forward.leaves;
+
+	v->src = leaves->src;
+	v->dst = leaves->dst;
+	v->sport = leaves->sport;
+	v->dport = leaves->dport;
+	v->addr_delta = addr_delta(&p->tuple, leaves);
+	v->port_delta = fold(delta16(p->tuple.sport, v->sport) + delta16(p->tuple.dport, v->dport));
+}
+
+/* The connection is Linux' alone from now on. */
+always_inline void adopt_release(struct packet *p, struct scratch *s)
+{
+	flow_end(&s->ending, &p->tuple, FLOW_END_LINUX);
+}
+
+/* Is the entry in s->entry an adopted one that still leaves as Linux says? */
+always_inline bool adopt_same(const struct scratch *s)
+{
+	const struct tuple *a = &s->entry.leaves, *b = &s->forward.leaves;
+
+	return a->sport == b->sport && a->dport == b->dport && addr_equal(&a->src, &b->src) &&
+	       addr_equal(&a->dst, &b->dst);
+}
+
+/* Sends the packet as its flow says; over the MTU Linux fragments it, or says so. */
+always_inline int adopt_send(struct packet *p, struct scratch *s, bool counted, int reason)
+{
+	if (must_hand_over(&s->egress))
+		return hand_over(p, REASON_DROP_NO_EGRESS);
+	if (packet_segment(p) > s->entry.verdict.mtu)
+		return conclude(p, REASON_PUNT_ADOPTED);
+	if (!counted)
+		flow_refresh(&s->entry, p->length);
+	return forward(p, &s->entry.verdict, &s->egress, reason);
+}
+
+always_inline int adopt_known(struct packet *p, __u32 stamp, struct scratch *s)
+{
+	if (!(s->entry.state & FLOW_ADOPTED))
+		return conclude(p, s->adopting.reason);
+	int reason = adopt_decide(p, s);
+	/* it may be proved again with the next ruleset; Linux carries it until then */
+	if (reason == REASON_PUNT_UNPROVEN)
+		return adopt_refuse(p, stamp, reason);
+	if (reason != CONTINUE || !adopt_same(s)) {
+		adopt_release(p, s);
+		return reason == CONTINUE ? conclude(p, REASON_PUNT_ADOPTED) : adopt_refuse(p, stamp, reason);
+	}
+	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
+	s->entry.asked = adopt_asked(s);
+	flow_resolve(&s->entry);
+	return adopt_send(p, s, false, REASON_FORWARD_RESOLVED);
+}
+
+always_inline int adopt_new(struct packet *p, __u32 stamp, struct scratch *s)
+{
+	int reason = adopt_decide(p, s);
+
+	if (reason != CONTINUE)
+		return adopt_refuse(p, stamp, reason);
+	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
+	adopt_verdict(p, s);
+	adopt_entries(p, s);
+	bool counted = !must_hand_over(&s->egress) && packet_segment(p) <= s->entry.verdict.mtu;
+	if (counted) {
+		struct flow *f = s->adopting.reply ? &s->answer.flow : &s->forward.flow;
+		f->carried = CARRIED_PACKET + p->length;
+	}
+	if (flow_open_adopted(&s->forward, &s->answer) != FLOW_CREATED)
+		return adopt_refuse(p, stamp, s->adopting.reason);
+	return adopt_send(p, s, true, REASON_FORWARD_ADOPTED);
+}
+
+/* What nothing of clearway's own claims. */
+always_inline int enter_adopt(struct packet *p, struct scratch *s)
+{
+	__u32 stamp = generation(p); /* before all that it stands for is read */
+
+	s->entry.key = p->tuple;
+	return flow_peek(&s->entry) ? adopt_known(p, stamp, s) : adopt_new(p, stamp, s);
+}

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that netfilter does in this network namespace, as text: nftables by its library, what iptables-nft has
+put there by iptables-nft-save (the JSON does not tell what its matches and targets hold), and whether there
+are tables of iptables-legacy, whose changes nobody is told of.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from clearway.linux import nftables
+from clearway.linux.libnftables import NftablesError, list_ruleset
+
+SAVES = {"ip": "iptables-nft-save", "ip6": "ip6tables-nft-save"}
+LEGACY = {4: "ip_tables_names", 6: "ip6_tables_names"}
+EXTENSION = '"xt"'
+READ_TRIES = 5
+SAVE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Ruleset:
+    """`generation`: of nftables, which all of the text is of. `nft`: JSON. `saves`: by nft's word for the
+    family. `legacy`: families that have tables of iptables-legacy.
+    """
+
+    generation: int
+    nft: str
+    saves: Mapping[str, str]
+    legacy: frozenset[int]
+
+
+def read_ruleset() -> Ruleset | None:
+    """The ruleset of the calling thread's network namespace; None: it does not stop changing. Raises
+    NftablesError and NetlinkError.
+    """
+    for _ in range(READ_TRIES):
+        before = nftables.generation()
+        nft = list_ruleset()
+        saves = {family: _saved(command) for family, command in SAVES.items()} if EXTENSION in nft else {}
+        if nftables.generation() == before:
+            return Ruleset(before, nft, saves, legacy_tables())
+    return None
+
+
+def legacy_tables() -> frozenset[int]:
+    """Families in which iptables-legacy has tables."""
+    return frozenset(family for family, name in LEGACY.items() if _names(name))
+
+
+def _names(name: str) -> str:
+    path = Path("/proc/thread-self/net") / name
+    return path.read_text() if path.exists() else ""
+
+
+def _saved(command: str) -> str:
+    """Without the program the rules stay what they are in the JSON: unknown."""
+    path = shutil.which(command, path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if path is None:
+        return ""
+    try:
+        done = subprocess.run(
+            [path], capture_output=True, text=True, timeout=SAVE_SECONDS, check=False, env={"LC_ALL": "C"}
+        )
+    except subprocess.TimeoutExpired:
+        raise NftablesError(f"{command} does not end within {SAVE_SECONDS} s") from None
+    if done.returncode:
+        raise NftablesError(f"{command} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return done.stdout

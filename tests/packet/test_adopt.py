@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections that Linux' conntrack holds are carried as Linux would, as long as what was proved of its rules
+holds, and only as far as that goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_network
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clearway.compiler.classifier import Condition, Sets, compile_classifier
+from clearway.datapath import features
+from clearway.linux import nftables
+from tests.packet.addresses import BACK, FRONT, NARROW, NARROW_MTU, Net, device_mac, neighbour_mac
+from tests.packet.conversation import Conversation, masquerade, service
+from tests.packet.flowtable import PROTOCOLS as NUMBERS
+from tests.packet.flowtable import Tuple, packed
+from tests.packet.frames import frame, hop_limit, icmp_error, l3, network, ports
+from tests.packet.marks import PROTOCOLS
+from tests.packet.node import HANDED_OVER, Node, Outcome
+from tests.packet.test_fragments import datagram, fragments, whole_packet
+
+BOTH = 3  # TRUST_IPV4 | TRUST_IPV6
+UNMARKED, OTHER = 4, 8
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(node: Node) -> Iterator[None]:
+    """Linux knows no connection before and after a test, and nothing is proved."""
+    if not features.has_adoption():
+        pytest.skip("this kernel does not show a program which ruleset is in force (Linux 6.17)")
+    clean(node)
+    yield
+    clean(node)
+
+
+def clean(node: Node) -> None:
+    node.world.node.run("conntrack", "-F")
+    node.datapath.set_trust(0, 0)
+    for place in range(16, 32):
+        node.datapath.drop_classifier(place)
+    node.datapath.bump_mirror()  # what was refused a moment ago is asked about again
+
+
+def trust(node: Node, what: int = BOTH) -> None:
+    with node.world.node.entered():
+        node.datapath.set_trust(nftables.generation(), what)
+    node.datapath.bump_mirror()
+
+
+class Held(Conversation):
+    """A connection from an inside host to a server, which Linux holds."""
+
+    def __init__(self, node: Node, net: Net, proto: str = "tcp", source: str = "", **conntrack: Any) -> None:
+        """source: the address and port that Linux has translated the client's to."""
+        super().__init__(node, net, proto=proto, inside=True, client=net.inside)
+        if source:
+            self.leaves = Tuple(proto, source, 50_000, net.server, 80)
+        self.hold(**conntrack)
+
+    def hold(self, status: str = "ASSURED,SEEN_REPLY", state: str = "ESTABLISHED", **options: str) -> None:
+        a, b = self.arrives, self.leaves
+        words = ["-I", "-p", self.proto, "-t", "100", "-u", status]
+        words += ["-s", a.src, "-d", a.dst, "--sport", str(a.sport), "--dport", str(a.dport)]
+        words += ["-r", b.dst, "-q", b.src]
+        words += ["--reply-port-src", str(b.dport), "--reply-port-dst", str(b.sport)]
+        if self.proto == "tcp":
+            words += ["--state", state]
+        for name, value in options.items():
+            words += [f"--{name}", value]
+        self.node.world.node.run("conntrack", *words)
+
+    def forget(self) -> None:
+        a = self.arrives
+        words = ["-p", self.proto, "-s", a.src, "-d", a.dst, "--sport", str(a.sport), "--dport", str(a.dport)]
+        family = "ipv6" if self.net.family == 6 else "ipv4"
+        self.node.world.node.run("conntrack", "-D", "-f", family, *words)
+
+    def timeout(self) -> int:
+        """Seconds that Linux gives the connection."""
+        family = "ipv6" if self.net.family == 6 else "ipv4"
+        [line] = self.node.world.node.run("conntrack", "-L", "-f", family).stdout.splitlines()
+        return int(line.split()[2])
+
+
+def tuples(out: Outcome) -> tuple[str, int, str, int]:
+    layer = network(out.packet)
+    sport, dport = ports(out.packet)
+    return str(layer.src), sport, str(layer.dst), dport
+
+
+def key_of(node: Node, way: Tuple) -> np.void:
+    """struct tuple."""
+    row = np.zeros(1, node.datapath.struct("tuple"))
+    row["src"], row["dst"] = packed(way.src), packed(way.dst)
+    row["sport"], row["dport"] = way.sport, way.dport
+    row["proto"], row["family"] = NUMBERS[way.proto], 6 if ":" in way.src else 4
+    key: np.void = row[0]
+    return key
+
+
+@PROTOCOLS
+def test_both_directions_are_carried_as_they_are(node: Node, net: Net, proto: str) -> None:
+    trust(node)
+    talk = Held(node, net, proto)
+    there, back = talk.client(payload=b"x"), talk.server(payload=b"y")
+    assert (there.reason, back.reason) == ("forward_adopted", "forward_resolved")
+    assert (there.packet.src, there.packet.dst) == (device_mac(FRONT), neighbour_mac(FRONT, 60))
+    assert (back.packet.src, back.packet.dst) == (device_mac(BACK), neighbour_mac(BACK, 50))
+    assert hop_limit(there.packet) == 63
+    assert [talk.client(payload=b"x").reason, talk.server(payload=b"y").reason] == ["forward_flow"] * 2
+
+
+@PROTOCOLS
+def test_translation_is_linux_own(node: Node, net: Net, proto: str) -> None:
+    trust(node)
+    talk = Held(node, net, proto, source=net.node(FRONT))
+    there, back = talk.client(payload=b"x"), talk.server(payload=b"y")
+    assert tuples(there) == (net.node(FRONT), 50_000, net.server, 80)
+    assert tuples(back) == (net.server, 80, net.inside, 40_000)
+    assert talk.server(payload=b"y").reason == "forward_flow"
+
+
+@PROTOCOLS
+def test_the_answering_direction_may_be_first(node: Node, net: Net, proto: str) -> None:
+    trust(node)
+    talk = Held(node, net, proto, source=net.node(FRONT))
+    back, there = talk.server(payload=b"y"), talk.client(payload=b"x")
+    assert (back.reason, there.reason) == ("forward_adopted", "forward_resolved")
+    assert tuples(back) == (net.server, 80, net.inside, 40_000)
+    assert tuples(there) == (net.node(FRONT), 50_000, net.server, 80)
+
+
+def test_nothing_is_adopted_without_proof(node: Node, net: Net) -> None:
+    talk = Held(node, net)
+    assert talk.client(payload=b"x").reason == "punt_unproven"
+    assert node.flows.entries() == 0
+
+
+def test_proof_of_one_family_is_not_of_the_other(node: Node, net: Net) -> None:
+    trust(node, 2 if net.family == 4 else 1)
+    assert Held(node, net).client(payload=b"x").reason == "punt_unproven"
+
+
+def test_the_very_next_packet_after_a_rule_change_goes_to_linux(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net)
+    assert [talk.client(payload=b"x").reason for _ in range(2)] == ["forward_adopted", "forward_flow"]
+    node.world.node.run("nft", "add", "table", "inet", "changes")
+    try:
+        assert talk.client(payload=b"x").reason == "punt_unproven"
+        assert talk.server(payload=b"y").reason == "punt_unproven"
+        trust(node)
+        assert [talk.client(payload=b"x").reason for _ in range(2)] == ["forward_resolved", "forward_flow"]
+    finally:
+        node.world.node.run("nft", "delete", "table", "inet", "changes")
+
+
+@pytest.mark.parametrize(
+    "conntrack",
+    [{"status": "SEEN_REPLY"}, {"status": "UNSET"}, {"state": "FIN_WAIT"}, {"state": "SYN_RECV"}],
+    ids=lambda given: "-".join(given.values()),
+)
+def test_only_what_is_established_is_adopted(node: Node, net: Net, conntrack: dict[str, str]) -> None:
+    trust(node)
+    assert Held(node, net, **conntrack).client(payload=b"x").reason == "punt_not_ours"
+
+
+def test_unknown_connections_stay_linux_own(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Conversation(node, net, inside=True, client=net.inside)
+    assert [talk.first().reason, talk.client(payload=b"x").reason] == ["punt_not_ours"] * 2
+
+
+def test_marked_connections_are_left_where_rules_ask_for_marks(node: Node, net: Net) -> None:
+    trust(node, BOTH | UNMARKED)
+    assert Held(node, net, mark="7").client(payload=b"x").reason == "punt_not_ours"
+
+
+@pytest.mark.parametrize("flags", ["S", "SA", "FA", "RA", "R"])
+def test_what_changes_a_connection_is_linux_to_judge(node: Node, net: Net, flags: str) -> None:
+    trust(node)
+    talk = Held(node, net)
+    assert talk.client(payload=b"x").reason == "forward_adopted"
+    assert talk.client(flags).reason == "punt_adopted"
+    assert node.flows.entries() == 0
+
+
+def test_expired_and_fragments_are_linux_to_judge(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net, "udp")
+    assert talk.client(payload=b"x").reason == "forward_adopted"
+    assert talk.client(payload=b"x", ttl=1).reason == "punt_adopted"
+    arrives = talk.arrives
+    whole = whole_packet(arrives.src, arrives.dst, datagram("udp", arrives.sport, arrives.dport))
+    assert {node.send(piece, BACK).reason for piece in fragments(BACK, whole)} == {"punt_adopted"}
+    assert talk.client(payload=b"x").reason == "forward_flow"
+
+
+def test_over_the_mtu_is_linux_to_answer(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net)
+    talk.client(payload=b"x")
+    with node.world.route("add", net.server, "via", net.router(NARROW), "dev", NARROW):
+        out = talk.client(payload=b"x" * (NARROW_MTU - 20))
+        assert (out.reason, out.frame) == ("punt_adopted", out.sent)
+
+
+def test_errors_about_it_are_linux_to_translate(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net, source=net.node(FRONT))
+    sent = talk.client(payload=b"x")
+    error = frame(FRONT, net.server, net.node(FRONT), icmp_error("too-big", l3(sent.frame)))
+    assert node.send(error, FRONT).reason == "punt_icmp"
+
+
+def test_deleted_by_linux_is_deleted_here(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net)
+    talk.client(payload=b"x")
+    talk.forget()
+    node.datapath.bump_mirror()  # or two seconds later
+    assert talk.client(payload=b"x").reason == "punt_not_ours"
+    assert node.flows.entries() == 0
+
+
+def test_release_ends_an_adopted_connection_and_no_other(node: Node, net: Net) -> None:
+    node.apply([service(net)])
+    trust(node)
+    talk, ours = Held(node, net, source=net.node(FRONT)), Conversation(node, net).open()
+    talk.client(payload=b"x")
+    assert node.datapath.release(key_of(node, talk.arrives))
+    assert not node.datapath.release(key_of(node, ours.arrives))
+    assert node.flows.connection().destination_out == net.endpoint
+    assert node.datapath.ended()["linux"] >= 1
+
+
+def test_another_translation_is_another_connection(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net, source=net.node(FRONT))
+    talk.client(payload=b"x")
+    talk.forget()
+    talk.leaves = Tuple("tcp", net.node(FRONT), 50_001, net.server, 80)
+    talk.hold()
+    node.datapath.bump_mirror()
+    assert talk.client(payload=b"x").reason == "punt_adopted"
+    assert tuples(talk.client(payload=b"x")) == (net.node(FRONT), 50_001, net.server, 80)
+
+
+def test_linux_timeout_is_kept_alive(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net)
+    assert talk.timeout() <= 100
+    talk.client(payload=b"x")
+    assert talk.timeout() > 1000
+
+
+@pytest.mark.parametrize("view", [0, 1, 2], ids=["before", "between", "after"])
+def test_what_a_rule_may_meet_is_kept(node: Node, net: Net, view: int) -> None:
+    """Each view sees other addresses of a connection whose source is translated."""
+    trust(node, BOTH | OTHER)
+    talk = Held(node, net, source=net.node(FRONT))
+    source = {0: net.inside, 1: net.inside, 2: net.node(FRONT)}[view]
+    rule = compile_classifier([Condition(source=(ip_network(source),))], Sets(), net.family, [1])
+    place = 16 | 8 | view << 1 | (net.family == 6)
+    node.datapath.put_classifier(place, rule.lines)
+    assert talk.client(payload=b"x").reason == "punt_kept"
+    assert node.flows.entries() == 0
+    node.datapath.drop_classifier(place)
+    node.datapath.bump_mirror()
+    assert talk.client(payload=b"x").reason == "forward_adopted"
+
+
+def test_a_kept_direction_ends_the_adoption(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net)
+    rule = compile_classifier([Condition(source=(ip_network(net.server),))], Sets(), net.family, [1])
+    node.datapath.put_classifier(16 | (net.family == 6), rule.lines)
+    assert talk.client(payload=b"x").reason == "forward_adopted"
+    assert talk.server(payload=b"y").reason == "punt_kept"
+    assert node.flows.entries() == 0
+
+
+def test_refused_ones_are_not_asked_about_with_every_packet(node: Node, net: Net) -> None:
+    """What the refusal was stays for a moment, whatever Linux holds by then."""
+    trust(node)
+    talk = Conversation(node, net, inside=True, client=net.inside)
+    assert talk.client(payload=b"x").reason == "punt_not_ours"
+    held = Held(node, net)
+    assert held.client(payload=b"x").reason in {"punt_not_ours", "forward_adopted"}
+    node.datapath.bump_mirror()
+    assert held.client(payload=b"x").reason in {"forward_adopted", "forward_resolved"}
+
+
+def test_a_service_claims_what_was_adopted(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net)
+    assert talk.client(payload=b"x").reason == "forward_adopted"
+    node.apply(nat=[masquerade(net)], midstream="pick-up")
+    talk.forget()
+    out = talk.client(payload=b"x")
+    assert (out.reason, tuples(out)[0]) == ("forward_new", net.node(FRONT))
+
+
+def test_where_out_leads_back_stays_in_linux(node: Node, net: Net) -> None:
+    """Linux may tell the sender of a shorter way (ICMP redirect)."""
+    trust(node)
+    talk = Held(node, net)
+    with node.world.route("add", net.server, "via", net.router(BACK), "dev", BACK):
+        assert talk.client(payload=b"x").reason == "punt_not_ours"
+
+
+def test_listened_interfaces_go_through_tc(node: Node, net: Net, hook: str) -> None:
+    trust(node)
+    talk = Held(node, net)
+    mac = list(bytes.fromhex(device_mac(BACK).replace(":", "")))
+    ifindex = node.world.ifindex[BACK]
+    node.write("port_v1", ifindex, {"ifindex": ifindex, "mac": mac, "listened": 1})
+    expected = HANDED_OVER if hook == "xdp" else "forward_adopted"
+    assert talk.client(payload=b"x").reason == expected
