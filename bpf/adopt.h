@@ -5,80 +5,9 @@
  * control plane (src/clearway/proof): struct trust names the ruleset that this holds for, and classifiers name the packets
  * that it does not hold for.
  *
- *   adopt_refused     asked about a moment ago, and not to be adopted
  *   enter_adopt       the stage: proves and learns, or leaves the packet to Linux
  */
 #pragma once
-
-#define ADOPT_AGAIN_MS 2000 /* Linux tells when a connection is deleted; that long it is believed without */
-#define ADOPT_UNTOLD_MS 100 /* the same, where it does not tell: the connection is older than our listening */
-#define ADOPT_REFUSED_MS 20
-
-/* Linux' own to judge: what changes a connection, and what cannot be forwarded as it is. */
-always_inline bool adopt_is_plain(const struct packet *p)
-{
-	if (p->fragment || p->ttl <= 1)
-		return false;
-	if (p->tuple.proto == IPPROTO_TCP)
-		return !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
-	return p->tuple.proto == IPPROTO_UDP;
-}
-
-/* ---- what is refused: so that traffic that stays in Linux is not asked about with every packet ---- */
-
-always_inline __u64 adopt_hash(const struct tuple *t, const __u64 *key, __u32 stamp)
-{
-	__u64 hash = mix64(t->src.quads[0] ^ key[0]);
-
-	hash = mix64(hash + (t->dst.quads[0] ^ key[1]));
-	if (t->family == FAMILY_IPV6)
-		hash = mix64(mix64(hash + (t->src.quads[1] ^ key[2])) + (t->dst.quads[1] ^ key[3]));
-	hash = mix64(hash + (((__u64)t->sport << 48 | (__u64)t->dport << 32 | t->proto << 8 | t->family) ^ key[4]));
-	return mix64_again(hash + stamp);
-}
-
-/* The row of a packet; its lower half is to tell it from others. */
-always_inline __u64 *adopt_row(const struct packet *p, __u32 stamp, __u32 *tag)
-{
-	const struct flow_tables *tables = flow_tables();
-
-	if (!tables)
-		return NULL;
-	__u64 hash = adopt_hash(&p->tuple, tables->key, stamp);
-	__u32 row = hash >> 32 & (REFUSED_ROWS - 1);
-	*tag = hash;
-	return bpf_map_lookup_elem(&refused_v1, &row);
-}
-
-#define REFUSED_TIME_MASK 0xffffff
-
-/* The reason under which a packet like this one was left to Linux a moment ago; CONTINUE: there is none. */
-always_inline int adopt_refused(const struct packet *p, __u32 stamp)
-{
-	__u32 tag;
-
-	if (!cw_adoption || !adopt_is_plain(p))
-		return CONTINUE;
-	const __u64 *row = adopt_row(p, stamp, &tag);
-	if (!row)
-		return CONTINUE;
-	__u64 found = READ_ONCE(*row);
-	__u32 passed = (now() - (__u32)(found >> 8)) & REFUSED_TIME_MASK;
-	if ((__u32)(found >> 32) != tag || passed > ticks(ADOPT_REFUSED_MS))
-		return CONTINUE;
-	return found & 0xff;
-}
-
-/* Left to Linux, and so are those that follow in the next moment. */
-always_inline int adopt_refuse(struct packet *p, __u32 stamp, int reason)
-{
-	__u32 tag;
-	__u64 *row = adopt_row(p, stamp, &tag);
-
-	if (row)
-		*(volatile __u64 *)row = (__u64)tag << 32 | (now() & REFUSED_TIME_MASK) << 8 | reason;
-	return conclude(p, reason);
-}
 
 /* ---- what is proved of the ruleset ---- */
 
@@ -90,6 +19,7 @@ always_inline bool adopt_trusts(struct packet *p, struct scratch *s)
 	const struct trust *trust = bpf_map_lookup_elem(&trust_v1, &zero);
 	struct net *net = packet_net(p);
 
+	s->adopting.trusted = 0;
 	if (!trust || READ_ONCE(trust->base_seq) != net->nft.base_seq)
 		return false;
 	s->adopting.trusted = READ_ONCE(trust->what);
@@ -315,8 +245,8 @@ always_inline int adopt_send(struct packet *p, struct scratch *s, bool counted, 
 
 always_inline int adopt_known(struct packet *p, __u32 stamp, struct scratch *s)
 {
-	if (!(s->entry.state & FLOW_ADOPTED))
-		return conclude(p, s->adopting.reason);
+	if (!(s->entry.state & FLOW_ADOPTED)) /* of a configuration that was in force before, if not just opened */
+		return s->adopting.at_once ? stage(p, STAGE_KNOWN) : conclude(p, s->adopting.reason);
 	int reason = adopt_decide(p, s);
 	/* it may be proved again with the next ruleset; Linux carries it until then */
 	if (reason == REASON_PUNT_UNPROVEN)

@@ -39,6 +39,7 @@
 #include "stages.h"
 #include "generation.h"
 #include "tcp.h"
+#include "adopted.h"
 #include "egress.h"
 #include "route.h"
 #include "rewrite.h"
@@ -85,7 +86,7 @@ always_inline bool look_up(struct packet *p, __u32 stamp, struct hit *hit)
 	if (!hit->flow || v->stamp != stamp || !(v->state & FLOW_SENT_ACK) ||
 	    !egress_read(v->egress, v->stamp, &hit->egress))
 		return false;
-	if (v->state & FLOW_ADOPTED && now() - hit->flow->tcp_next > ticks(ADOPT_AGAIN_MS))
+	if (v->state & FLOW_ADOPTED && adopt_asks(p, hit->flow))
 		return false;
 	__u64 was = hit->flow->carried;
 	if ((was ^ (was + CARRIED_PACKET + p->length)) & CARRIED_TURNS)
@@ -184,6 +185,8 @@ PROGRAM(_again)
 	int reason = parse(&p, PARSE_AGAIN);
 	if (reason != CONTINUE)
 		return conclude(&p, reason);
+	if (adopt_at_once(&p))
+		return stage(&p, STAGE_ADOPT);
 	bool said_in_icmp = is_icmp(&p.tuple) && !p.icmp_echo && !p.fragment;
 	return stage(&p, said_in_icmp ? STAGE_ICMP : STAGE_KNOWN);
 }

@@ -17,3 +17,9 @@ always_inline const struct config *config_of(__u32 epoch)
 
 	return bpf_map_lookup_elem(&config_v3, &index);
 }
+
+/* Is there anything that could claim a packet? Otherwise all is Linux' own. */
+always_inline bool config_claims(const struct config *config)
+{
+	return config->services | config->nats | config->origins | config->firewall;
+}

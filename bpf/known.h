@@ -196,7 +196,7 @@ always_inline int known_linux(struct packet *p, __u32 stamp, struct scratch *s, 
 /* Of a connection that is Linux', too; as known(). What may end it is Linux' alone from then on. */
 always_inline int known_adopted(struct packet *p, struct scratch *s, int *verdict)
 {
-	if (!p->fragment && p->ttl > 1 && !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
+	if (adopt_is_plain(p)) {
 		s->adopted = true;
 		return CONTINUE;
 	}

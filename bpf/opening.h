@@ -405,7 +405,7 @@ always_inline int enter_open(struct packet *p, struct scratch *s)
 	struct opening o = {.config = config_of(active_now().epoch),
 			    .midstream = p->tuple.proto == IPPROTO_TCP && !tcp_is_open(p->tcp_flags)};
 
-	if (!o.config)
+	if (!o.config || !(config_claims(o.config) || adopt_is_plain(p)))
 		return conclude(p, REASON_PUNT_NOT_OURS);
 	int reason = opening_decide(p, &o, s);
 	if (o.config->firewall && !o.answers)
@@ -414,6 +414,7 @@ always_inline int enter_open(struct packet *p, struct scratch *s)
 		inbound_note(p, o.config, s);
 	if (opening_adopts(p, &o, reason)) {
 		s->adopting.reason = reason;
+		s->adopting.at_once = false;
 		return stage(p, STAGE_ADOPT);
 	}
 	if (reason != CONTINUE)

@@ -3,7 +3,8 @@
  * MTU exceptions), its neighbour table gives the link address, device_v1 tells what lies below the device. */
 #pragma once
 
-/* The packet as it will leave is looked up, as arriving on the device it arrived on. */
+/* Looked up as Linux does it (net/netfilter/nf_nat_proto.c: NF_IP_PRI_NAT_DST comes before routing, NF_IP_PRI_NAT_SRC after
+ * it): to where the packet will go, from where it came, as arriving on the device it arrived on. */
 always_inline void route_lookup(const struct packet *p, struct scratch *s)
 {
 	const struct tuple *leaves = &s->forward.leaves;
@@ -13,18 +14,18 @@ always_inline void route_lookup(const struct packet *p, struct scratch *s)
 	__builtin_memset(r, 0, sizeof(*r));
 	fib->ifindex = p->ifindex;
 	fib->l4_protocol = leaves->proto;
-	fib->sport = leaves->sport;
+	fib->sport = p->tuple.sport;
 	fib->dport = leaves->dport;
 	fib->tot_len = 1; /* fits every MTU, and makes the kernel report the route's */
 	if (leaves->family == FAMILY_IPV4) {
 		fib->family = AF_INET;
 		fib->tos = p->tos;
-		fib->ipv4_src = leaves->src.v4;
+		fib->ipv4_src = p->tuple.src.v4;
 		fib->ipv4_dst = leaves->dst.v4;
 	} else {
 		fib->family = AF_INET6;
 		fib->flowinfo = bpf_htonl((__u32)p->tos << 20);
-		__builtin_memcpy(fib->ipv6_src, &leaves->src, sizeof(leaves->src));
+		__builtin_memcpy(fib->ipv6_src, &p->tuple.src, sizeof(p->tuple.src));
 		__builtin_memcpy(fib->ipv6_dst, &leaves->dst, sizeof(leaves->dst));
 	}
 	r->result = bpf_fib_lookup(p->ctx, fib, sizeof(*fib), 0);

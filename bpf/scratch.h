@@ -98,7 +98,8 @@ struct adopting {
 	__u32 reason;  /* that it has if it is not adopted */
 	__u8 reply;    /* the packet is of the direction that answers */
 	__u8 told;     /* Linux tells when it deletes the connection */
-	__u8 pad[2];
+	__u8 at_once;  /* no other stage has been asked */
+	__u8 pad;
 };
 
 struct scratch {

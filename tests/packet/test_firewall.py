@@ -507,10 +507,8 @@ def test_reply_tuple_of_another_connection_is_left_to_linux(node: Node, net: Net
 @pytest.mark.parametrize("kind", ["through", "local"])
 def test_nothing_is_judged_without_a_firewall(node: Node, net: Net, kind: str) -> None:
     node.apply()
-    if kind == "through":
-        assert node.send(through(net, syn())).reason == "punt_not_ours"
-    else:
-        assert node.send(to_node(net, syn())).reason == "punt_local"
+    frame = through(net, syn()) if kind == "through" else to_node(net, syn())
+    assert node.send(frame).reason == "punt_not_ours"
     assert node.flows.entries() == 0
 
 

@@ -138,7 +138,8 @@ def test_untranslated_traffic_goes_to_linux(node: Node, net: Net) -> None:
 
 
 def test_untranslated_traffic_without_a_route_goes_to_linux(node: Node, net: Net) -> None:
-    """Linux answers that there is none."""
+    """Linux answers that there is none. Where nothing is configured, routes are not asked at all."""
+    node.apply([service(net)])
     nowhere = "192.0.2.99" if net.family == 4 else "2001:db8:dead::9"
     with node.world.route("add", "unreachable", nowhere):
         assert node.send(frame(FRONT, net.client, nowhere, udp(4000, 53))).reason == "punt_local"

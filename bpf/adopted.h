@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What is asked of every packet that may be of an adopted connection (adopt.h), on the way to its entry or away from it.
+ *
+ *   adopt_is_plain    may the fast path carry such a packet at all?
+ *   adopt_asks        must Linux be asked again?
+ *   adopt_refused     asked about a moment ago, and left to Linux
+ *   adopt_refuse      leave it to Linux, and what follows in the next moment
+ */
+#pragma once
+
+#define ADOPT_AGAIN_MS 2000 /* Linux tells when a connection is deleted; that long it is believed without */
+#define ADOPT_UNTOLD_MS 100 /* the same, where it does not tell: the connection is older than our listening */
+#define ADOPT_REFUSED_MS 20
+
+/* Of an established TCP connection, and changing nothing about it (RFC 9293 3.10.7.4: every segment has an ACK). */
+always_inline bool adopt_is_plain_tcp(__u8 flags)
+{
+	return (flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) == TCP_ACK;
+}
+
+/* Linux' own to judge: what changes a connection, and what cannot be forwarded as it is. */
+always_inline bool adopt_is_plain(const struct packet *p)
+{
+	if (p->fragment || p->ttl <= 1)
+		return false;
+	return p->tuple.proto == IPPROTO_TCP ? adopt_is_plain_tcp(p->tcp_flags) : p->tuple.proto == IPPROTO_UDP;
+}
+
+/* May the entry not carry this packet as it is? Linux is to be asked again, or to judge it. */
+always_inline bool adopt_asks(const struct packet *p, const struct flow *f)
+{
+	return now() - f->tcp_next > ticks(ADOPT_AGAIN_MS) ||
+	       (p->tuple.proto == IPPROTO_TCP && !adopt_is_plain_tcp(p->tcp_flags));
+}
+
+/* Is it Linux' whatever the other stages say? Then they need not be asked. */
+always_inline bool adopt_at_once(const struct packet *p)
+{
+	const struct config *config = config_of(active_now().epoch);
+	struct scratch *s = scratch_get();
+
+	if (!cw_adoption || !config || !s || config_claims(config) || !adopt_is_plain(p))
+		return false;
+	s->adopting.reason = REASON_PUNT_NOT_OURS;
+	s->adopting.at_once = true;
+	return true;
+}
+
+/* ---- what is refused: so that traffic that stays in Linux is not asked about with every packet ---- */
+
+always_inline __u64 adopt_hash(const struct tuple *t, const __u64 *key, __u32 stamp)
+{
+	__u64 hash = mix64(t->src.quads[0] ^ key[0]);
+
+	hash = mix64(hash + (t->dst.quads[0] ^ key[1]));
+	if (t->family == FAMILY_IPV6)
+		hash = mix64(mix64(hash + (t->src.quads[1] ^ key[2])) + (t->dst.quads[1] ^ key[3]));
+	hash = mix64(hash + (((__u64)t->sport << 48 | (__u64)t->dport << 32 | t->proto << 8 | t->family) ^ key[4]));
+	return mix64_again(hash + stamp);
+}
+
+/* The row of a packet; its lower half is to tell it from others. */
+always_inline __u64 *adopt_row(const struct packet *p, __u32 stamp, __u32 *tag)
+{
+	const struct flow_tables *tables = flow_tables();
+
+	if (!tables)
+		return NULL;
+	__u64 hash = adopt_hash(&p->tuple, tables->key, stamp);
+	__u32 row = hash >> 32 & (REFUSED_ROWS - 1);
+	*tag = hash;
+	return bpf_map_lookup_elem(&refused_v1, &row);
+}
+
+#define REFUSED_TIME_MASK 0xffffff
+
+/* The reason under which a packet like this one was left to Linux a moment ago; CONTINUE: there is none. */
+always_inline int adopt_refused(const struct packet *p, __u32 stamp)
+{
+	__u32 tag;
+
+	if (!cw_adoption || !adopt_is_plain(p))
+		return CONTINUE;
+	const __u64 *row = adopt_row(p, stamp, &tag);
+	if (!row)
+		return CONTINUE;
+	__u64 found = READ_ONCE(*row);
+	__u32 passed = (now() - (__u32)(found >> 8)) & REFUSED_TIME_MASK;
+	if ((__u32)(found >> 32) != tag || passed > ticks(ADOPT_REFUSED_MS))
+		return CONTINUE;
+	return found & 0xff;
+}
+
+/* Left to Linux, and so are those that follow in the next moment. */
+always_inline int adopt_refuse(struct packet *p, __u32 stamp, int reason)
+{
+	__u32 tag;
+	__u64 *row = adopt_row(p, stamp, &tag);
+
+	if (row)
+		*(volatile __u64 *)row = (__u64)tag << 32 | (now() & REFUSED_TIME_MASK) << 8 | reason;
+	return conclude(p, reason);
+}
