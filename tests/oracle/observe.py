@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a lab is compared: frames, and at the end of a case connections, counters and members of sets."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.oracle.case import Case
+from tests.oracle.frames import ECHO, ETHERTYPE, FLAGS, FRAGMENT, HOP_BY_HOP, ICMP, TCP, checksum
+from tests.oracle.lab import Side
+
+CONNECTION = re.compile(r"(?P<family>ipv[46]) +\d+ +(?P<protocol>\S+) +\d+ +(?P<timeout>\d+) +(?P<rest>.*)")
+UNCOMPARED = re.compile(r"\b(?:packets|bytes|use|id)=\d+ ?")
+LEGACY = ("iptables-legacy", "ip6tables-legacy")
+
+
+@dataclass(frozen=True)
+class State:
+    """`connections`: text and seconds left, sorted. `counters`: (packets, bytes) by where they stand.
+    `members`: of named sets."""
+
+    connections: list[tuple[str, int]]
+    counters: dict[str, tuple[int, int]]
+    members: dict[str, list[str]]
+
+
+def observe(side: Side, case: Case) -> State:
+    """Ask the router's tools."""
+    ruleset = json.loads(side.router.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
+    return State(connections(side), rule_counters(side, case, ruleset), _members(ruleset))
+
+
+def connections(side: Side) -> list[tuple[str, int]]:
+    """`conntrack -L`, without what only a stack that sees each packet can count."""
+    listed = side.router.run("conntrack", "-L", "-o", "extended").stdout
+    found = (CONNECTION.fullmatch(line.strip()) for line in listed.splitlines())
+    return sorted(
+        (f"{one['family']} {one['protocol']} {UNCOMPARED.sub('', one['rest']).strip()}", int(one["timeout"]))
+        for one in found
+        if one
+    )
+
+
+def rule_counters(side: Side, case: Case, ruleset: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Counters of all rules; of the accelerated lab Linux' and clearway's own together.
+
+    Named by the place of a rule among those of its chain that count: one without a counter shows nowhere.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for entry in ruleset:
+        rule = entry.get("rule", {})
+        for expression in rule.get("expr", ()):
+            if counter := expression.get("counter"):
+                chain = f"{rule['family']} {rule['table']} {rule['chain']}"
+                found[_next(found, chain)] = (counter["packets"], counter["bytes"])
+    for tool in LEGACY:
+        if case.runs(tool):
+            found |= dict(_legacy(tool, side.router.run(f"{tool}-save", "-c").stdout))
+    return found
+
+
+def _next(found: dict[str, tuple[int, int]], chain: str) -> str:
+    return f"{chain} {sum(place.rpartition(' ')[0] == chain for place in found)}"
+
+
+def _legacy(tool: str, saved: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    table = ""
+    for number, line in enumerate(saved.splitlines()):
+        if line.startswith("*"):
+            table = line[1:]
+        if counted := re.match(r"\[(\d+):(\d+)\] -A (.*)", line):
+            yield f"{tool} {table} {number} {counted[3]}", (int(counted[1]), int(counted[2]))
+
+
+def _members(ruleset: list[dict[str, Any]]) -> dict[str, list[str]]:
+    found = {}
+    for entry in ruleset:
+        one = entry.get("set") or entry.get("map")
+        if one:
+            elements = sorted(json.dumps(element, sort_keys=True) for element in one.get("elem", []))
+            found[f"{one['family']} {one['table']} {one['name']}"] = elements
+    return found
+
+
+# ---- frames ----
+
+
+def comparable(frames: Sequence[bytes]) -> list[bytes]:
+    """Frames without what Linux makes anew each time: the identification of IPv4 packets of its own, and of
+    IPv6 fragments, which conntrack puts together and takes apart again."""
+    return [_comparable(frame) for frame in frames]
+
+
+def _comparable(frame: bytes) -> bytes:
+    if frame[12:14] == ETHERTYPE[4]:
+        return _without_ident(frame) if _may_be_routers(frame) else frame
+    kind, at = frame[20], 54
+    if kind == HOP_BY_HOP:
+        kind, at = frame[at], at + 8 + frame[at + 1] * 8
+    return frame[: at + 4] + bytes(4) + frame[at + 8 :] if kind == FRAGMENT else frame
+
+
+def _may_be_routers(frame: bytes) -> bool:
+    """An ICMP message other than a request, or a reset, over IPv4. (NAT gives them anybody's addresses.)"""
+    at = 14 + (frame[14] & 15) * 4
+    if frame[23] == ICMP:
+        return frame[at] != ECHO[4][0]
+    return frame[23] == TCP and len(frame) > at + 13 and bool(frame[at + 13] & FLAGS["R"])
+
+
+def _without_ident(frame: bytes) -> bytes:
+    """A wrong checksum stays wrong."""
+    end = 14 + (frame[14] & 15) * 4
+    if checksum(frame[14:end]) != 0:
+        return frame
+    bare = frame[14:18] + b"\0\0" + frame[20:24] + b"\0\0" + frame[26:end]
+    return frame[:14] + bare[:10] + struct.pack("!H", checksum(bare)) + bare[12:] + frame[end:]
