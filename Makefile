@@ -22,6 +22,8 @@ PYTEST_ARGS ?=
 NONE_CHOSEN = $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
 # more for bench-flows: make bench-flows BENCH_ARGS=--ten-million
 BENCH_ARGS ?=
+# more for oracle: make oracle ORACLE_ARGS='--hook xdp --cases 500 --seed 7'
+ORACLE_ARGS ?=
 
 .PHONY: help
 help: ## this list (default)
@@ -31,10 +33,15 @@ help: ## this list (default)
 build: setup-build objects ## compiler, Python environment and BPF objects; then .venv/bin/clearway runs
 
 .PHONY: test
-test: setup-test objects bench-objects test-objects ## unit, packet, classifier, flowtable, net (as root)
+test: setup-test objects bench-objects test-objects ## unit, packet, classifier, flowtable, net, oracle (as root)
 	@$(PYTHON) -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS) tests/unit tests/packet tests/classifier $(NONE_CHOSEN)
 	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/flowtable $(NONE_CHOSEN)
 	@$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests/net $(NONE_CHOSEN)
+	@$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests/oracle $(NONE_CHOSEN)
+
+.PHONY: oracle
+oracle: setup-test objects ## 10,000 cases in two labs, with clearway and without: nobody may tell which (as root)
+	@$(PYTHON) -m tests.oracle $(ORACLE_ARGS)
 
 .PHONY: lint
 lint: setup-lint objects bench-objects test-objects ## ruff, mypy --strict, layers, clang-format, clang warnings, shellcheck
