@@ -30,7 +30,8 @@ const volatile __u64 src_low = 0; /* the host part, its last two bytes, is zero 
 const volatile __u64 src_high = 0;
 const volatile __u64 dst_low = 0;
 const volatile __u64 dst_high = 0;
-const volatile __u16 dport = 0; /* network order */
+const volatile __u16 dport = 0;	 /* network order */
+const volatile __u32 dports = 1; /* destination ports: the next one where the source ports are used up */
 
 /* What the sink expects at an offset of every packet; others it counts as strange. */
 const volatile __u32 expect_offset = 0;
@@ -69,6 +70,11 @@ always_inline __u16 host_of(__u32 number)
 always_inline __u16 port_of(__u32 number)
 {
 	return FIRST_PORT + number % PORTS;
+}
+
+always_inline __be16 destination_port_of(__u32 number)
+{
+	return bpf_htons(bpf_ntohs(dport) + number / PORTS % dports);
 }
 
 always_inline __u16 fold(__u32 sum)
@@ -114,12 +120,12 @@ always_inline void write_address(__u32 *words, __u64 low, __u64 high)
 	words[3] = high >> 32;
 }
 
-/* A datagram of BYTES, its payload zero. ADDRESSES: their sum. */
-always_inline void write_udp(struct udphdr *udp, __u16 sport, __u16 bytes, __u32 addresses)
+/* A datagram of BYTES of flow NUMBER, its payload zero. ADDRESSES: their sum. */
+always_inline void write_udp(struct udphdr *udp, __u32 number, __u16 bytes, __u32 addresses)
 {
 	__builtin_memset(udp, 0, bytes);
-	udp->source = bpf_htons(sport);
-	udp->dest = dport;
+	udp->source = bpf_htons(port_of(number));
+	udp->dest = destination_port_of(number);
 	udp->len = bpf_htons(bytes);
 	udp->check = ~fold(addresses + sum16(udp, sizeof(*udp) / 2) + bpf_htons(IPPROTO_UDP) + udp->len);
 	if (!udp->check)
@@ -152,7 +158,7 @@ int generate4(struct xdp_md *ctx)
 		.daddr = dst_low,
 	};
 	ip->check = ~fold(sum16(ip, sizeof(*ip) / 2));
-	write_udp((void *)(ip + 1), port_of(number), bytes, sum16(&ip->saddr, 4));
+	write_udp((void *)(ip + 1), number, bytes, sum16(&ip->saddr, 4));
 	return send_out();
 }
 
@@ -176,7 +182,7 @@ int generate6(struct xdp_md *ctx)
 	write_address(ip->saddr.words, src_low, src_high);
 	write_address(ip->daddr.words, dst_low, dst_high);
 	ip->saddr.words[3] |= bpf_htonl(host_of(number));
-	write_udp((void *)(ip + 1), port_of(number), bytes, sum16(&ip->saddr, 16));
+	write_udp((void *)(ip + 1), number, bytes, sum16(&ip->saddr, 16));
 	return send_out();
 }
 

@@ -59,6 +59,9 @@ class Stream:
     port: int
     flows: int  # 0: every datagram opens a new one
     host_shift: int  # 1 << host_shift flows in a row share a client's address
+    ports: int = (
+        1  # destination ports from `port` on, each for 61,440 flows: a masquerading address has no more
+    )
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ class Generator:
             "dst_low": destination[0] | destination[1] << 32,
             "dst_high": destination[2] | destination[3] << 32,
             "dport": int.from_bytes(stream.port.to_bytes(2, "big"), "little"),
+            "dports": stream.ports,
         }
         self.program_fd = self._stack.enter_context(loaded(constants)).program_fd(f"generate{stream.family}")
         return self

@@ -31,8 +31,8 @@ NODE = Device(Namespace("not-entered"), "client1", 8, "02:00:00:00:00:02")
 
 
 @contextmanager
-def generator(family: int, flows: int, host_shift: int = 2) -> Iterator[Generator]:
-    stream = Stream(family, SOURCES[family], DESTINATION[family], 9, flows, host_shift)
+def generator(family: int, flows: int, host_shift: int = 2, ports: int = 1) -> Iterator[Generator]:
+    stream = Stream(family, SOURCES[family], DESTINATION[family], 9, flows, host_shift, ports)
     with Generator(stream, CLIENT, NODE) as made:
         yield made
 
@@ -76,3 +76,16 @@ def test_without_a_number_of_flows_each_packet_opens_one(family: int) -> None:
     with generator(family, flows=0) as made:
         seen = [source(next_frame(made)) for _ in range(300)]
     assert len(set(seen)) == 300
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(("ports", "expected"), [(1, 9), (2, 10)])
+def test_who_has_used_up_the_source_ports_goes_on_to_the_next_port(
+    family: int, ports: int, expected: int
+) -> None:
+    with generator(family, flows=100_000, ports=ports) as made:
+        first = next_frame(made)
+        run_xdp(made.program_fd, bytes(FRAME_BYTES), repeat=61_440 - 1)
+        again = next_frame(made)
+    assert (first[UDP].sport, first[UDP].dport) == (again[UDP].sport, 9)
+    assert again[UDP].dport == expected
