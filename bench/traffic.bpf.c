@@ -3,7 +3,7 @@
  *
  *   generate4, generate6   one UDP packet of 64 bytes after the other, sent out of a device or dropped; run by
  *                          BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES
- *   sink                   at the far end: counts what arrives and drops it
+ *   sink, sink_tc          at the far end: counts what arrives and drops it
  *   echo                   the same, but sends it back, so that flows see replies
  *   bare_xdp, bare_tc      in the place of a data path: send everything on, look at nothing
  */
@@ -188,15 +188,15 @@ int generate6(struct xdp_md *ctx)
 
 /* ---- receive ---- */
 
-always_inline enum arrival count_arrival(const struct xdp_md *ctx)
+always_inline enum arrival count_arrival(const void *data, const void *end)
 {
 	__u32 index = ARRIVAL_STRANGE, offset = expect_offset;
 	__u64 *count;
 
 	if (offset <= FRAME_BYTES - sizeof(__u32)) {
-		const __u32 *word = (void *)(long)ctx->data + offset;
+		const __u32 *word = data + offset;
 
-		if ((void *)(word + 1) <= (void *)(long)ctx->data_end && *word == expect_word)
+		if ((const void *)(word + 1) <= end && *word == expect_word)
 			index = ARRIVAL_EXPECTED;
 	}
 	count = bpf_map_lookup_elem(&arrivals, &index);
@@ -208,8 +208,15 @@ always_inline enum arrival count_arrival(const struct xdp_md *ctx)
 SEC("xdp.frags")
 int sink(struct xdp_md *ctx)
 {
-	count_arrival(ctx);
+	count_arrival((void *)(long)ctx->data, (void *)(long)ctx->data_end);
 	return XDP_DROP;
+}
+
+SEC("tc")
+int sink_tc(struct __sk_buff *skb)
+{
+	count_arrival((void *)(long)skb->data, (void *)(long)skb->data_end);
+	return TC_ACT_SHOT;
 }
 
 always_inline void swap(void *left, void *right, __u32 bytes)
@@ -231,7 +238,8 @@ int echo(struct xdp_md *ctx)
 	struct iphdr *four = (void *)(eth + 1);
 	struct udphdr *udp;
 
-	if (count_arrival(ctx) != ARRIVAL_EXPECTED || (void *)eth + FRAME_BYTES > (void *)(long)ctx->data_end)
+	if (count_arrival(eth, (void *)(long)ctx->data_end) != ARRIVAL_EXPECTED ||
+	    (void *)eth + FRAME_BYTES > (void *)(long)ctx->data_end)
 		return XDP_DROP;
 	swap(eth->h_dest, eth->h_source, ETH_ALEN);
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {

@@ -138,11 +138,15 @@ def attached_tc(program_fd: int, device: Device) -> Iterator[None]:
 
 
 class Sink:
-    """Counts, on `device`, what meets the expectation; drops everything, or sends it back while echoing."""
+    """Counts, on `device`, what meets the expectation; drops everything, or sends it back while echoing.
 
-    def __init__(self, device: Device, expectation: Expectation) -> None:
+    `hook`: "xdp", or "tc" (which does not echo) behind all that Linux does with a packet before TC.
+    """
+
+    def __init__(self, device: Device, expectation: Expectation, hook: str = "xdp") -> None:
         self.device = device
         self.expectation = expectation
+        self.hook = hook
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Sink:
@@ -155,7 +159,10 @@ class Sink:
             self._sink, self._echo = programs.program_fd("sink"), programs.program_fd("echo")
             arrivals = Table(os.dup(programs.map_fd("arrivals")))
             self._arrivals = stack.enter_context(contextlib.closing(arrivals))
-            self._link = stack.enter_context(attached_xdp(self._sink, self.device))
+            if self.hook == "tc":
+                stack.enter_context(attached_tc(programs.program_fd("sink_tc"), self.device))
+            else:
+                self._link = stack.enter_context(attached_xdp(self._sink, self.device))
             self._stack = stack.pop_all()
         return self
 
