@@ -12,7 +12,7 @@ UV := .venv/bin/uv
 PYTHON_SOURCES := src tests bench tools hatch_build.py
 # vmlinux.h is the kernel's text, not ours
 C_SOURCES = $(filter-out %/vmlinux.h,$(shell find bpf bench tests -name '*.[ch]'))
-SHELL_SOURCES := .ci/run tools/setup tools/vm-test tools/vm-test-inner
+SHELL_SOURCES := .ci/run tools/setup tools/vm-test tools/vm-test-inner tools/bench-transparent-vm
 
 CLANG ?= clang
 export CLANG
@@ -20,14 +20,14 @@ export CLANG
 PYTEST_ARGS ?=
 # what was chosen may all be in the other half
 NONE_CHOSEN = $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
-# more for bench-flows: make bench-flows BENCH_ARGS=--ten-million
+# more for bench-flows and bench-transparent: make bench-flows BENCH_ARGS=--ten-million
 BENCH_ARGS ?=
 # more for oracle: make oracle ORACLE_ARGS='--hook xdp --cases 500 --seed 7'
 ORACLE_ARGS ?=
 
 .PHONY: help
 help: ## this list (default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-21s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: setup-build objects ## compiler, Python environment and BPF objects; then .venv/bin/clearway runs
@@ -78,6 +78,14 @@ bench-classifier: setup-bench objects bench-objects ## the first of up to 100,00
 .PHONY: bench-firewall
 bench-firewall: setup-bench objects bench-objects ## up to 100,000 firewall rules, nftables and iptables beside; tables and JSON in build/bench/ (as root)
 	@$(PYTHON) -m bench.firewall
+
+.PHONY: bench-transparent
+bench-transparent: setup-bench objects bench-objects ## a Linux router and containers, plain and with clearway; tables and JSON in build/bench/ (as root)
+	@$(PYTHON) -m bench.transparent $(BENCH_ARGS)
+
+.PHONY: bench-transparent-vm
+bench-transparent-vm: setup-vm-test objects bench-objects ## instructions per packet beside nf_flowtable and IPVS, on Debian's kernel 6.18
+	@tools/bench-transparent-vm
 
 .PHONY: vm-test
 vm-test: setup-vm-test objects ## the packet tests and one run of the lab on Debian's kernels 6.1 and 6.12
