@@ -90,7 +90,7 @@ def report_family(
     names = {system: f"{case}, {system}" for system in System}
     for systems, reference in (
         ([system for system in above if system not in BALANCING], System.MASQUERADE),
-        (BALANCING, System.IPVS),
+        (BALANCING, System.IPVS_BARE),
     ):
         samples = {names[system]: above[system] for system in systems}
         report.add(INSTRUCTIONS, "", samples, names[reference])
