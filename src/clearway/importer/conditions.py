@@ -29,9 +29,6 @@ from .box import (
 from .errors import InexactError
 from .ranges import Names, Ranges
 
-CONCATENATED_MAX = 64
-COMPLEMENT_MAX = 128
-"""Prefixes that `all but these` may take."""
 SCTP, DCCP, UDPLITE = 132, 33, 136
 
 Element = tuple[str, ...]
@@ -49,6 +46,18 @@ class Condition:
 
     def __str__(self) -> str:
         return " . ".join(self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is written out: combinations of a concatenation, prefixes that `all but these` may take."""
+
+    combinations: int = 64
+    complement: int = 128
+
+
+WRITTEN_OUT = Limits()
+"""What a configuration can take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,21 +166,21 @@ def known(key: str) -> bool:
     return key in KEYS or key in FAMILY_KEYS or key == FLAGS_KEY
 
 
-def boxes_of(condition: Condition, sets: Mapping[str, NamedSet]) -> Boxes:
+def boxes_of(condition: Condition, sets: Mapping[str, NamedSet], limits: Limits = WRITTEN_OUT) -> Boxes:
     """The packets that meet a condition. `sets` are those of its table. Raises InexactError."""
     for key in condition.keys:
         if not known(key):
             raise InexactError(f"{key}: {MEANINGS.get(key, 'clearway has nothing like it')}")
     condition, label = _with_elements(condition, sets)
     if len(condition.keys) > 1:
-        return _concatenated(condition)
+        return _concatenated(condition, limits.combinations)
     if condition.keys[0] == FLAGS_KEY:
         return limited(_flags_base(), flags=_flag_values(condition))
     if condition.mask:
         raise InexactError(f"{condition} & {condition.mask}: bits with gaps are not a prefix")
     if condition.keys[0] in FAMILY_KEYS:
         return _of_families(condition)
-    return _single(condition, label)
+    return _single(condition, label, limits.complement)
 
 
 def _with_elements(condition: Condition, sets: Mapping[str, NamedSet]) -> tuple[Condition, str]:
@@ -187,19 +196,19 @@ def _with_elements(condition: Condition, sets: Mapping[str, NamedSet]) -> tuple[
     return replace(condition, elements=named.elements), named.label
 
 
-def _single(condition: Condition, label: str) -> Boxes:
+def _single(condition: Condition, label: str, complement: int) -> Boxes:
     key = KEYS[condition.keys[0]]
     texts = [element[0] for element in condition.elements]
     several = len(texts) > 1 and key.field != "state"
     if condition.operator in {"<", ">", "<=", ">="}:
-        return _cut(key, _compared(key, condition.operator, texts))
+        return _cut(key, _compared(key, condition.operator, texts), complement)
     if condition.operator not in {"==", "in", "!=", "!"} or (condition.operator == "!" and several):
         raise InexactError(f"{condition} {condition.operator} is not known")
     if key.field in {"inside", "outside"}:
-        return _cut(key, _interfaces(key, texts, negated=condition.operator in {"!=", "!"}))
+        return _cut(key, _interfaces(key, texts, negated=condition.operator in {"!=", "!"}), complement)
     spans = [span for text in texts for span in _numbers(key, text).spans]
     values = Ranges.of(spans, label or None)
-    return _cut(key, values, negated=condition.operator in {"!=", "!"})
+    return _cut(key, values, complement, negated=condition.operator in {"!=", "!"})
 
 
 def _numbers(key: Key, text: str) -> Ranges:
@@ -232,7 +241,7 @@ def _compared(key: Key, operator: str, texts: list[str]) -> Ranges:
     return Ranges.of([(first, last)] if first <= last else [])
 
 
-def _cut(key: Key, values: Ranges | Names, *, negated: bool = False) -> Boxes:
+def _cut(key: Key, values: Ranges | Names, complement: int, *, negated: bool = False) -> Boxes:
     """The base of the key with its field in the values or, negated, not in them."""
     if not negated:
         return limited(key.base(), **{key.field: values})
@@ -243,16 +252,16 @@ def _cut(key: Key, values: Ranges | Names, *, negated: bool = False) -> Boxes:
         assert isinstance(universe, Ranges)
         rest = universe - values
         if key.field in {"source", "destination"}:
-            _bounded(rest, box.family)
+            _bounded(rest, box.family, complement)
         found += limited((box,), **{key.field: rest})
     return found
 
 
-def _bounded(rest: Ranges, family: int) -> None:
+def _bounded(rest: Ranges, family: int, most: int) -> None:
     number = words.prefixes_of(rest, family)
-    if number > COMPLEMENT_MAX:
+    if number > most:
         raise InexactError(
-            f"all addresses but these are {number} prefixes; no more than {COMPLEMENT_MAX} are written out"
+            f"all addresses but these are {number} prefixes; no more than {most} are written out"
         )
 
 
@@ -284,10 +293,10 @@ def _flag_values(condition: Condition) -> Ranges:
     raise InexactError(f"{condition} {condition.operator} is not known")
 
 
-def _concatenated(condition: Condition) -> Boxes:
-    if len(condition.elements) > CONCATENATED_MAX:
+def _concatenated(condition: Condition, most: int) -> Boxes:
+    if len(condition.elements) > most:
         raise InexactError(
-            f"it has {len(condition.elements)} combinations; no more than {CONCATENATED_MAX} are written out"
+            f"it has {len(condition.elements)} combinations; no more than {most} are written out"
         )
     found: Boxes = ()
     for element in condition.elements:

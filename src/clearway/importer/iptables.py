@@ -33,7 +33,7 @@ ONLY_6 = ("ipv6-icmp", "icmp6", "--icmpv6-type")
 
 
 @dataclass(slots=True)
-class _Line:
+class Line:
     """What has been read of a rule so far."""
 
     family: int
@@ -42,8 +42,13 @@ class _Line:
     reasons: list[str] = field(default_factory=list)
     target: str = ""
     goto: bool = False
+    target_words: list[str] = field(default_factory=list)
     reject: str = ""
     comment: str = ""
+
+
+Reader = Callable[[Line, list[str], bool], None]
+"""What to do with an option, its values, and whether there is a `!` before it. Raises InexactError."""
 
 
 def read_iptables(text: str) -> Ruleset:
@@ -106,7 +111,9 @@ def _append(chains: dict[tuple[str, str], Chain], family: int, table: str, numbe
     chain = chains.get((table, words[1]))
     if chain is None:
         raise UnreadableError(f"line {number}: there is no chain {words[1]}")
-    line = _read(words[2:], family)
+    line = Line(family)
+    for _read in reading(line, words[2:], OPTIONS):
+        pass
     boxes, reasons = _boxes(line)
     verb, target, side_effect = _verdict(line, calls=(table, line.target) in chains)
     branch = Branch(boxes, verb, target, verb is Verb.LOG, reasons)
@@ -119,28 +126,29 @@ def words_of(text: str) -> Iterator[str]:
         yield found[2] if found[1] is None else re.sub(r"\\(.)", r"\1", found[1])
 
 
-def _read(words: list[str], family: int) -> _Line:
-    line = _Line(family)
+def reading(line: Line, words: list[str], options: Mapping[str, Reader]) -> Iterator[None]:
+    """Read what is behind `-A CHAIN` into the line, option by option; what is no target's is in `options`."""
     at = 0
     while at < len(words):
         negated = words[at] == "!"
         at += negated
-        at = _option(line, words, at, negated)
-    return line
+        at = _option(line, words, at, negated, options)
+        yield
 
 
-def _option(line: _Line, words: list[str], at: int, negated: bool) -> int:
+def _option(line: Line, words: list[str], at: int, negated: bool, options: Mapping[str, Reader]) -> int:
     """Read the option at a place; where the next begins."""
     option = words[at] if at < len(words) else "!"
     end = at + 1
     while end < len(words) and not _begins_option(words, end):
         end += 1
     values = words[at + 1 : end]
-    reader = OPTIONS.get(option)
+    reader = options.get(option)
     try:
         if option in {"-j", "-g"}:
-            line.target, line.goto = values[0], option == "-g"
-            return _target_options(line, words, end)
+            line.target, line.goto, line.target_words = values[0], option == "-g", words[end:]
+            line.reject = target_option(line, "--reject-with")
+            return len(words)  # options after the target are the target's
         if reader is None and line.reasons:
             return end  # belongs to what is not known already
         if reader is None:
@@ -158,14 +166,14 @@ def _begins_option(words: list[str], at: int) -> bool:
     return words[at] == "!" or (words[at].startswith("-") and len(words[at]) > 1)
 
 
-def _target_options(line: _Line, words: list[str], at: int) -> int:
-    """Options after the target are the target's."""
-    if "--reject-with" in words[at:]:
-        line.reject = words[words.index("--reject-with", at) + 1]
-    return len(words)
+def target_option(line: Line, option: str) -> str:
+    """The word behind an option of the target, "" when it has no such option. IndexError without a word."""
+    if option not in line.target_words:
+        return ""
+    return line.target_words[line.target_words.index(option) + 1]
 
 
-def _verdict(line: _Line, *, calls: bool) -> tuple[Verb, str, str]:
+def _verdict(line: Line, *, calls: bool) -> tuple[Verb, str, str]:
     """Verb, target, and what it does besides. `calls`: its target is a chain."""
     target = line.target
     if calls:
@@ -181,7 +189,7 @@ def _verdict(line: _Line, *, calls: bool) -> tuple[Verb, str, str]:
     return (Verb.UNKNOWN, target, "") if target else (Verb.NOTHING, "", "")
 
 
-def _boxes(line: _Line) -> tuple[Boxes, tuple[str, ...]]:
+def _boxes(line: Line) -> tuple[Boxes, tuple[str, ...]]:
     boxes, reasons = everything(FAMILIES), list(line.reasons)
     for condition in line.conditions:
         try:
@@ -193,30 +201,28 @@ def _boxes(line: _Line) -> tuple[Boxes, tuple[str, ...]]:
 
 # ---- options ----
 
-Reader = Callable[[_Line, list[str], bool], None]
 
-
-def _compare(line: _Line, key: str, texts: list[str], negated: bool) -> None:
+def _compare(line: Line, key: str, texts: list[str], negated: bool) -> None:
     elements = tuple((text,) for text in texts)
     line.conditions.append(Condition((key,), "!=" if negated else "==", elements))
 
 
 def _address(field_name: str) -> Reader:
-    def read(line: _Line, values: list[str], negated: bool) -> None:
+    def read(line: Line, values: list[str], negated: bool) -> None:
         _compare(line, f"{IN_FAMILY[line.family]} {field_name}", values[0].split(","), negated)
 
     return read
 
 
 def _interface(key: str) -> Reader:
-    def read(line: _Line, values: list[str], negated: bool) -> None:
+    def read(line: Line, values: list[str], negated: bool) -> None:
         if values[0] != "+" or negated:
             _compare(line, key, [values[0]], negated)
 
     return read
 
 
-def _protocol(line: _Line, values: list[str], negated: bool) -> None:
+def _protocol(line: Line, values: list[str], negated: bool) -> None:
     if values[0] in {"all", "0"}:
         return
     line.protocol = "" if negated else values[0]
@@ -224,7 +230,7 @@ def _protocol(line: _Line, values: list[str], negated: bool) -> None:
 
 
 def _port(field_name: str) -> Reader:
-    def read(line: _Line, values: list[str], negated: bool) -> None:
+    def read(line: Line, values: list[str], negated: bool) -> None:
         texts = [_port_range(text) for text in values[0].split(",")]
         _compare(line, f"th {field_name}", texts, negated)
 
@@ -236,7 +242,7 @@ def _port_range(text: str) -> str:
     return f"{first or 0}-{last or 65535}" if colon else text
 
 
-def _either_port(line: _Line, values: list[str], negated: bool) -> None:
+def _either_port(line: Line, values: list[str], negated: bool) -> None:
     """--ports: source or destination."""
     texts = [_port_range(text) for text in values[0].split(",")]
     whole = "0-65535"
@@ -245,7 +251,7 @@ def _either_port(line: _Line, values: list[str], negated: bool) -> None:
 
 
 def _icmp(key: str, everything_is: str) -> Reader:
-    def read(line: _Line, values: list[str], negated: bool) -> None:
+    def read(line: Line, values: list[str], negated: bool) -> None:
         if values[0] in {"any", everything_is} and not negated:
             return
         kind, slash, code = values[0].partition("/")
@@ -258,7 +264,7 @@ def _icmp(key: str, everything_is: str) -> Reader:
     return read
 
 
-def _flags(line: _Line, values: list[str], negated: bool) -> None:
+def _flags(line: Line, values: list[str], negated: bool) -> None:
     mask, wanted = _flag_words(values[0]), _flag_words(values[1])
     operator = "!=" if negated else "=="
     line.conditions.append(Condition(("tcp flags",), operator, ((wanted or "0",),), mask or "0"))
@@ -270,11 +276,11 @@ def _flag_words(text: str) -> str:
     return "fin|syn|rst|psh|ack|urg" if text == "ALL" else text.lower().replace(",", "|")
 
 
-def _syn(line: _Line, _values: list[str], negated: bool) -> None:
+def _syn(line: Line, _values: list[str], negated: bool) -> None:
     _flags(line, ["SYN,RST,ACK,FIN", "SYN"], negated)
 
 
-def _states(line: _Line, values: list[str], negated: bool) -> None:
+def _states(line: Line, values: list[str], negated: bool) -> None:
     names = values[0].lower().split(",")
     if {"snat", "dnat"} & set(names):
         raise InexactError("whether a connection is translated is not part of clearway's rules")
@@ -282,39 +288,39 @@ def _states(line: _Line, values: list[str], negated: bool) -> None:
 
 
 def _iprange(field_name: str) -> Reader:
-    def read(line: _Line, values: list[str], negated: bool) -> None:
+    def read(line: Line, values: list[str], negated: bool) -> None:
         _compare(line, f"{IN_FAMILY[line.family]} {field_name}", [values[0]], negated)
 
     return read
 
 
-def _dscp(line: _Line, values: list[str], negated: bool) -> None:
+def _dscp(line: Line, values: list[str], negated: bool) -> None:
     _compare(line, f"{IN_FAMILY[line.family]} dscp", [values[0]], negated)
 
 
 def _hops(operator: str) -> Reader:
-    def read(line: _Line, values: list[str], negated: bool) -> None:
+    def read(line: Line, values: list[str], negated: bool) -> None:
         key = {4: "ip ttl", 6: "ip6 hoplimit"}[line.family]
         line.conditions.append(Condition((key,), "!=" if negated else operator, ((values[0],),)))
 
     return read
 
 
-def _address_type(line: _Line, values: list[str], negated: bool) -> None:
+def _address_type(line: Line, values: list[str], negated: bool) -> None:
     _compare(line, "fib daddr type", values[0].lower().split(","), negated)
 
 
-def _comment(line: _Line, values: list[str], _negated: bool) -> None:
+def _comment(line: Line, values: list[str], _negated: bool) -> None:
     line.comment = values[0]
 
 
-def _module(_line: _Line, values: list[str], _negated: bool) -> None:
+def _module(_line: Line, values: list[str], _negated: bool) -> None:
     """Of known modules the options say everything; others may ask for something without any."""
     if values[0] not in MODULES:
         raise InexactError("clearway has nothing like it")
 
 
-def _set(_line: _Line, values: list[str], _negated: bool) -> None:
+def _set(_line: Line, values: list[str], _negated: bool) -> None:
     raise InexactError(f"what is in the ipset {values[0]} is not in this text")
 
 

@@ -67,7 +67,7 @@ class _Reader:
             self.dormant.add(name)
 
     def _chain(self, content: Json, number: int) -> None:
-        table, name = _table_of(content), content["name"]
+        table, name = table_of(content), content["name"]
         chain = Chain(name, table, number, f"chain {name}", FAMILIES_OF.get(content["family"], ()))
         if "hook" in content:
             chain.kind, chain.hook = content["type"], content["hook"]
@@ -77,24 +77,13 @@ class _Reader:
 
     def _set(self, content: Json, _number: int) -> None:
         label = self.labels.unique(plain(content["name"]) or "set")
-        unusable, elements = _unusable(content), []
-        try:
-            elements = [_element(one) for one in content.get("elem", ())]
-        except InexactError as error:
-            unusable = unusable or str(error)
-        sets = self.tables[_table_of(content)].sets
-        sets[content["name"]] = NamedSet(label, tuple(elements), unusable)
+        self.tables[table_of(content)].sets[content["name"]] = set_of(content, label)
 
     def _map(self, content: Json, _number: int) -> None:
-        found: tuple[tuple[Element, Verdict], ...] | str
-        try:
-            found = _unusable(content) or _verdict_elements(content.get("elem", ()))
-        except InexactError as error:
-            found = str(error)
-        self.tables[_table_of(content)].maps[content["name"]] = found
+        self.tables[table_of(content)].maps[content["name"]] = map_of(content)
 
     def _rule(self, content: Json, number: int) -> None:
-        table, chain = _table_of(content), content["chain"]
+        table, chain = table_of(content), content["chain"]
         said = Statements(comment=content.get("comment", ""))
         for one in content["expr"]:
             try:
@@ -105,8 +94,27 @@ class _Reader:
         self.chains[table, chain].rules.append(rule_of(said, number, text, self.tables[table]))
 
 
-def _table_of(content: Json) -> str:
+def table_of(content: Json) -> str:
+    """Family and name of the table that an object is in."""
     return f"{content['family']} {content['table']}"
+
+
+def set_of(content: Json, label: str) -> NamedSet:
+    """A named set, with why its content is not known if that is so."""
+    unusable, elements = _unusable(content), []
+    try:
+        elements = [_element(one) for one in content.get("elem", ())]
+    except InexactError as error:
+        unusable = unusable or str(error)
+    return NamedSet(label, tuple(elements), unusable)
+
+
+def map_of(content: Json) -> tuple[tuple[Element, Verdict], ...] | str:
+    """The elements of a named map of verdicts, or why they are not known."""
+    try:
+        return _unusable(content) or verdict_elements_of(content.get("elem", ()))
+    except InexactError as error:
+        return str(error)
 
 
 def _unusable(content: Json) -> str:
@@ -119,13 +127,13 @@ def _statement(one: Json, said: Statements) -> None:
     if kind in NO_EFFECT:
         return
     if kind == "match":
-        said.ask(_match(content))
+        said.ask(match_of(content))
     elif kind == "log":
         said.log = True
     elif kind in VERDICTS:
-        said.verdict = _verdict(kind, content)
+        said.verdict = verdict_of(kind, content)
     elif kind == "vmap":
-        said.mapped = _verdict_map(content)
+        said.mapped = verdict_map_of(content)
     elif kind == "xt":
         _extension(content, said)
     elif kind in SIDE_EFFECTS:
@@ -150,7 +158,8 @@ def _extension(content: Json, said: Statements) -> None:
     raise InexactError(f"JSON does not tell what {content['type']} {name} holds; give iptables-save's output")
 
 
-def _verdict(kind: str, content: Any) -> Verdict:
+def verdict_of(kind: str, content: Any) -> Verdict:
+    """`kind` is one of VERDICTS."""
     if kind == "continue":
         return Verdict(Verb.NOTHING)
     if kind in {"jump", "goto"}:
@@ -161,20 +170,21 @@ def _verdict(kind: str, content: Any) -> Verdict:
     return Verdict(Verb.REJECT, f"{how} {content['expr']}" if "expr" in content else how)
 
 
-def _match(content: Json) -> Condition:
+def match_of(content: Json) -> Condition:
+    """What a `match` statement asks for. InexactError when it is nothing that is known here."""
     left, right, mask = content["left"], content["right"], ""
     if isinstance(left, Mapping) and "&" in left:
         left, bits = left["&"]
         mask = _bits(bits)
-    keys = _keys(left)
+    keys = keys_of(left)
     elements = _right(right, "" if content["op"] in {"in", "!"} and not mask else "|")
     return Condition(keys, content["op"], elements, mask)
 
 
-def _keys(left: Json) -> tuple[str, ...]:
+def keys_of(left: Json) -> tuple[str, ...]:
     [(kind, content)] = left.items()
     if kind == "concat":
-        return tuple(key for one in content for key in _keys(one))
+        return tuple(key for one in content for key in keys_of(one))
     if kind == "payload" and "field" in content:
         return (f"{content['protocol']} {content['field']}",)
     if kind == "fib" and content == {"result": "type", "flags": ["daddr"]}:
@@ -230,18 +240,19 @@ def _bits(parts: Any) -> str:
     return str(parts)
 
 
-def _verdict_map(content: Json) -> VerdictMap:
-    keys, data = _keys(content["key"]), content["data"]
+def verdict_map_of(content: Json) -> VerdictMap:
+    """Of a `vmap` statement. InexactError when its keys or elements are not known here."""
+    keys, data = keys_of(content["key"]), content["data"]
     if isinstance(data, str):
         return VerdictMap(keys, name=data.removeprefix("@"))
-    return VerdictMap(keys, _verdict_elements(data["set"]))
+    return VerdictMap(keys, verdict_elements_of(data["set"]))
 
 
-def _verdict_elements(pairs: Any) -> tuple[tuple[Element, Verdict], ...]:
+def verdict_elements_of(pairs: Any) -> tuple[tuple[Element, Verdict], ...]:
     found = []
     for key, value in pairs:
         [(kind, content)] = value.items()
         if kind not in VERDICTS:
             raise InexactError(f"{kind} is not a verdict")
-        found.append((_element(key), _verdict(kind, content)))
+        found.append((_element(key), verdict_of(kind, content)))
     return tuple(found)

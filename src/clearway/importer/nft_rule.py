@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from clearway.model.protocols import TCP
 
 from .box import FAMILIES, Boxes, common, everything, limited
-from .conditions import Condition, Element, NamedSet, boxes_of
+from .conditions import WRITTEN_OUT, Condition, Element, Limits, NamedSet, boxes_of
 from .errors import InexactError
 from .ranges import Ranges
 from .ruleset import Branch, Rule, Verb
@@ -63,12 +63,13 @@ class Table:
     sets: dict[str, NamedSet] = field(default_factory=dict)
     maps: dict[str, tuple[tuple[Element, Verdict], ...] | str] = field(default_factory=dict)
     """Elements, or why they are not known."""
+    limits: Limits = WRITTEN_OUT
     _met: dict[Condition, Boxes] = field(default_factory=dict)
 
     def boxes_of(self, condition: Condition) -> Boxes:
         """conditions.boxes_of(), once for each condition: sets may be large, and many rules name the same."""
         if condition not in self._met:
-            self._met[condition] = boxes_of(condition, self.sets)
+            self._met[condition] = boxes_of(condition, self.sets, self.limits)
         return self._met[condition]
 
 
@@ -88,10 +89,10 @@ def _branches(said: Statements, boxes: Boxes, reasons: tuple[str, ...], table: T
     if said.mapped is None:
         verdict = said.verdict
         verb = Verb.LOG if verdict.verb is Verb.NOTHING and said.log else verdict.verb
-        boxes = _rejected(boxes, verdict)
+        boxes = rejected(boxes, verdict)
         return (Branch(boxes, verb, verdict.target, said.log, reasons),)
     try:
-        elements = _map_elements(said.mapped, table)
+        elements = map_elements(said.mapped, table)
         parts = [
             (common(boxes, boxes_of(Condition(said.mapped.keys, "==", (key,)), {})), verdict)
             for key, verdict in elements
@@ -99,12 +100,13 @@ def _branches(said: Statements, boxes: Boxes, reasons: tuple[str, ...], table: T
     except InexactError as error:
         return (Branch(boxes, Verb.UNKNOWN, "", said.log, (*reasons, str(error))),)
     return tuple(
-        Branch(_rejected(part, verdict), verdict.verb, verdict.target, said.log, reasons)
+        Branch(rejected(part, verdict), verdict.verb, verdict.target, said.log, reasons)
         for part, verdict in parts
     )
 
 
-def _map_elements(mapped: VerdictMap, table: Table) -> tuple[tuple[Element, Verdict], ...]:
+def map_elements(mapped: VerdictMap, table: Table) -> tuple[tuple[Element, Verdict], ...]:
+    """InexactError when they are not known."""
     if not mapped.name:
         return mapped.elements
     elements = table.maps.get(mapped.name, "is not a map of this table")
@@ -113,7 +115,7 @@ def _map_elements(mapped: VerdictMap, table: Table) -> tuple[tuple[Element, Verd
     return elements
 
 
-def _rejected(boxes: Boxes, verdict: Verdict) -> Boxes:
+def rejected(boxes: Boxes, verdict: Verdict) -> Boxes:
     """What nft adds to a rule by itself for the answer to fit."""
     if verdict.verb is not Verb.REJECT:
         return boxes
