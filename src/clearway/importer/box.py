@@ -105,9 +105,9 @@ class Box:
         left, pieces = self, []
         for name in FIELDS:
             mine, theirs = getattr(left, name), getattr(other, name)
-            if rest := mine - theirs:
+            if mine is not theirs and (rest := mine - theirs):
                 pieces.append(replace(left, **{name: rest}))
-            left = replace(left, **{name: mine & theirs})
+                left = replace(left, **{name: mine & theirs})
         return pieces
 
 

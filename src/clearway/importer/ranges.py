@@ -55,7 +55,10 @@ class Ranges:
         for one in (self, other):
             if one.label and one.spans == found:
                 return one
-        return self if self.spans == found else Ranges(found)
+        for one in (self, other):
+            if one.spans == found:
+                return one
+        return Ranges(found)
 
     def _in_one_span_of(self, other: Ranges) -> bool:
         """By far the most frequent, and then there is nothing to go through."""
