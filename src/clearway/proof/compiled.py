@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept in Linux as classifiers, one for each view and family, for a data path to ask.
+
+What cannot be said to a classifier is said larger where it is kept, and left out where it passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, summarize_address_range
+
+from clearway.compiler.classifier import Classifier, Condition, Sets, TooBigError, compile_classifier
+from clearway.importer.box import BITS, PORTS, Box, all_addresses, whole
+from clearway.importer.ranges import Names, Ranges
+from clearway.importer.words import prefixes_of
+from clearway.model import IPNetwork, PortRange
+from clearway.model.protocols import TCP, UDP
+
+from .proving import Proof, Ruling, Views
+from .result import Keep
+
+PREFIXES_MAX = 65_536
+LISTED_MAX = 16
+"""Prefixes that are given with a condition; more of them are a set."""
+ROWS_MAX = 100_000
+"""Interfaces that are written out where a rule speaks of all but some, in all conditions together."""
+CARRIED = (TCP, UDP)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """`classifiers`: by view and family, absent where nothing is kept. They tell, for what is kept, the place
+    in `keeps` plus 1; 0, or no rule at all, is what passes. `keeps`: those of the proof, and why a family is
+    kept whose classifier would be too big.
+    """
+
+    classifiers: Mapping[Views, Classifier]
+    keeps: tuple[Keep, ...]
+
+
+def classifiers(proof: Proof, interfaces: Mapping[str, int]) -> Compiled:
+    """`interfaces`: their numbers by name, all that there are.
+
+    The answer is for packets that come in and leave by these. Others are Linux' until the proof was compiled
+    with them: rules may name interfaces that are not there yet, or speak of all but some.
+    """
+    found: dict[Views, Classifier] = {}
+    keeps = list(proof.keeps)
+    for key in proof.rulings:
+        view, family = key
+        asked = question(proof, key, interfaces)
+        try:
+            found[key] = compile_classifier(asked.conditions, asked.sets, family, asked.told)
+        except TooBigError as error:
+            keeps.append(Keep(view, (whole(family),), str(error)))
+            found[key] = compile_classifier([Condition()], Sets(), family, [len(keeps)])
+    return Compiled(found, tuple(keeps))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a classifier is made of: conditions, first match first, with what it tells for each."""
+
+    conditions: Sequence[Condition]
+    told: Sequence[int]
+    sets: Sets
+
+
+def question(proof: Proof, key: Views, interfaces: Mapping[str, int]) -> Question:
+    """Of one view and family, which has rulings."""
+    writer = _Writer(key[1], interfaces)
+    for ruling in proof.rulings[key]:
+        writer.write(ruling)
+    return Question(writer.conditions, writer.told, Sets(addresses=writer.addresses))
+
+
+class _UnsayableError(Exception):
+    """No condition can say this."""
+
+
+@dataclass(slots=True)
+class _Writer:
+    family: int
+    interfaces: Mapping[str, int]
+    conditions: list[Condition] = field(default_factory=list)
+    told: list[int] = field(default_factory=list)
+    addresses: dict[str, Sequence[IPNetwork]] = field(default_factory=dict)
+    _names: dict[Ranges, str] = field(default_factory=dict)
+    _rows: int = 0
+
+    def write(self, ruling: Ruling) -> None:
+        kept = ruling.keep is not None
+        for box in ruling.boxes:
+            try:
+                condition = self._condition(box, larger=kept)
+            except _UnsayableError:
+                continue
+            self.conditions.append(condition)
+            self.told.append(0 if ruling.keep is None else ruling.keep + 1)
+
+    def _condition(self, box: Box, *, larger: bool) -> Condition:
+        """`larger`: rather than not at all. _UnsayableError also for what no packet meets."""
+        return Condition(
+            source=self._addresses(box.source, larger=larger),
+            destination=self._addresses(box.destination, larger=larger),
+            sport=_ports(box.sport),
+            dport=_ports(box.dport),
+            protocols=_protocols(box.protocol),
+            interfaces_in=self._interfaces(box.inside, larger=larger),
+            interfaces_out=self._interfaces(box.outside, larger=larger),
+        )
+
+    def _addresses(self, addresses: Ranges, *, larger: bool) -> tuple[IPNetwork, ...] | str | None:
+        if addresses == all_addresses(self.family):
+            return None
+        if addresses in self._names:
+            return self._names[addresses]
+        if prefixes_of(addresses, self.family) > PREFIXES_MAX:
+            if larger:
+                return None
+            raise _UnsayableError
+        networks = tuple(_networks(addresses, self.family))
+        if len(networks) <= LISTED_MAX:
+            return networks
+        name = self._names[addresses] = str(len(self._names))
+        self.addresses[name] = networks
+        return name
+
+    def _interfaces(self, names: Names, *, larger: bool) -> tuple[int, ...] | None:
+        if names.others and not names.names:
+            return None
+        found = tuple(number for name, number in self.interfaces.items() if name in names)
+        if not found:
+            raise _UnsayableError
+        if not names.others:
+            return found
+        self._rows += len(found)
+        if self._rows <= ROWS_MAX:
+            return found
+        if larger:
+            return None
+        raise _UnsayableError
+
+
+def _networks(addresses: Ranges, family: int) -> Iterator[IPNetwork]:
+    for first, last in addresses.spans:
+        length = BITS[family] - (last - first).bit_length()
+        size = last - first + 1
+        if size & (size - 1) == 0 and first % size == 0:  # nearly always, and much faster
+            yield IPv4Network((first, length)) if family == 4 else IPv6Network((first, length))
+        elif family == 4:
+            yield from summarize_address_range(IPv4Address(first), IPv4Address(last))
+        else:
+            yield from summarize_address_range(IPv6Address(first), IPv6Address(last))
+
+
+def _ports(ports: Ranges) -> tuple[PortRange, ...] | None:
+    return None if ports == PORTS else tuple(PortRange(first, last) for first, last in ports.spans)
+
+
+def _protocols(protocols: Ranges) -> tuple[int, ...] | None:
+    found = tuple(number for number in CARRIED if number in protocols)
+    if not found:
+        raise _UnsayableError
+    return None if found == CARRIED else found

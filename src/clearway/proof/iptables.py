@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What iptables-nft-save and ip6tables-nft-save print (man iptables-extensions), as steps.
+
+Matches are asked in their order; the counters of a rule count what meets all of them, then the target acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from clearway.importer.conditions import Condition
+from clearway.importer.errors import InexactError, UnreadableError
+from clearway.importer.iptables import (
+    CHAIN,
+    COUNTERS,
+    IN_FAMILY,
+    MODULES,
+    OPTIONS,
+    PRIORITIES,
+    Line,
+    Reader,
+    reading,
+    target_option,
+    words_of,
+)
+from clearway.importer.nft_rule import Table
+
+from .nft import LIMITS
+from .result import RuleName
+from .steps import Act, Chains, StepChain, StepRule, Steps, unproven
+
+VERDICTS = {"ACCEPT": Act.ACCEPT, "DROP": Act.DROP, "REJECT": Act.DROP, "RETURN": Act.RETURN}
+OF_MARKS = {"mark": "meta mark", "connmark": "ct mark"}
+KNOWN = MODULES | set(OF_MARKS) | {"pkttype"}
+HEADERS = frozenset({"rt", "frag", "hbh", "dst"})
+"""Modules for extension headers of IPv6, which meet nothing where there is none."""
+
+
+def read_save(text: str, family: int) -> Chains:
+    """The chains of all tables that the text holds. Raises UnreadableError."""
+    chains: Chains = {}
+    lines: list[tuple[StepChain, str]] = []
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        said = COUNTERS.sub("", line.strip(), count=1) if line.startswith("[") else line.strip()
+        if said.startswith("*"):
+            table = said[1:].strip()
+        elif found := CHAIN.fullmatch(said):
+            chains[f"{IN_FAMILY[family]} {table}", found[1]] = _chain(found[1], found[2], table, family)
+        elif said.startswith("-A "):
+            key = f"{IN_FAMILY[family]} {table}", said.split(" ", 2)[1]
+            if key not in chains:
+                raise UnreadableError(f"line {number}: there is no chain {key[1]}")
+            lines.append((chains[key], said))
+        elif said and not said.startswith("#") and said != "COMMIT":
+            raise UnreadableError(f"line {number}: {said[:40]!r} is not what iptables-save prints")
+    for chain, said in lines:
+        chain.rules.append(_rule(said, chain, family, chains))
+    return chains
+
+
+def _chain(name: str, policy: str, table: str, family: int) -> StepChain:
+    chain = StepChain(IN_FAMILY[family], table, name, (family,))
+    if policy != "-":
+        chain.kind = "nat" if table == "nat" else "filter"
+        chain.hook, chain.priority = name.lower(), PRIORITIES.get(table, 0)
+        if chain.kind == "nat" and chain.hook in {"postrouting", "input"}:
+            chain.priority = -chain.priority
+        chain.drops, chain.counts = policy == "DROP", True
+    return chain
+
+
+def _rule(text: str, chain: StepChain, family: int, chains: Chains) -> StepRule:
+    words = list(words_of(text))[2:]
+    steps, line = _Matches(family), Line(family)
+    steps.read(line, words)
+    steps.add(Act.COUNT)
+    _target(steps, line, calls=(chain.label, line.target) in chains)
+    return steps.rule(RuleName(chain.family, chain.table, chain.name, len(chain.rules) + 1, None, text))
+
+
+class _Matches(Steps):
+    """The matches of a rule. `module`: of which the options are read."""
+
+    def __init__(self, family: int) -> None:
+        super().__init__(Table(limits=LIMITS), (family,))
+        self.module = ""
+
+    def read(self, line: Line, words: list[str]) -> None:
+        options: Mapping[str, Reader] = {
+            **OPTIONS,
+            "-m": self._module,
+            "-f": _fragment,
+            "--mark": self._mark,
+            "--pkt-type": _packet_type,
+        }
+        asked = doubted = 0
+        for _option in reading(line, words, options):
+            for condition in line.conditions[asked:]:
+                self.ask(condition)
+            for why in line.reasons[doubted:]:
+                option, said, _error = why.partition("`: ")
+                if said:
+                    self.doubt(unproven(f"{option}`"))
+                else:  # a value is missing, or looks like an option: what follows may mean anything
+                    self.opaque(why)
+            asked, doubted = len(line.conditions), len(line.reasons)
+
+    def _module(self, _line: Line, values: list[str], _negated: bool) -> None:
+        """Of known ones the options say everything; others may count, or change, with every packet."""
+        self.module = values[0]
+        if self.module in HEADERS:
+            self.never()
+        elif self.module not in KNOWN:
+            self.opaque(f"-m {self.module} is not known to be the same for every packet")
+            raise InexactError("it is not known here")
+
+    def _mark(self, line: Line, values: list[str], negated: bool) -> None:
+        if self.module not in OF_MARKS:
+            raise InexactError("it is not known here")
+        value, _slash, mask = values[0].partition("/")
+        operator = "!=" if negated else "=="
+        line.conditions.append(Condition((OF_MARKS[self.module],), operator, ((value,),), mask))
+
+
+def _fragment(line: Line, _values: list[str], negated: bool) -> None:
+    operator = "==" if negated else "!="
+    line.conditions.append(Condition(("ip frag-off",), operator, (("0",),), "0x1fff"))
+
+
+def _packet_type(line: Line, values: list[str], negated: bool) -> None:
+    line.conditions.append(Condition(("meta pkttype",), "!=" if negated else "==", ((values[0],),)))
+
+
+def _target(steps: Steps, line: Line, *, calls: bool) -> None:
+    target = line.target
+    if calls:
+        steps.add(Act.GOTO if line.goto else Act.JUMP, target)
+    elif target in VERDICTS:
+        steps.add(VERDICTS[target], target.lower())
+    elif target == "TCPMSS":
+        steps.clamp()
+    elif target in {"MARK", "CONNMARK"} and _leaves_zero(line):
+        if target == "CONNMARK":
+            steps.add(Act.CONNMARK)
+        steps.restore("sets a mark to 0, which it is")
+    elif target:
+        steps.opaque(f"-j {target} does something with every packet")
+
+
+def _leaves_zero(line: Line) -> bool:
+    """Whether a mark of 0 is 0 afterwards, when the other one is 0 as well (xt_mark.c, xt_connmark.c)."""
+    words = line.target_words
+    if "--save-mark" in words or "--restore-mark" in words:
+        return True
+    value = target_option(line, "--set-xmark").partition("/")[0]
+    return value != "" and int(value, 0) == 0

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From texts to a proof: the chains on a forwarded packet's way, what they keep, and every rule's kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from clearway.importer.box import ANY_INTERFACE, FAMILIES, Boxes, whole
+from clearway.importer.errors import UnreadableError
+from clearway.importer.ranges import Names
+
+from .counted import Counting
+from .iptables import read_save
+from .kinds import kind_of
+from .lines import joined
+from .nft import NftRuleset, read_nft
+from .passages import Passages, Rows
+from .region import HOOKS, views_of
+from .result import Classified, Counted, Keep, Passage, RuleName, Sources, View
+from .steps import Chains, StepChain
+from .walk import Cause, Line, Walk
+
+INGRESS_FAMILIES = frozenset({"netdev", "inet"})
+Views = tuple[View, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """A line of a view: packets in the boxes are kept for `keeps[keep]` of the proof or, None, pass."""
+
+    boxes: Boxes
+    keep: int | None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """For which established, forwarded connections a path around netfilter gives what Linux gives.
+
+    `requires_unmarked`: only where conntrack's mark is 0. `rulings`: by view and family, first match first;
+    none where nothing is kept. `path`: the base chains that packets meet, in order; `chains`: all.
+    """
+
+    keeps: tuple[Keep, ...]
+    rules: tuple[Classified, ...]
+    requires_unmarked: bool
+    rulings: Mapping[Views, tuple[Ruling, ...]]
+    path: tuple[StepChain, ...]
+    chains: Chains
+
+    def traversed(self, passage: Passage) -> tuple[Counted, ...]:
+        """The counters that a packet of this direction meets, in order. Only for what is not kept."""
+        return tuple(counted for counted, _rows in self.counted(Passages.of([passage])))
+
+    def counted(self, passages: Passages) -> list[tuple[Counted, Rows]]:
+        """Counters with the numbers of the passages whose packets meet them, in order; a passage meets a
+        counter once for each time that it is named with it. Only for what is not kept.
+        """
+        mine = (chain for chain in self.path if passages.family in chain.families)
+        return [met for chain in mine for met in Counting(chain, self.chains, passages).met()]
+
+    def why_kept(self, passage: Passage) -> Keep | None:
+        """What keeps this direction of a connection in Linux, if anything; the first that is found."""
+        for view in View:
+            for ruling in self.rulings.get((view, passage.family), ()):
+                if _within(passage, view, ruling.boxes):
+                    if ruling.keep is not None:
+                        return self.keeps[ruling.keep]
+                    break
+        return None
+
+
+def prove(sources: Sources) -> Proof:
+    """Never raises for what the kernel has accepted: what cannot be read keeps its families in Linux."""
+    chains, lines = _read(sources)
+    path = _path(chains)
+    found: dict[Views, list[list[Line]]] = {}
+    for view, family, line in lines + list(_around(sources, chains)):
+        found.setdefault((view, family), []).append([line])
+    marked = False
+    for chain in path:
+        for family in chain.families:
+            walk = Walk(chain, chains, family)
+            walk.walk()
+            marked = marked or walk.asks_connmark
+            for view in views_of(chain.hook, chain.priority):
+                found.setdefault((view, family), []).append(walk.lines)
+    keeps: list[Keep] = []
+    rulings = {key: ruled for key, lists in found.items() if (ruled := _ruled(key[0], lists, keeps))}
+    guilty = {keep.rule for keep in keeps}
+    return Proof(tuple(keeps), tuple(_classified(chains, path, guilty)), marked, rulings, tuple(path), chains)
+
+
+def _ruled(view: View, lists: list[list[Line]], keeps: list[Keep]) -> tuple[Ruling, ...]:
+    found = []
+    for line in joined(lists):
+        if line.cause is None:
+            found.append(Ruling(line.boxes, None))
+        else:
+            found.append(Ruling(line.boxes, len(keeps)))
+            keeps.append(Keep(view, line.boxes, line.cause.why, line.cause.rule))
+    return tuple(found)
+
+
+# ---- what there is ----
+
+
+def _read(sources: Sources) -> tuple[Chains, list[tuple[View, int, Line]]]:
+    """All chains, and what is kept because they could not be read."""
+    trouble: list[tuple[View, int, Line]] = []
+    try:
+        nft = read_nft(sources.nft)
+    except UnreadableError as error:
+        nft = NftRuleset()
+        trouble += [_all(family, str(error)) for family in FAMILIES]
+    chains = dict(nft.chains)
+    for name, text in sources.saves.items():
+        family = 6 if name.startswith("ip6") else 4
+        try:
+            saved = read_save(text, family)
+        except UnreadableError as error:
+            trouble.append(_all(family, f"{name}: {error}"))
+        else:
+            _put_saved(chains, nft, saved)
+    for family in sorted(sources.legacy):
+        trouble.append(_all(family, "iptables-legacy has tables, and nothing tells of their changes"))
+    return chains, trouble
+
+
+def _put_saved(chains: Chains, nft: NftRuleset, saved: Chains) -> None:
+    """Tables of iptables. Where JSON tells all, it stays, but has the words and the counters of the other."""
+    listed = {label for label, _name in chains}
+    for key, chain in saved.items():
+        if key[0] not in listed:
+            chains[key] = chain
+        elif key not in chains:
+            continue  # iptables prints base chains of a table that are not there
+        elif key[0] in nft.extended:
+            chains[key] = chain
+        else:
+            _name_alike(chains[key], chain)
+
+
+def _name_alike(mine: StepChain, saved: StepChain) -> None:
+    mine.counts = saved.counts
+    if len(mine.rules) == len(saved.rules):
+        mine.rules = [
+            replace(rule, name=replace(rule.name, text=other.name.text))
+            for rule, other in zip(mine.rules, saved.rules, strict=True)
+        ]
+
+
+def _path(chains: Chains) -> list[StepChain]:
+    """The base chains of forwarded packets that see more than the first of a connection, in their order."""
+    on_it = [chain for chain in chains.values() if chain.hook in HOOKS and chain.kind == "filter"]
+    own = [chain for chain in on_it if chain.families]
+    return sorted(own, key=lambda chain: (HOOKS.index(chain.hook), chain.priority))
+
+
+def _around(sources: Sources, chains: Chains) -> Iterator[tuple[View, int, Line]]:
+    """What is kept for reasons that are no rules of these hooks."""
+    for one in sources.obstacles:
+        for family in FAMILIES if one.family is None else (one.family,):
+            box = replace(whole(family), inside=_names(one.inside), outside=_names(one.outside))
+            yield View.BETWEEN, family, Line((box,), Cause(one.why, None))
+    for chain in chains.values():
+        if chain.family in INGRESS_FAMILIES and chain.hook in {"ingress", "egress"}:
+            yield from _at_devices(chain, sources.above)
+
+
+def _names(name: str | None) -> Names:
+    return ANY_INTERFACE if name is None else Names.of(name)
+
+
+def _at_devices(chain: StepChain, above: Mapping[str, frozenset[str]]) -> Iterator[tuple[View, int, Line]]:
+    """Chains at a device see frames, before or after all that rules of other hooks see."""
+    if not chain.rules and not chain.drops:
+        return
+    names = {name for device in chain.devices for name in (device, *above.get(device, ()))}
+    there = Names(frozenset(names)) if names else ANY_INTERFACE
+    rule = chain.rules[0].name if chain.rules else chain.policy
+    line = Cause(f"sees every packet at {chain.hook}", rule)
+    for family in FAMILIES:
+        if chain.hook == "ingress":
+            yield View.BEFORE, family, Line((replace(whole(family), inside=there),), line)
+        else:
+            yield View.AFTER, family, Line((replace(whole(family), outside=there),), line)
+
+
+def _all(family: int, why: str) -> tuple[View, int, Line]:
+    return View.BEFORE, family, Line((whole(family),), Cause(why, None))
+
+
+# ---- rules ----
+
+
+def _classified(
+    chains: Chains, path: Iterable[StepChain], guilty: set[RuleName | None]
+) -> Iterator[Classified]:
+    met = _reached(chains, path)
+    at_nat = _reached(chains, (one for one in chains.values() if one.kind == "nat" and one.hook in HOOKS))
+    for key, chain in chains.items():
+        for rule in chain.rules:
+            kind, why = kind_of(rule, chain, on_path=key in met, at_nat=key in at_nat)
+            yield Classified(rule.name, kind, why, rule.name in guilty)
+
+
+def _reached(chains: Chains, bases: Iterable[StepChain]) -> set[tuple[str, str]]:
+    """The chains that these lead to, with them."""
+    found: set[tuple[str, str]] = set()
+    ahead = [(chain.label, chain.name) for chain in bases]
+    while ahead:
+        key = ahead.pop()
+        if key in found or key not in chains:
+            continue
+        found.add(key)
+        ahead += [(key[0], step.text) for rule in chains[key].rules for step in rule.steps if step.calls]
+    return found
+
+
+# ---- one passage ----
+
+
+def _within(passage: Passage, view: View, boxes: Boxes) -> bool:
+    source, sport, destination, dport = passage.seen(view)
+    return any(
+        passage.protocol in box.protocol
+        and int(source) in box.source
+        and int(destination) in box.destination
+        and sport in box.sport
+        and dport in box.dport
+        and passage.inside in box.inside
+        and passage.outside in box.outside
+        for box in boxes
+    )

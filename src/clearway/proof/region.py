@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which packets a fast path carries, as boxes: what chains at each hook see of established connections.
+
+TCP with ACK and without SYN, FIN and RST, and UDP; no fragments, no IP options, no extension headers of IPv6,
+TTL or hop limit 2 or more; of connections that conntrack knows as established. Who carries more than that has
+no proof for it. (A segment without ACK is invalid to conntrack, whatever its connection: tcp_valid_flags,
+nf_conntrack_proto_tcp.c.) nat chains see none of them: they are for the first packet of a connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+from clearway.importer.box import (
+    ANY_INTERFACE,
+    ANY_TYPE,
+    ESTABLISHED,
+    INVALID,
+    NO_INTERFACE,
+    TYPES,
+    Box,
+    Boxes,
+    whole,
+)
+from clearway.importer.ranges import Ranges
+from clearway.importer.words import flags_where
+from clearway.model.protocols import TCP, TCP_FLAGS, UDP
+
+from .result import View
+
+HOOKS = ("prerouting", "forward", "postrouting")
+"""Of forwarded packets, in their order."""
+CONNTRACK, DSTNAT, SRCNAT = -200, -100, 100
+"""enum nf_ip_hook_priorities, include/uapi/linux/netfilter_ipv4.h; IPv6 has the same. NAT is done at these,
+whatever priority a nat chain was given (nf_nat_register_fn)."""
+
+_ASKED = TCP_FLAGS["fin"] | TCP_FLAGS["syn"] | TCP_FLAGS["rst"] | TCP_FLAGS["ack"]
+CARRIED_FLAGS = flags_where(_ASKED, TCP_FLAGS["ack"])
+UNICAST = Ranges.numbers([TYPES.index("unicast")])
+
+VARYING = {
+    "flags": "TCP flags",
+    "dscp": "the DSCP",
+    "hops": "the TTL or hop limit",
+    "icmp": "the type of ICMP",
+    "code": "the code of ICMP",
+    "state": "conntrack's state where it may not be known yet",
+    "to": "the type of an address that may still be translated",
+}
+"""Fields that may differ between packets of a flow, or that nobody here knows."""
+
+
+@cache
+def start(hook: str, priority: int, family: int) -> Box:
+    """All that is carried, as a chain of this priority sees it.
+
+    Forwarding lowers the TTL before it calls the forward hook (ip_forward(), ip6_forward()). Routing has
+    found a unicast route by then; an address that is still to be translated may be of any type. Rules at
+    prerouting see no interface to leave by, and no state before conntrack ("invalid": nft_ct.c,
+    xt_conntrack.c).
+    """
+    first = hook == "prerouting"
+    box = replace(
+        whole(family),
+        protocol=Ranges.numbers([TCP, UDP]),
+        flags=CARRIED_FLAGS,
+        hops=Ranges(((2 if first else 1, 255),)),
+        state=ESTABLISHED,
+        to=ANY_TYPE if first and priority <= DSTNAT else UNICAST,
+        outside=NO_INTERFACE if first else ANY_INTERFACE,
+    )
+    if first and priority <= CONNTRACK:
+        box = replace(box, state=INVALID if priority < CONNTRACK else INVALID | ESTABLISHED)
+    return box
+
+
+def views_of(hook: str, priority: int) -> tuple[View, ...]:
+    """Who has the priority of NAT may come before or behind it."""
+    if hook == "prerouting":
+        return tuple(
+            view
+            for view, there in ((View.BEFORE, priority <= DSTNAT), (View.BETWEEN, priority >= DSTNAT))
+            if there
+        )
+    if hook == "postrouting":
+        return tuple(
+            view
+            for view, there in ((View.BETWEEN, priority <= SRCNAT), (View.AFTER, priority >= SRCNAT))
+            if there
+        )
+    return (View.BETWEEN,)
+
+
+def varying(boxes: Boxes, whole_start: Box) -> str:
+    """What these boxes, parts of the start, ask for that differs from packet to packet; "" for nothing."""
+    for box in boxes:
+        for name, what in VARYING.items():
+            mine, all_there = getattr(box, name), getattr(whole_start, name)
+            if mine is not all_there and mine != all_there:
+                return what
+    return ""
+
+
+def invariant(boxes: Boxes, whole_start: Box) -> Boxes:
+    """The boxes, without what differs from packet to packet."""
+    if not varying(boxes, whole_start):
+        return boxes
+    same = {name: getattr(whole_start, name) for name in VARYING}
+    return tuple(dict.fromkeys(replace(box, **same) for box in boxes))
+
+
+def widened(boxes: Boxes, whole_start: Box) -> Boxes:
+    """The boxes as all views have them: of flows, with the interface by which they leave."""
+    boxes = invariant(boxes, whole_start)
+    if whole_start.outside is ANY_INTERFACE:
+        return boxes
+    return tuple(replace(box, outside=ANY_INTERFACE) for box in boxes)

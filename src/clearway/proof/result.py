@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is given to a proof, what it says, and the words of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from clearway.importer.box import Boxes
+from clearway.model import IPAddress
+
+
+class View(StrEnum):
+    """Which addresses a packet has where a chain sees it."""
+
+    BEFORE = "before"  # as it arrives
+    BETWEEN = "between"  # its destination is translated, its source is not
+    AFTER = "after"  # as it leaves
+
+
+class Kind(StrEnum):
+    """What a rule means for a path around it."""
+
+    FLOW_INVARIANT = "flow-invariant"  # decides the same for every packet of a flow
+    RESTORABLE = "restorable"  # has effects besides, which are reproduced, or never happen
+    OPAQUE = "opaque"
+    ELSEWHERE = "not on the path"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleName:
+    """A rule as its administrator finds it. `family` is nft's word; `position` counts from 1 within the
+    chain, 0 is the policy; `handle` is nft's, where it is known.
+    """
+
+    family: str
+    table: str
+    chain: str
+    position: int
+    handle: int | None
+    text: str
+
+    def __str__(self) -> str:
+        where = f"{self.family} {self.table} {self.chain}"
+        if self.position == 0:
+            return f"{where}: {self.text}"
+        place = f"rule {self.position}" if self.handle is None else f"handle {self.handle}"
+        return f"{where} {place}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Packets in these boxes, in this view, are Linux' as long as no earlier line of the view lets them pass.
+    Of the boxes source, destination, ports, protocol and interfaces count.
+    """
+
+    view: View
+    boxes: Boxes
+    why: str
+    rule: RuleName | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """A rule and what it means. `keeps`: at least one flow because of it."""
+
+    name: RuleName
+    kind: Kind
+    why: str
+    keeps: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A counter that packets meet: of the rule, or the object of this name."""
+
+    rule: RuleName
+    counter: str = ""
+
+
+Tuple = tuple[IPAddress, int, IPAddress, int]
+"""Source and its port, destination and its port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One direction of a connection through this machine. `protocol`: IP's number; `inside`: the interface
+    by which its packets come in, `outside`: by which they leave.
+    """
+
+    family: int
+    protocol: int
+    arrives: Tuple
+    leaves: Tuple
+    inside: str
+    outside: str
+
+    def seen(self, view: View) -> Tuple:
+        match view:
+            case View.BEFORE:
+                return self.arrives
+            case View.AFTER:
+                return self.leaves
+        return (*self.arrives[:2], *self.leaves[2:])
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What packets meet besides netfilter's rules: filters of tc, policies of xfrm. None: any."""
+
+    family: int | None
+    inside: str | None
+    outside: str | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """`nft`: what `nft -j list ruleset` prints, "" for nothing. `saves`: what `iptables-nft-save` and
+    `ip6tables-nft-save` print, by "ip" and "ip6". `legacy`: families that have tables of iptables-legacy.
+    `above`: for a device those on top of it (VLANs, a bridge or bond): rules may know its packets by these.
+    """
+
+    nft: str = ""
+    saves: Mapping[str, str] = field(default_factory=dict)
+    legacy: frozenset[int] = frozenset()
+    obstacles: tuple[Obstacle, ...] = ()
+    above: Mapping[str, frozenset[str]] = field(default_factory=dict)

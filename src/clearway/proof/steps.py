@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules as steps. Statements of a rule take effect in their order, and what stands before a condition happens
+to packets that do not meet it: `counter tcp dport 80 accept` counts everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from clearway.importer.box import FAMILIES, Box, Boxes, common, everything, limited
+from clearway.importer.conditions import Condition
+from clearway.importer.errors import InexactError
+from clearway.importer.nft_rule import FAMILIES_OF, Table
+from clearway.importer.ranges import Ranges
+from clearway.model.protocols import TCP, UDP
+
+from .region import CONNTRACK, start
+from .result import RuleName
+from .settled import settled
+
+
+class Act(StrEnum):
+    """What a step does."""
+
+    COUNT = "count"
+    OPAQUE = "opaque"
+    CONNMARK = "connmark"  # means what is said here only where the connection's mark is 0
+    ACCEPT = "accept"
+    DROP = "drop"
+    JUMP = "jump"
+    GOTO = "goto"
+    RETURN = "return"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Packets in the boxes get this far in the rule: all or, when there are `reasons`, some. `text`: the
+    chain to go to, the object that counts, or what is done.
+    """
+
+    act: Act
+    boxes: Boxes
+    text: str = ""
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def calls(self) -> bool:
+        return self.act in {Act.JUMP, Act.GOTO}
+
+
+@dataclass(frozen=True, slots=True)
+class StepRule:
+    """`restores`: effects that need no step, and why."""
+
+    name: RuleName
+    steps: tuple[Step, ...]
+    restores: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class StepChain:
+    """`hook` is empty for chains that are only jumped to. `devices`: of ingress and egress, none where they
+    are not known. `counts`: the policy has counters.
+    """
+
+    family: str
+    table: str
+    name: str
+    families: tuple[int, ...]
+    kind: str = "filter"
+    hook: str = ""
+    priority: int = 0
+    drops: bool = False
+    counts: bool = False
+    devices: tuple[str, ...] = ()
+    rules: list[StepRule] = field(default_factory=list)
+
+    @property
+    def policy(self) -> RuleName:
+        text = f"policy {'drop' if self.drops else 'accept'}"
+        return RuleName(self.family, self.table, self.name, 0, None, text)
+
+    @property
+    def label(self) -> str:
+        return f"{self.family} {self.table}"
+
+
+PORTED = {"tcp": TCP, "udp": UDP}
+Chains = dict[tuple[str, str], StepChain]
+"""By family and table, and name."""
+
+
+def carried(boxes: Boxes) -> Boxes:
+    """What of these boxes established connections may have at some hook of theirs."""
+    return common(boxes, [_anywhere(family) for family in FAMILIES])
+
+
+def _anywhere(family: int) -> Box:
+    early, late = start("prerouting", CONNTRACK, family), start("forward", 0, family)
+    return replace(late, state=early.state, to=early.to)
+
+
+def unproven(asked: str) -> str:
+    """What is said of conditions that no box holds."""
+    return f"asks for {asked}, which is not known to be the same for every packet"
+
+
+class Steps:
+    """A rule while it is read: what is still in it, and the steps so far."""
+
+    def __init__(self, table: Table, families: tuple[int, ...]) -> None:
+        self.table = table
+        self.boxes: Boxes = everything(families)
+        self.reasons: list[str] = []
+        self.done: list[Step] = []
+        self.restores: list[str] = []
+
+    def ask(self, condition: Condition) -> None:
+        """Go on with what meets the condition; where that cannot be said, with all that may meet it."""
+        self.narrow(condition.keys)
+        if condition.keys == ("ip6 nexthdr",):  # the first header is the last: there are no others
+            condition = replace(condition, keys=("meta l4proto",))
+        met = settled(condition)
+        if met is not None:
+            if condition.keys == ("ct mark",):
+                self.add(Act.CONNMARK)
+            if not met:
+                self.never()
+            return
+        try:
+            self.boxes = common(self.boxes, self.table.boxes_of(condition))
+        except InexactError as error:
+            named = str(error).startswith("set ")
+            self.doubt(str(error) if named else unproven(str(condition)))
+
+    def never(self) -> None:
+        """Nothing that is carried meets what comes now."""
+        self.boxes = ()
+
+    def narrow(self, keys: Iterable[str]) -> None:
+        """Go on with packets that have the headers of these."""
+        for key in keys:
+            header = key.split(" ")[0]
+            if families := FAMILIES_OF.get(header):
+                self.boxes = tuple(box for box in self.boxes if box.family in families)
+            if header in PORTED:
+                self.boxes = limited(self.boxes, protocol=Ranges.numbers([PORTED[header]]))
+
+    def doubt(self, why: str) -> None:
+        self.reasons.append(why)
+
+    def add(self, act: Act, text: str = "", boxes: Boxes | None = None) -> None:
+        self.done.append(Step(act, self.boxes if boxes is None else boxes, text, tuple(self.reasons)))
+
+    def opaque(self, why: str) -> None:
+        self.add(Act.OPAQUE, why)
+
+    def restore(self, why: str) -> None:
+        self.restores.append(why)
+
+    def clamp(self) -> None:
+        """TCP's MSS. It is in SYNs, but other segments may carry it as well, and are changed then."""
+        self.narrow(["tcp option"])
+        if carried(self.boxes):
+            self.opaque("changes the MSS in segments other than SYNs as well")
+        else:
+            self.restore("clamps the MSS of SYNs, which Linux forwards")
+
+    def rule(self, name: RuleName) -> StepRule:
+        return StepRule(name, tuple(self.done), tuple(self.restores))

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A base chain as lines: what certainly passes it, and what is kept in Linux because of it, first match
+first.
+
+Every packet on its way through the chain is in a box. What a rule decides leaves the way, as far as that can
+be said in few boxes; otherwise it stays, and an earlier line speaks for it. So boxes may be too large, never
+too small, and a line is only believed where none before it is met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from clearway.importer.box import FIELDS, Box, Boxes, common, without
+from clearway.importer.errors import InexactError
+from clearway.importer.ranges import Names
+
+from .region import CONNTRACK, invariant, start, varying, views_of, widened
+from .result import RuleName
+from .steps import Act, Chains, Step, StepChain
+
+DEPTH_MAX = 64
+"""nftables allows 16 (NFT_JUMP_STACK_SIZE); of iptables only loops are refused."""
+STEPS_MAX = 500_000
+"""Taken for one chain: jumps may multiply."""
+DOUBTS_MAX = 64
+SPANS_MAX = 4
+"""Of a field of what is left on the way."""
+UNCERTAIN = "a rule before it in its chain may return"
+
+
+class LongError(Exception):
+    """The chain is too long to be walked. str() says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why packets are kept."""
+
+    why: str
+    rule: RuleName | None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Packets in the boxes are kept or, when there is no cause, pass."""
+
+    boxes: Boxes
+    cause: Cause | None = None
+
+
+@dataclass(slots=True)
+class _Way:
+    """What is on its way through a chain, what has come out of it, and what may have (`doubts`). `reasons`:
+    why packets may not have been sent here.
+    """
+
+    chain: StepChain
+    boxes: Boxes
+    reasons: tuple[str, ...]
+    depth: int
+    out: Boxes = ()
+    doubts: Boxes = ()
+
+    def less(self, decided: Sequence[Box]) -> None:
+        """What was decided leaves the way, if that leaves it as simple as it was."""
+        for one in decided:
+            self.boxes = tuple(rest for box in self.boxes if (rest := _rest(box, one)) is not None)
+
+    def leave(self, boxes: Boxes, *, certain: bool) -> None:
+        """These, or some of them, skip the rest of the chain."""
+        if certain:
+            try:
+                self.boxes = without(self.boxes, boxes)
+                return
+            except InexactError:
+                pass
+        self.doubts = self.boxes if len(self.doubts) > DOUBTS_MAX else (*self.doubts, *boxes)
+
+
+@dataclass(slots=True)
+class Walk:
+    """One base chain, for one family. `asks_connmark`: its lines hold for connections whose mark is 0."""
+
+    base: StepChain
+    chains: Chains
+    family: int
+    lines: list[Line] = field(default_factory=list)
+    asks_connmark: bool = False
+    _steps: int = 0
+
+    @property
+    def start(self) -> Box:
+        return start(self.base.hook, self.base.priority, self.family)
+
+    def walk(self) -> None:
+        """Fill `lines`. Whatever is wrong with the chains is a reason to keep everything."""
+        try:
+            left = self._through(_Way(self.base, (self.start,), (), 0))
+        except LongError as error:
+            self._keep((self.start,), str(error), None)
+            return
+        if self.base.drops:
+            self._keep(left, "drops it", self.base.policy)
+
+    def _through(self, way: _Way) -> Boxes:
+        """What comes out of a chain, at its end or by a return."""
+        if way.depth > DEPTH_MAX:
+            raise LongError(f"more than {DEPTH_MAX} chains call each other")
+        for rule in way.chain.rules:
+            for step in rule.steps:
+                if met := common(way.boxes, step.boxes):
+                    self._take(way, step, rule.name, met)
+            if not way.boxes:
+                break
+        return (*way.out, *way.boxes)
+
+    def _take(self, way: _Way, step: Step, rule: RuleName, met: Boxes) -> None:
+        self._steps += 1
+        if self._steps > STEPS_MAX:
+            raise LongError(f"it unfolds to more than {STEPS_MAX:,} steps")
+        doubts = self._doubts(way, step, met)
+        match step.act:
+            case Act.CONNMARK if self.base.hook != "prerouting" or self.base.priority > CONNTRACK:
+                self.asks_connmark = True
+            case Act.CONNMARK:
+                self._decide(way, met, "asks for a connection before conntrack has looked", rule)
+            case Act.OPAQUE:
+                self._decide(way, met, step.text, rule)
+            case Act.DROP:
+                self._decide(way, met, doubts[0] if doubts else f"{step.text}s it", rule)
+            case Act.COUNT | Act.ACCEPT if doubts:
+                self._decide(way, met, doubts[0], rule)
+            case Act.ACCEPT:
+                self.lines.append(Line(widened(met, self.start)))
+                way.less(met)
+            case Act.RETURN:
+                way.out += met
+                way.leave(met, certain=not doubts)
+            case Act.JUMP | Act.GOTO:
+                self._call(way, step, rule, met, doubts)
+
+    def _call(self, way: _Way, step: Step, rule: RuleName, met: Boxes, doubts: tuple[str, ...]) -> None:
+        target = self.chains.get((way.chain.label, step.text))
+        if target is None:
+            self._decide(way, met, f"there is no chain {step.text}", rule)
+            return
+        left = self._through(_Way(target, met, doubts, way.depth + 1))
+        if not left:
+            way.less(met)
+        elif step.act is Act.GOTO:
+            way.out += left
+            way.leave(met, certain=not doubts)
+
+    def _doubts(self, way: _Way, step: Step, met: Boxes) -> tuple[str, ...]:
+        """Why it may not happen to each packet in these boxes."""
+        found = [*way.reasons, *step.reasons]
+        if way.doubts and common(met, way.doubts):
+            found.append(UNCERTAIN)
+        if step.act is Act.COUNT and len(views_of(self.base.hook, self.base.priority)) > 1:
+            found.append("counts at the priority of NAT, where it may see either addresses")
+        if what := varying(met, self.start):
+            found.append(f"asks for {what}")
+        return tuple(found)
+
+    def _decide(self, way: _Way, met: Boxes, why: str, rule: RuleName) -> None:
+        """The flows of these packets are Linux', so there is nothing more to find out about them."""
+        whole = invariant(met, self.start)
+        self._keep(whole, why, rule)
+        way.less(whole)
+
+    def _keep(self, boxes: Boxes, why: str, rule: RuleName | None) -> None:
+        if boxes:
+            self.lines.append(Line(widened(boxes, self.start), Cause(why, rule)))
+
+
+def _rest(box: Box, decided: Box) -> Box | None:
+    """The box without what was decided, where that is one simple box; otherwise the box."""
+    left: dict[str, Any] = {}
+    for name in FIELDS:
+        mine, theirs = getattr(box, name), getattr(decided, name)
+        if mine is not theirs and not mine.within(theirs):
+            left[name] = mine - theirs
+            if len(left) > 1:
+                return box
+    if not left:
+        return None
+    [rest] = left.values()
+    simple = isinstance(rest, Names) or len(rest.spans) <= SPANS_MAX
+    return replace(box, **left) if simple else box
