@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random rulesets in three forms: nft's JSON, iptables-save's text, and rules that are followed one by one.
+
+The latter share nothing with clearway.proof: conditions are predicates on packets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from itertools import product
+from random import Random
+from typing import Any
+
+from clearway.proof import Passage, Sources
+from clearway.proof.result import Tuple
+
+TCP, UDP = 6, 17
+PREROUTING, FORWARD, POSTROUTING = range(3)
+HOOKS = ("prerouting", "forward", "postrouting")
+INTERFACES = {"lan0": 2, "lan1": 3, "wan": 4}
+
+
+@dataclass(frozen=True)
+class Packet:
+    """As a chain sees it. `luck`: how conditions turn out that no packet shows."""
+
+    seen: Tuple
+    protocol: int
+    inside: str
+    outside: str
+    hook: int
+    flags: int
+    dscp: int
+    ttl: int
+    tracked: bool
+    luck: bool
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`nft`: statements of JSON; `iptables`: None where it has none. `spoils`: asking changes something."""
+
+    nft: Sequence[Any]
+    iptables: str | None
+    meets: Callable[[Packet], bool]
+    spoils: bool = False
+
+
+def match(left: Any, right: Any, operator: str = "==") -> list[Any]:
+    return [{"match": {"op": operator, "left": left, "right": right}}]
+
+
+def payload(protocol: str, name: str) -> Any:
+    return {"payload": {"protocol": protocol, "field": name}}
+
+
+def prefix(text: str) -> Any:
+    address, _slash, length = text.partition("/")
+    return {"prefix": {"addr": address, "len": int(length)}}
+
+
+def meta(key: str) -> Any:
+    return {"meta": {"key": key}}
+
+
+def _in(network: str, place: int) -> Callable[[Packet], bool]:
+    return lambda packet: packet.seen[place] in ip_network(network)
+
+
+def _port(protocol: int, place: int, first: int, last: int) -> Callable[[Packet], bool]:
+    return lambda one: one.protocol == protocol and first <= int(str(one.seen[place])) <= last
+
+
+SADDR, DADDR, STATE = payload("ip", "saddr"), payload("ip", "daddr"), {"ct": {"key": "state"}}
+EXACT = (
+    Condition([], "", lambda _one: True),
+    Condition(match(SADDR, prefix("10.1.0.0/16")), "-s 10.1.0.0/16", _in("10.1.0.0/16", 0)),
+    Condition(
+        match(SADDR, prefix("10.1.0.0/24"), "!="),
+        "! -s 10.1.0.0/24",
+        lambda one: not _in("10.1.0.0/24", 0)(one),
+    ),
+    Condition(match(DADDR, "192.0.2.1"), "-d 192.0.2.1/32", _in("192.0.2.1/32", 2)),
+    Condition(match(DADDR, "@hosts"), None, lambda one: str(one.seen[2]) in {"192.0.2.1", "203.0.113.9"}),
+    Condition(match(payload("tcp", "dport"), 443), "-p tcp -m tcp --dport 443", _port(TCP, 3, 443, 443)),
+    Condition(
+        match(payload("udp", "sport"), {"range": [1000, 40000]}),
+        "-p udp -m udp --sport 1000:40000",
+        _port(UDP, 1, 1000, 40000),
+    ),
+    Condition(match(meta("l4proto"), "udp"), "-p udp", lambda one: one.protocol == UDP),
+    Condition(
+        match({"concat": [SADDR, payload("tcp", "dport")]}, {"set": [{"concat": ["10.1.0.5", 443]}]}),
+        None,
+        lambda one: str(one.seen[0]) == "10.1.0.5" and one.protocol == TCP and one.seen[3] == 443,
+    ),
+    Condition(
+        match(STATE, ["established", "related"], "in"),
+        "-m conntrack --ctstate RELATED,ESTABLISHED",
+        lambda one: one.tracked,
+    ),
+    Condition(match(STATE, "new", "in"), "-m conntrack --ctstate NEW", lambda _one: False),
+    Condition(match(STATE, "invalid", "in"), "-m conntrack --ctstate INVALID", lambda one: not one.tracked),
+    Condition(match({"&": [meta("mark"), 1]}, 1), "-m mark --mark 0x1/0x1", lambda _one: False),
+    Condition(match(meta("mark"), 0), "-m mark --mark 0x0", lambda _one: True),
+    Condition(match({"&": [payload("ip", "frag-off"), 8191]}, 0, "!="), "-f", lambda _one: False),
+    Condition(
+        match({"&": [payload("tcp", "flags"), ["fin", "syn", "rst", "ack"]]}, "syn"),
+        "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN",
+        lambda _one: False,
+    ),
+)
+INSIDE = (
+    Condition(match(meta("iifname"), "lan0"), "-i lan0", lambda one: one.inside == "lan0"),
+    Condition(match(meta("iifname"), "lan0", "!="), "! -i lan0", lambda one: one.inside != "lan0"),
+    Condition(match(meta("iifname"), {"set": ["lan1", "wan"]}), None, lambda one: one.inside != "lan0"),
+)
+OUTSIDE = (
+    Condition(match(meta("oifname"), "wan"), "-o wan", lambda one: one.hook > 0 and one.outside == "wan"),
+    Condition(
+        match(meta("oifname"), "wan", "!="), "! -o wan", lambda one: not one.hook or one.outside != "wan"
+    ),
+)
+INEXACT = (
+    Condition(
+        match(payload("tcp", "flags"), "psh", "in"),
+        "-p tcp -m tcp --tcp-flags PSH PSH",
+        lambda one: one.protocol == TCP and bool(one.flags & 8),
+    ),
+    Condition(match(payload("ip", "dscp"), "ef"), "-m dscp --dscp 0x2e", lambda one: one.dscp == 46),
+    Condition(match(payload("ip", "ttl"), 10, "<"), "-m ttl --ttl-lt 10", lambda one: one.ttl < 10),
+    Condition(
+        match({"ct": {"key": "status"}}, "dnat", "in"), "-m conntrack --ctstate DNAT", lambda one: one.luck
+    ),
+    Condition(match(meta("length"), 1000, ">"), "-m length --length 1000:65535", lambda one: one.luck),
+    Condition(
+        [{"limit": {"rate": 10, "burst": 5, "per": "second"}}],
+        "-m limit --limit 10/sec",
+        lambda one: one.luck,
+        spoils=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a rule does: a verdict, or something that spoils."""
+
+    nft: Any
+    iptables: str | None
+    verb: str = "continue"
+    target: str = ""
+    spoils: bool = False
+
+
+ACCEPT, DROP = Effect({"accept": None}, "-j ACCEPT", "accept"), Effect({"drop": None}, "-j DROP", "drop")
+HARMLESS = (
+    Effect(
+        {"mangle": {"key": meta("mark"), "value": {"&": [meta("mark"), 7]}}}, "-j MARK --set-xmark 0x0/0x7"
+    ),
+    Effect({"mangle": {"key": meta("mark"), "value": {"ct": {"key": "mark"}}}}, "-j CONNMARK --restore-mark"),
+)
+SPOILING = (
+    Effect({"log": {"prefix": "x"}}, '-j LOG --log-prefix "x "', spoils=True),
+    Effect({"mangle": {"key": meta("mark"), "value": 1}}, "-j MARK --set-xmark 0x1/0xffffffff", spoils=True),
+    Effect({"set": {"op": "add", "elem": SADDR, "set": "@seen"}}, "-j SET --add-set seen src", spoils=True),
+)
+VERDICTS = (
+    ACCEPT,
+    ACCEPT,
+    DROP,
+    Effect({"reject": None}, "-j REJECT --reject-with icmp-port-unreachable", "drop"),
+    Effect({"return": None}, "-j RETURN", "return"),
+    Effect(None, "", "continue"),
+)
+
+
+def call(verb: str, target: str) -> Effect:
+    return Effect({verb: {"target": target}}, f"-{'j' if verb == 'jump' else 'g'} {target}", verb, target)
+
+
+@dataclass(frozen=True)
+class Rule:
+    handle: int
+    conditions: tuple[Condition, ...]
+    effects: tuple[Effect, ...]
+    counts: int | None
+    """Behind so many conditions."""
+
+
+@dataclass
+class Chain:
+    name: str
+    hook: int | None = None
+    priority: int = 0
+    drops: bool = False
+    rules: list[Rule] = field(default_factory=list)
+
+
+Ruleset = Mapping[str, Chain]
+
+
+# ---- random ----
+
+BASES = ((0, -300), (0, -150), (0, -10), (1, 0), (1, 50), (2, 0), (2, 150))
+TABLES = {(0, -300): "raw", (0, -150): "mangle", (1, 0): "filter", (1, 50): "security"}
+
+
+def random_ruleset(random: Random, *, exact: bool, iptables: bool) -> Ruleset:
+    """Up to three base chains and two that are called. `exact`: each condition can be said in boxes."""
+    bases = [key for key in BASES if not iptables or key in TABLES]
+    chosen = sorted(random.sample(bases, random.randint(1, 3)))
+    chains = [Chain("a"), Chain("b")]
+    for hook, priority in chosen:
+        drops = random.random() < 0.3 and not (iptables and priority != 0)
+        chains.append(Chain(f"base{hook}_{priority}".replace("-", "m"), hook, priority, drops))
+    handles = iter(range(1, 1000))
+    for chain in chains:
+        for _ in range(random.randint(0, 5)):
+            chain.rules.append(_random_rule(random, chain, next(handles), exact=exact, iptables=iptables))
+    return {chain.name: chain for chain in chains}
+
+
+def _random_rule(random: Random, chain: Chain, handle: int, *, exact: bool, iptables: bool) -> Rule:
+    pool = [*EXACT, *INSIDE] if chain.hook != POSTROUTING or not iptables else [*EXACT]
+    pool += [] if iptables and chain.hook == PREROUTING else OUTSIDE
+    if not exact:
+        pool += INEXACT * 2
+    if iptables:
+        pool = [one for one in pool if one.iptables is not None]
+    conditions = tuple(random.choice(pool) for _ in range(random.choice((1, 1, 2))))
+    if iptables:
+        conditions = conditions[:1]
+    effects = list(VERDICTS)
+    below = {"a": ["b"], "b": []}.get(chain.name, ["a", "b"])
+    effects += [call(verb, target) for target in below for verb in ("jump", "jump", "goto")]
+    said = [random.choice(effects)]
+    others = HARMLESS[:1] if exact else (*HARMLESS, *SPOILING)  # before conntrack its mark means nothing
+    if random.random() < 0.2:
+        said = [random.choice(others)] if iptables else [random.choice(others), *said]
+    counts = random.randint(0, len(conditions)) if random.random() < 0.4 else None
+    return Rule(handle, conditions, tuple(said), len(conditions) if iptables else counts)
+
+
+def random_passage(random: Random) -> Passage:
+    """One direction of a connection; half of them are translated."""
+    protocol = random.choice((TCP, UDP))
+    source = ip_address(random.choice(("10.1.0.5", "10.1.7.1", "10.2.0.1", "203.0.113.9")))
+    destination = ip_address(random.choice(("192.0.2.1", "203.0.113.9", "10.1.0.5", "198.51.100.1")))
+    ports = random.choice((53, 443, 1000, 40001)), random.choice((53, 443, 1000))
+    arrives: Tuple = (source, ports[0], destination, ports[1])
+    leaves = arrives
+    if random.random() < 0.5:
+        translated = ip_address(random.choice(("192.0.2.1", "10.1.0.5", "10.1.7.1")))
+        leaves = (ip_address("203.0.113.9"), 1000, translated, random.choice((443, 53)))
+    inside, outside = random.choice(list(INTERFACES)), random.choice(list(INTERFACES))
+    return Passage(4, protocol, arrives, leaves, inside, outside)
+
+
+# ---- forms ----
+
+
+def as_nft(ruleset: Ruleset) -> Sources:
+    where = {"family": "ip", "table": "t"}
+    objects: list[Any] = [{"table": {"family": "ip", "name": "t", "handle": 1}}]
+    objects.append(
+        {"set": {**where, "name": "hosts", "type": "ipv4_addr", "elem": ["192.0.2.1", "203.0.113.9"]}}
+    )
+    objects.append({"set": {**where, "name": "seen", "type": "ipv4_addr", "size": 65535}})
+    for chain in ruleset.values():
+        content: dict[str, Any] = {**where, "name": chain.name}
+        if chain.hook is not None:
+            policy = "drop" if chain.drops else "accept"
+            content |= {"type": "filter", "hook": HOOKS[chain.hook], "prio": chain.priority, "policy": policy}
+        objects.append({"chain": content})
+    for chain in ruleset.values():
+        for rule in chain.rules:
+            expressions = list(_expressions(rule))
+            objects.append(
+                {"rule": {**where, "chain": chain.name, "handle": rule.handle, "expr": expressions}}
+            )
+    return Sources(json.dumps({"nftables": objects}))
+
+
+def _expressions(rule: Rule) -> Iterator[Any]:
+    for place, condition in enumerate(rule.conditions):
+        if rule.counts == place:
+            yield {"counter": {"packets": 0, "bytes": 0}}
+        yield from condition.nft
+    if rule.counts == len(rule.conditions):
+        yield {"counter": {"packets": 0, "bytes": 0}}
+    yield from (effect.nft for effect in rule.effects if effect.nft)
+
+
+def as_iptables(ruleset: Ruleset) -> Sources:
+    """Every table has its own copy of the chains that are called."""
+    lines = []
+    called = [chain for chain in ruleset.values() if chain.hook is None]
+    for chain in ruleset.values():
+        if chain.hook is None:
+            continue
+        lines += [f"*{TABLES[chain.hook, chain.priority]}"]
+        name = HOOKS[chain.hook].upper()
+        lines += [
+            f":{name} {'DROP' if chain.drops else 'ACCEPT'} [0:0]",
+            *(f":{one.name} - [0:0]" for one in called),
+        ]
+        for one, title in ((chain, name), *((one, one.name) for one in called)):
+            for rule in one.rules:
+                [condition], [effect] = rule.conditions, rule.effects
+                lines.append(" ".join(f"-A {title} {condition.iptables} {effect.iptables}".split()))
+        lines.append("COMMIT")
+    return Sources("", {"ip": "\n".join(lines)})
+
+
+# ---- followed ----
+
+
+class SpoiledError(Exception):
+    """A packet has met what cannot be done without it."""
+
+
+@dataclass
+class Followed:
+    """The way of one packet: which counters it meets, by rule and base chain."""
+
+    ruleset: Ruleset
+    counted: list[tuple[str, int]] = field(default_factory=list)
+    base: Chain = field(default_factory=lambda: Chain(""))
+
+    def verdict(self, passage: Passage, *, flags: int, dscp: int, ttl: int, luck: bool) -> str:
+        bases = [chain for chain in self.ruleset.values() if chain.hook is not None]
+        for base in sorted(bases, key=lambda chain: (chain.hook, chain.priority)):
+            assert base.hook is not None
+            self.base = base
+            seen = _seen(passage, base.hook, base.priority)
+            tracked = base.hook != PREROUTING or base.priority > -200
+            left = ttl if base.hook == PREROUTING else ttl - 1
+            inside, outside = passage.inside, passage.outside
+            one = Packet(seen, passage.protocol, inside, outside, base.hook, flags, dscp, left, tracked, luck)
+            verdict = self._through(base, one)
+            if verdict == "drop" or (verdict != "accept" and base.drops):
+                return "drop"
+            if verdict != "accept":
+                self.counted.append((base.name, 0))
+        return "accept"
+
+    def _through(self, chain: Chain, one: Packet) -> str:
+        """ "accept", "drop", or "" for the end of the chain."""
+        for rule in chain.rules:
+            ended = self._rule(rule, one)
+            if ended == "return":
+                return ""
+            if ended:
+                return ended
+        return ""
+
+    def _rule(self, rule: Rule, one: Packet) -> str:
+        for place, condition in enumerate(rule.conditions):
+            if rule.counts == place:
+                self.counted.append((self.base.name, rule.handle))
+            if condition.spoils:
+                raise SpoiledError
+            if not condition.meets(one):
+                return ""
+        if rule.counts == len(rule.conditions):
+            self.counted.append((self.base.name, rule.handle))
+        for effect in rule.effects:
+            if effect.spoils:
+                raise SpoiledError
+            if effect.verb in {"jump", "goto"}:
+                ended = self._through(self.ruleset[effect.target], one)
+                return ended or ("return" if effect.verb == "goto" else "")
+            if effect.verb != "continue":
+                return effect.verb
+        return ""
+
+
+def _seen(passage: Passage, hook: int, priority: int) -> Tuple:
+    if hook == PREROUTING and priority < -100:
+        return passage.arrives
+    if hook == POSTROUTING and priority > 100:
+        return passage.leaves
+    return (*passage.arrives[:2], *passage.leaves[2:])
+
+
+def followed(ruleset: Ruleset, passage: Passage) -> list[tuple[str, int]] | None:
+    """The counters that every packet of the passage meets; None when Linux has to have it: some packet is
+    dropped, meets what cannot be done without it, or meets other counters than the rest.
+    """
+    found = []
+    for flags, dscp, ttl, luck in product((0x10, 0x18, 0x30), (0, 46), (2, 64), (False, True)):
+        way = Followed(ruleset)
+        try:
+            if way.verdict(passage, flags=flags, dscp=dscp, ttl=ttl, luck=luck) == "drop":
+                return None
+        except SpoiledError:
+            return None
+        found.append(way.counted)
+    return found[0] if all(one == found[0] for one in found) else None

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a proof says of rules, of what cannot be read, and of counters; and what is compiled of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clearway.compiler.classifier import TooBigError, compile_classifier
+from clearway.proof import (
+    Counted,
+    Kind,
+    Obstacle,
+    Passage,
+    Passages,
+    Proof,
+    Sources,
+    View,
+    classifiers,
+    compiled,
+    prove,
+)
+from clearway.proof.compiled import question
+from tests.unit.proof_reference import as_nft, random_passage, random_ruleset
+
+TCP = 6
+INTERFACES = {"lan0": 2, "wan": 4}
+
+
+def passage(source: str = "10.1.0.5", destination: str = "192.0.2.1", **other: Any) -> Passage:
+    seen = (ip_address(source), 40000, ip_address(destination), 443)
+    values = {"protocol": TCP, "arrives": seen, "leaves": seen, "inside": "lan0", "outside": "wan"}
+    return Passage(**{"family": seen[0].version, **values, **other})
+
+
+SIX = passage("2001:db8::5", "2001:db8:9::1")
+
+
+def save(*rules: str, table: str = "filter", chains: str = ":FORWARD ACCEPT [0:0]") -> str:
+    return "\n".join([f"*{table}", chains, *rules, "COMMIT", ""])
+
+
+def of_iptables(*rules: str, **other: Any) -> Proof:
+    return prove(Sources(saves={"ip": save(*rules, **other)}))
+
+
+def of_nft(*expressions: list[Any], policy: str = "accept", **chain: Any) -> Proof:
+    where = {"family": "inet", "table": "t"}
+    base = {"type": "filter", "hook": "forward", "prio": 0, "policy": policy, **chain}
+    rules = [
+        {"rule": {**where, "chain": "c", "handle": 10 + number, "expr": one}}
+        for number, one in enumerate(expressions)
+    ]
+    objects = [{"table": {"family": "inet", "name": "t"}}, {"chain": {**where, "name": "c", **base}}, *rules]
+    return prove(Sources(json.dumps({"nftables": objects})))
+
+
+# ---- what a rule is called, and is ----
+
+
+def test_no_rules_keep_nothing() -> None:
+    proof = prove(Sources())
+    assert (proof.keeps, proof.rules, proof.why_kept(passage())) == ((), (), None)
+
+
+def test_rule_has_the_words_that_its_administrator_knows() -> None:
+    drop = [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "lan0"}}, {"drop": None}]
+    keep = of_nft([{"counter": {"packets": 1, "bytes": 60}}], drop).why_kept(passage())
+    assert keep is not None
+    assert str(keep.rule) == 'inet t c handle 11: iifname "lan0" drop'
+    assert keep.why == "drops it"
+    keep = of_iptables("-A FORWARD -i wan", "-A FORWARD -i lan0 -j DROP").why_kept(passage())
+    assert keep is not None
+    assert str(keep.rule) == "ip filter FORWARD rule 2: -A FORWARD -i lan0 -j DROP"
+
+
+def test_policy_is_a_rule_of_its_own() -> None:
+    keep = of_iptables(chains=":FORWARD DROP [0:0]").why_kept(passage())
+    assert keep is not None
+    assert str(keep.rule) == "ip filter FORWARD: policy drop"
+
+
+KINDS = (
+    ("-A FORWARD -j ACCEPT", Kind.RESTORABLE, False),
+    ("-A FORWARD -p tcp -m tcp --dport 443 -j DROP", Kind.RESTORABLE, True),
+    ("-A FORWARD -m limit --limit 1/sec -j ACCEPT", Kind.OPAQUE, True),
+    ("-A FORWARD -m conntrack --ctstate NEW -m limit --limit 1/sec -j LOG", Kind.OPAQUE, False),
+    ("-A FORWARD -m dscp --dscp 46 -j ACCEPT", Kind.OPAQUE, True),
+    ("-A FORWARD -m unheard --of it -j ACCEPT", Kind.OPAQUE, True),
+    ("-A FORWARD --unheard of -j ACCEPT", Kind.OPAQUE, True),
+    ("-A FORWARD -j UNHEARD --of it", Kind.OPAQUE, True),
+    ("-A FORWARD -m set --match-set hosts src -j ACCEPT", Kind.OPAQUE, True),
+    ("-A INPUT -j DROP", Kind.ELSEWHERE, False),
+    ("-A lonely -j DROP", Kind.ELSEWHERE, False),
+)
+
+
+@pytest.mark.parametrize(("rule", "kind", "keeps"), KINDS, ids=[one[0] for one in KINDS])
+def test_rule_is_of_a_kind(rule: str, kind: Kind, keeps: bool) -> None:
+    chains = ":FORWARD ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:lonely - [0:0]"
+    [classified] = of_iptables(rule, chains=chains).rules
+    assert (classified.kind, classified.keeps) == (kind, keeps)
+    assert classified.why
+
+
+def test_rules_of_nft_without_counters_are_invariant() -> None:
+    [classified] = of_nft([{"accept": None}]).rules
+    assert classified.kind is Kind.FLOW_INVARIANT
+
+
+def test_rules_of_nat_meet_first_packets_only() -> None:
+    proof = of_iptables(
+        "-A POSTROUTING -m statistic --mode random --probability 0.5 -j MASQUERADE",
+        table="nat",
+        chains=":POSTROUTING ACCEPT [0:0]",
+    )
+    assert proof.why_kept(passage()) is None
+    assert [rule.kind for rule in proof.rules] == [Kind.RESTORABLE]
+
+
+# ---- what cannot be read, and what is no rule ----
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"nftables": [{"rule": {}}]}', "table inet t { }"])
+def test_nft_that_cannot_be_read_keeps_everything(text: str) -> None:
+    proof = prove(Sources(text))
+    assert proof.why_kept(passage()) is not None
+    assert proof.why_kept(SIX) is not None
+
+
+@pytest.mark.parametrize("text", ["*filter\n-A NONE -j ACCEPT\nCOMMIT\n", "iptables: no chain by that name"])
+def test_save_that_cannot_be_read_keeps_its_family(text: str) -> None:
+    proof = prove(Sources(saves={"ip6": text}))
+    assert proof.why_kept(passage()) is None
+    assert proof.why_kept(SIX) is not None
+
+
+STRANGE: tuple[dict[str, Any], ...] = (
+    {"unheard": {"of": 1}},
+    {"match": {"left": 3}},
+    {"match": {"op": "==", "left": {"unheard": {}}, "right": 1}},
+    {"mangle": {}},
+    {"vmap": {"key": {"meta": {"key": "iifname"}}, "data": "@none"}},
+    {"jump": {"target": "none"}},
+    {"counter": {"map": {}}},
+    {"xt": {"type": "match", "name": "unheard"}},
+    {"xt": None},
+)
+
+
+@pytest.mark.parametrize("statement", STRANGE, ids=[json.dumps(one) for one in STRANGE])
+def test_strange_statement_keeps_all_that_comes_there(statement: dict[str, Any]) -> None:
+    lan = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "lan0"}}
+    proof = of_nft([lan, statement, {"accept": None}])
+    assert proof.why_kept(passage()) is not None
+    assert proof.why_kept(passage(inside="lan1")) is None
+
+
+@pytest.mark.parametrize(("exists", "kept"), [(True, False), (False, True)])
+def test_headers_that_nothing_has_are_not_met(exists: bool, kept: bool) -> None:
+    """Whether IPv4 meets `missing` depends on what nft puts before it."""
+    header = {"match": {"op": "==", "left": {"exthdr": {"name": "frag"}}, "right": exists}}
+    proof = of_nft([header, {"drop": None}])
+    assert (proof.why_kept(passage()) is not None, proof.why_kept(SIX) is not None) == (kept, kept)
+
+
+def test_comment_that_looks_like_an_option_is_none() -> None:
+    proof = of_iptables('-A FORWARD -m comment --comment "-f" -j DROP')
+    assert proof.why_kept(passage()) is not None
+
+
+def test_tables_of_iptables_are_read_as_it_prints_them_where_json_does_not_tell() -> None:
+    """And base chains that it prints and that are not there count nothing."""
+    where = {"family": "ip", "table": "filter"}
+    expressions = [{"xt": {"type": "match", "name": "connmark"}}, {"counter": None}, {"accept": None}]
+    objects = [
+        {"table": {"family": "ip", "name": "filter"}},
+        {
+            "chain": {
+                **where,
+                "name": "FORWARD",
+                "type": "filter",
+                "hook": "forward",
+                "prio": 0,
+                "policy": "accept",
+            }
+        },
+        {"rule": {**where, "chain": "FORWARD", "handle": 3, "expr": expressions}},
+    ]
+    text = json.dumps({"nftables": objects})
+    saved = save(
+        "-A FORWARD -m connmark --mark 1 -j ACCEPT", chains=":FORWARD ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]"
+    )
+    assert prove(Sources(text)).why_kept(passage()) is not None
+    proof = prove(Sources(text, {"ip": saved}))
+    assert proof.why_kept(passage()) is None
+    assert proof.requires_unmarked
+    assert texts(proof.traversed(passage())) == ["policy accept"]
+
+
+def test_chains_that_lead_to_each_other_keep_everything() -> None:
+    proof = of_nft([{"jump": {"target": "c"}}])
+    keep = proof.why_kept(passage())
+    assert keep is not None
+    assert "call each other" in keep.why
+
+
+def test_legacy_tables_keep_their_family() -> None:
+    proof = prove(Sources(legacy=frozenset({6})))
+    assert proof.why_kept(passage()) is None
+    assert proof.why_kept(SIX) is not None
+
+
+def test_obstacle_keeps_what_meets_it() -> None:
+    proof = prove(
+        Sources(obstacles=(Obstacle(None, None, "wan", "tc filters"), Obstacle(6, "lan1", None, "xfrm")))
+    )
+    keep = proof.why_kept(passage())
+    assert keep is not None
+    assert keep.why == "tc filters"
+    assert proof.why_kept(passage(inside="lan1", outside="lan0")) is None
+    assert proof.why_kept(replace(SIX, inside="lan1", outside="lan0")) is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"), [(["dormant"], False), ("dormant", False), ("t", True), ([], True)]
+)
+def test_dormant_table_is_not_in_force_if_that_can_be_told(flags: Any, kept: bool) -> None:
+    """nftables 1.0.6 has the name of some table there, whatever the flag is."""
+    chain = {"family": "inet", "table": "t", "name": "c", "type": "filter", "hook": "forward", "prio": 0}
+    table = {"family": "inet", "name": "t", "flags": flags}
+    text = json.dumps({"nftables": [{"table": table}, {"chain": {**chain, "policy": "drop"}}]})
+    assert (prove(Sources(text)).why_kept(passage()) is not None) == kept
+
+
+# ---- counters ----
+
+
+def texts(met: tuple[Counted, ...]) -> list[str]:
+    return [counted.counter or counted.rule.text for counted in met]
+
+
+def test_counters_come_as_often_as_packets_meet_them() -> None:
+    proof = of_iptables(
+        "-A FORWARD -i lan0 -j twice",
+        "-A FORWARD -o wan -j twice",
+        "-A twice -s 10.1.0.5",
+        "-A twice -s 10.9.0.0/16",
+        chains=":FORWARD ACCEPT [0:0]\n:twice - [0:0]",
+    )
+    jump, again = "-A FORWARD -i lan0 -j twice", "-A FORWARD -o wan -j twice"
+    assert texts(proof.traversed(passage())) == [
+        jump,
+        "-A twice -s 10.1.0.5",
+        again,
+        "-A twice -s 10.1.0.5",
+        "policy accept",
+    ]
+    assert texts(proof.traversed(passage(inside="x", outside="y"))) == ["policy accept"]
+
+
+def test_counter_before_a_condition_counts_all() -> None:
+    condition = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "lan1"}}
+    assert texts(of_nft([{"counter": "all"}, condition, {"counter": "few"}]).traversed(passage())) == ["all"]
+
+
+def test_counting_at_the_priority_of_nat_is_kept() -> None:
+    counting = of_nft([{"counter": None}], hook="postrouting", prio=100)
+    assert counting.why_kept(passage()) is not None
+    assert of_nft([{"accept": None}], hook="postrouting", prio=100).why_kept(passage()) is None
+
+
+def test_many_passages_at_once_are_counted_as_each_alone() -> None:
+    for seed in range(20):
+        random = Random(seed)
+        proof = prove(as_nft(random_ruleset(random, exact=True, iptables=False)))
+        passages = [one for one in (random_passage(random) for _ in range(60)) if proof.why_kept(one) is None]
+        if not passages:
+            continue
+        alone: list[list[Counted]] = [[] for _ in passages]
+        for counted, rows in proof.counted(Passages.of(passages)):
+            for row in rows.tolist():
+                alone[row].append(counted)
+        assert alone == [list(proof.traversed(one)) for one in passages]
+
+
+def test_addresses_of_ipv6_are_whole_numbers() -> None:
+    rule = "-A FORWARD -s 2001:db8::/64 -d ::/1"
+    proof = prove(Sources(saves={"ip6": save(rule)}))
+    sources = [
+        "2001:db8::5",
+        "2001:db8:0:1::5",
+        "2001:db8::",
+        "2001:db8::ffff:ffff:ffff:ffff",
+        "2001:db7:ffff::",
+    ]
+    passages = Passages.of([passage(source, "7fff::1") for source in sources])
+    [(counted, rows), _policy] = proof.counted(passages)
+    assert (counted.rule.text, rows.tolist()) == (rule, [0, 2, 3])
+
+
+def test_passages_of_both_families_are_refused() -> None:
+    with pytest.raises(ValueError, match="unpack"):
+        Passages.of([passage(), SIX])
+
+
+# ---- compiled ----
+
+
+def test_classifiers_are_absent_where_nothing_is_kept() -> None:
+    compiled_ = classifiers(of_iptables("-A FORWARD -s 10.0.0.0/8 -j DROP"), INTERFACES)
+    assert set(compiled_.classifiers) == {(View.BETWEEN, 4)}
+    assert classifiers(prove(Sources()), INTERFACES).classifiers == {}
+
+
+def test_what_passes_first_comes_first_in_a_classifier() -> None:
+    """A thousand accepted networks cannot be taken out of what the policy drops; they stand before it."""
+    rules = [f"-A FORWARD -s 10.{n // 200}.{n % 200}.0/24 -j ACCEPT" for n in range(1000)]
+    proof = of_iptables(*rules, chains=":FORWARD DROP [0:0]")
+    asked = question(proof, (View.BETWEEN, 4), INTERFACES)
+    assert list(asked.told) == [0] * 1000 + [1]
+    assert proof.why_kept(passage("10.4.199.1")) is None
+    assert proof.why_kept(passage("10.5.0.1")) is not None
+
+
+def test_two_chains_that_keep_all_but_many_keep_what_either_keeps() -> None:
+    first = [f"-A FORWARD -s 10.1.{n}.0/24 -j ACCEPT" for n in range(200)]
+    second = [f"-A FORWARD -d 192.0.2.{n}/32 -j ACCEPT" for n in range(100)]
+    text = save(*first, chains=":FORWARD DROP [0:0]") + save(
+        *second, table="security", chains=":FORWARD DROP [0:0]"
+    )
+    proof = prove(Sources(saves={"ip": text}))
+    assert proof.why_kept(passage("10.1.0.5", "198.51.100.1")) is not None
+    assert proof.why_kept(passage("10.9.0.5", "192.0.2.1")) is not None
+
+
+def test_interfaces_all_but_one_are_written_out() -> None:
+    proof = of_iptables("-A FORWARD ! -i lan0 -o wan -j DROP")
+    [condition] = question(proof, (View.BETWEEN, 4), {"lan0": 2, "lan1": 3, "wan": 4}).conditions
+    assert (condition.interfaces_in, condition.interfaces_out) == ((3, 4), (4,))
+
+
+def test_too_many_interfaces_are_said_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "ROWS_MAX", 1)
+    proof = of_iptables("-A FORWARD ! -i lan0 -o wan -j DROP")
+    [condition] = question(proof, (View.BETWEEN, 4), {"lan0": 2, "lan1": 3, "wan": 4}).conditions
+    assert (condition.interfaces_in, condition.interfaces_out) == (None, (4,))
+
+
+def test_too_many_prefixes_are_said_larger_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "PREFIXES_MAX", 1)
+    three = "-m iprange --src-range 10.0.0.1-10.0.0.4"
+    [condition] = question(
+        of_iptables(f"-A FORWARD {three} -j DROP"), (View.BETWEEN, 4), INTERFACES
+    ).conditions
+    assert condition.source is None
+
+
+def test_classifier_that_is_too_big_keeps_its_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def once(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise TooBigError("too many")
+        return compile_classifier(*arguments)
+
+    monkeypatch.setattr(compiled, "compile_classifier", once)
+    proof = of_iptables("-A FORWARD -s 10.0.0.0/8 -j DROP")
+    found = classifiers(proof, INTERFACES)
+    assert [keep.why for keep in found.keeps] == ["drops it", "too many"]
+    assert calls[1][3] == [2]
+    assert found.classifiers[View.BETWEEN, 4].rows == 1
+
+
+def test_addresses_are_of_their_words() -> None:
+    """What numpy holds of an address is what it is."""
+    sides = Passages.of([passage(str(IPv6Address((1 << 127) + 5)), "::1")]).arrives
+    assert (sides.source.high.tolist(), sides.source.low.tolist()) == ([1 << 63], [5])
+    four = Passages.of([passage(str(IPv4Address(7)))]).arrives
+    assert np.array_equal(four.source.low, np.array([7], np.uint64))

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random rulesets: what clearway.proof does not keep in Linux gets the same for every packet of it when the
+rules are followed one by one; and classifiers say what the proof says.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clearway.proof import Passage, Proof, View, classifiers, prove, walk
+from clearway.proof.compiled import question
+from clearway.proof.steps import Steps
+from tests.classifier.reference import Packet, first_rule
+from tests.unit.proof_reference import (
+    INTERFACES,
+    TABLES,
+    Ruleset,
+    as_iptables,
+    as_nft,
+    followed,
+    random_passage,
+    random_ruleset,
+)
+
+PASSAGES = 12
+BOTH = pytest.mark.parametrize("iptables", [False, True], ids=["nft", "iptables"])
+
+
+def handles(ruleset: Ruleset, proof: Proof, passage: Passage, *, iptables: bool) -> list[tuple[str, int]]:
+    """What the proof counts, in the words of the reference."""
+    names = [counted.rule for counted in proof.traversed(passage)]
+    if not iptables:
+        return [("", name.handle or 0) for name in names]
+    bases = {TABLES[one.hook, one.priority]: one for one in ruleset.values() if one.hook is not None}
+    found = []
+    for name in names:
+        base = bases[name.table]
+        chain = ruleset.get(name.chain, base)
+        found.append((base.name, chain.rules[name.position - 1].handle if name.position else 0))
+    return found
+
+
+def check(random: Random, *, exact: bool, iptables: bool) -> None:
+    ruleset = random_ruleset(random, exact=exact, iptables=iptables)
+    proof = prove(as_iptables(ruleset) if iptables else as_nft(ruleset))
+    for passage in [random_passage(random) for _ in range(PASSAGES)]:
+        linux, kept = followed(ruleset, passage), proof.why_kept(passage)
+        if linux is None:
+            assert kept is not None, f"{passage} has to be Linux'"
+        elif kept is None:
+            counted = linux if iptables else [("", handle) for _base, handle in linux if handle]
+            assert handles(ruleset, proof, passage, iptables=iptables) == counted
+        elif exact:
+            raise AssertionError(f"{passage} is kept in vain: {kept.why} {kept.rule}")
+        assert classified(proof, passage) == kept
+
+
+def classified(proof: Proof, passage: Passage) -> object:
+    """What the conditions say that classifiers are made of."""
+    for view in View:
+        if (view, 4) not in proof.rulings:
+            continue
+        asked = question(proof, (view, 4), INTERFACES)
+        source, sport, destination, dport = passage.seen(view)
+        inside, outside = INTERFACES[passage.inside], INTERFACES[passage.outside]
+        packet = Packet(source, destination, passage.protocol, sport, dport, inside=inside, outside=outside)
+        found = first_rule(asked.conditions, asked.sets, packet)
+        if found is not None and asked.told[found]:
+            return proof.keeps[asked.told[found] - 1]
+    return None
+
+
+@BOTH
+@settings(max_examples=150, deadline=None)
+@given(random=st.randoms(use_true_random=False))
+def test_what_is_not_kept_is_as_in_linux(random: Random, iptables: bool) -> None:
+    check(random, exact=False, iptables=iptables)
+
+
+@BOTH
+@settings(max_examples=150, deadline=None)
+@given(random=st.randoms(use_true_random=False))
+def test_nothing_is_kept_in_vain_where_rules_are_plain(random: Random, iptables: bool) -> None:
+    check(random, exact=True, iptables=iptables)
+
+
+def test_classifiers_are_made_of_all_that_is_kept() -> None:
+    for seed in range(30):
+        ruleset = random_ruleset(Random(seed), exact=False, iptables=False)
+        proof = prove(as_nft(ruleset))
+        assert set(classifiers(proof, INTERFACES).classifiers) == set(proof.rulings)
+
+
+# ---- a reference that finds nothing is worth nothing ----
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    match what:
+        case "what differs from packet to packet":
+            monkeypatch.setattr(walk, "varying", lambda _boxes, _start: "")
+        case "opaque statements":
+            monkeypatch.setattr(Steps, "opaque", lambda _self, _why: None)
+        case "conditions in no box":
+            monkeypatch.setattr(Steps, "doubt", lambda _self, _why: None)
+        case "drops":
+            monkeypatch.setattr(walk.Walk, "_decide", lambda *_all: None)
+        case "returns":
+            monkeypatch.setattr(walk._Way, "leave", lambda _self, _boxes, certain: None)
+        case "where NAT is":
+            monkeypatch.setattr("clearway.proof.proving.views_of", lambda _hook, _priority: (View.BEFORE,))
+        case "how a packet leaves":
+            monkeypatch.setattr("clearway.proof.walk.widened", lambda boxes, _start: boxes)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "what differs from packet to packet",
+        "opaque statements",
+        "conditions in no box",
+        "drops",
+        "returns",
+        "where NAT is",
+        "how a packet leaves",
+    ],
+)
+def test_reference_finds_what_is_broken(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    broken(monkeypatch, what)
+    with pytest.raises(AssertionError):
+        for seed in range(400):
+            check(Random(seed), exact=seed % 2 == 0, iptables=False)
