@@ -73,8 +73,9 @@ __noinline int adopt_keeps(void)
 #define ADOPT_NEVER (IPS_SEQ_ADJUST | IPS_DYING | IPS_TEMPLATE | IPS_HELPER | IPS_OFFLOAD | IPS_HW_OFFLOAD)
 
 #define ct_extension(CT, ID) \
-	(bpf_core_enum_value_exists(enum nf_ct_ext_id, ID) && \
-	 (CT)->ext->offset[bpf_core_enum_value(enum nf_ct_ext_id, ID)])
+	(bpf_core_enum_value_exists(enum nf_ct_ext_id, ID) ? \
+		 (CT)->ext->offset[bpf_core_enum_value(enum nf_ct_ext_id, ID)] : \
+		 0)
 
 /* Established, and nobody but conntrack itself has to see its packets: no helper, no sequence numbers to adjust (helpers, and
  * synproxy), no timeout of its own. */
@@ -89,6 +90,20 @@ always_inline bool adopt_ct_plain(const struct nf_conn *ct, __u8 proto)
 	if (!ct->ext)
 		return true;
 	return !ct_extension(ct, NF_CT_EXT_HELPER) && !ct_extension(ct, NF_CT_EXT_TIMEOUT);
+}
+
+/* The device by which a masqueraded connection leaves; 0: any. By another one Linux does not let it go on
+ * (include/net/netfilter/nf_nat.h, nf_nat_oif_changed). */
+always_inline __u32 adopt_masquerade(const struct nf_conn *ct)
+{
+	__u32 offset = ct->ext ? ct_extension(ct, NF_CT_EXT_NAT) : 0;
+	__u32 ifindex = 0;
+
+	if (offset) {
+		const struct nf_conn_nat *nat = (const void *)ct->ext + offset;
+		bpf_core_read(&ifindex, sizeof(ifindex), &nat->masq_index);
+	}
+	return ifindex;
 }
 
 /* The packet leaves as the reverse of what the other direction arrives as. */
@@ -106,11 +121,13 @@ always_inline bool adopt_ct_plain(const struct nf_conn *ct, __u8 proto)
 		(OUT)->dport = (OTHER)->src.u.all; \
 	} while (0)
 
-/* Linux' own timeout of an established connection, in ms: it sees none of the packets that would keep it alive. */
-always_inline __u32 adopt_timeout(struct net *net, __u8 proto)
+/* ms that Linux would give the connection now, as it sees none of the packets that would keep it alive: what it gives to any
+ * established one; or to one of TCP that gets no answers (net/netfilter/nf_conntrack_proto_tcp.c), which may be dead. */
+always_inline __u32 adopt_timeout(struct net *net, __u8 proto, bool answered)
 {
-	__u64 jiffies = proto == IPPROTO_TCP ? net->ct.nf_ct_proto.tcp.timeouts[TCP_CONNTRACK_ESTABLISHED] :
-					       net->ct.nf_ct_proto.udp.timeouts[UDP_CT_REPLIED];
+	__u64 jiffies = proto != IPPROTO_TCP ? net->ct.nf_ct_proto.udp.timeouts[UDP_CT_REPLIED] :
+			answered	     ? net->ct.nf_ct_proto.tcp.timeouts[TCP_CONNTRACK_ESTABLISHED] :
+					       net->ct.nf_ct_proto.tcp.timeouts[TCP_CONNTRACK_UNACK];
 	__u64 ms = jiffies * 1000 / (cw_hz ?: 1);
 
 	return ms > 0xffffffff ? 0xffffffff : ms;
@@ -129,10 +146,12 @@ __noinline int adopt_ask(context *ctx)
 	struct tuple *leaves = &s->forward.leaves;
 	__u8 proto = s->parsed.tuple.proto;
 	struct net *net = packet_net(&p);
-	__u32 timeout = adopt_timeout(net, proto);
+	__u32 timeout = adopt_timeout(net, proto, s->adopting.life == LIFE_ANSWERED);
 	struct nf_conn *ct = inbound_ct(ctx, &s->parsed.tuple, &opts);
+	s->adopting.soon = false;
 	if (!ct)
 		return 0;
+	s->adopting.soon = proto == IPPROTO_TCP && !(ct->status & IPS_ASSURED);
 	bool plain = adopt_ct_plain(ct, proto) && !(s->adopting.trusted & TRUST_UNMARKED && ct->mark);
 	if (plain) {
 		*leaves = s->parsed.tuple;
@@ -141,8 +160,10 @@ __noinline int adopt_ask(context *ctx)
 		else
 			ADOPT_LEAVES(&ct->tuplehash[1].tuple, leaves);
 		s->adopting.reply = opts.dir;
+		s->adopting.masquerade = opts.dir ? 0 : adopt_masquerade(ct);
 		s->adopting.told = ct->ext && ct_extension(ct, NF_CT_EXT_ECACHE);
-		bpf_ct_change_timeout(ct, timeout);
+		if (s->adopting.life != LIFE_LINUX)
+			bpf_ct_change_timeout(ct, timeout);
 	}
 	bpf_ct_release(ct);
 	return plain;
@@ -154,6 +175,26 @@ __noinline int adopt_ask(context *ctx)
 always_inline __u32 adopt_asked(const struct scratch *s)
 {
 	return now() - (s->adopting.told ? 0 : ticks(ADOPT_AGAIN_MS) - ticks(ADOPT_UNTOLD_MS));
+}
+
+/* Would Linux translate the packet, if it is to be? */
+always_inline bool adopt_translates(const struct packet *p, const struct scratch *s)
+{
+	const struct tuple *key = &p->tuple, *leaves = &s->forward.leaves;
+	__u32 nat = key->family == FAMILY_IPV4 ? TRUST_NAT_IPV4 : TRUST_NAT_IPV6;
+
+	return s->adopting.trusted & nat ||
+	       (key->sport == leaves->sport && key->dport == leaves->dport && addr_equal(&key->src, &leaves->src) &&
+		addr_equal(&key->dst, &leaves->dst));
+}
+
+/* Rules may name devices that came after they were read. */
+always_inline bool adopt_knows_devices(const struct packet *p, const struct scratch *s)
+{
+	__u32 ifindex = p->ifindex;
+	const struct device *in = bpf_map_lookup_elem(&device_v1, &ifindex);
+
+	return in && in->proved && s->route.device.proved;
 }
 
 /* What Linux would do with the packet, from its own conntrack, rules and routes. CONTINUE: forward it. */
@@ -169,6 +210,10 @@ never_inline int adopt_decide(struct packet *p, struct scratch *s)
 	/* it asks for the neighbour's address, and tells who could go a shorter way (ICMP redirect) */
 	if (s->route.result != BPF_FIB_LKUP_RET_SUCCESS || s->route.fib.ifindex == p->ifindex || !route_back(p, s))
 		return s->adopting.reason;
+	if (!adopt_knows_devices(p, s))
+		return REASON_PUNT_UNPROVEN;
+	if (!adopt_translates(p, s) || (s->adopting.masquerade && s->adopting.masquerade != s->route.fib.ifindex))
+		return REASON_PUNT_KEPT;
 	return adopt_keeps() ? REASON_PUNT_KEPT : CONTINUE;
 }
 
@@ -243,10 +288,20 @@ always_inline int adopt_send(struct packet *p, struct scratch *s, bool counted, 
 	return forward(p, &s->entry.verdict, &s->egress, reason);
 }
 
+/* Does the other direction answer? */
+always_inline enum life adopt_life(struct scratch *s)
+{
+	struct peek *pair = &s->ending.pair;
+
+	tuple_reverse(&s->entry.leaves, &pair->key);
+	return flow_peek(pair) && idle_since(now(), pair->seen) <= ticks(ADOPT_AGAIN_MS) ? LIFE_ANSWERED : LIFE_ALONE;
+}
+
 always_inline int adopt_known(struct packet *p, __u32 stamp, struct scratch *s)
 {
 	if (!(s->entry.state & FLOW_ADOPTED)) /* of a configuration that was in force before, if not just opened */
 		return s->adopting.at_once ? stage(p, STAGE_KNOWN) : conclude(p, s->adopting.reason);
+	s->adopting.life = adopt_life(s);
 	int reason = adopt_decide(p, s);
 	/* it may be proved again with the next ruleset; Linux carries it until then */
 	if (reason == REASON_PUNT_UNPROVEN)
@@ -263,10 +318,10 @@ always_inline int adopt_known(struct packet *p, __u32 stamp, struct scratch *s)
 
 always_inline int adopt_new(struct packet *p, __u32 stamp, struct scratch *s)
 {
+	s->adopting.life = LIFE_LINUX;
 	int reason = adopt_decide(p, s);
-
 	if (reason != CONTINUE)
-		return adopt_refuse(p, stamp, reason);
+		return s->adopting.soon ? conclude(p, reason) : adopt_refuse(p, stamp, reason);
 	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
 	adopt_verdict(p, s);
 	adopt_entries(p, s);

@@ -18,10 +18,16 @@ always_inline bool adopt_is_plain_tcp(__u8 flags)
 	return (flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) == TCP_ACK;
 }
 
+/* Rules may ask for extension headers, and nothing is proved of such packets. */
+always_inline bool adopt_has_extension(const struct packet *p)
+{
+	return p->tuple.family == FAMILY_IPV6 && p->l4_offset - p->l3_offset != sizeof(struct ipv6hdr);
+}
+
 /* Linux' own to judge: what changes a connection, and what cannot be forwarded as it is. */
 always_inline bool adopt_is_plain(const struct packet *p)
 {
-	if (p->fragment || p->ttl <= 1)
+	if (p->fragment || p->ttl <= 1 || adopt_has_extension(p))
 		return false;
 	return p->tuple.proto == IPPROTO_TCP ? adopt_is_plain_tcp(p->tcp_flags) : p->tuple.proto == IPPROTO_UDP;
 }
@@ -29,7 +35,7 @@ always_inline bool adopt_is_plain(const struct packet *p)
 /* May the entry not carry this packet as it is? Linux is to be asked again, or to judge it. */
 always_inline bool adopt_asks(const struct packet *p, const struct flow *f)
 {
-	return now() - f->tcp_next > ticks(ADOPT_AGAIN_MS) ||
+	return now() - f->tcp_next > ticks(ADOPT_AGAIN_MS) || adopt_has_extension(p) ||
 	       (p->tuple.proto == IPPROTO_TCP && !adopt_is_plain_tcp(p->tcp_flags));
 }
 

@@ -92,14 +92,23 @@ struct judging {
 	__u8 linux_knows; /* enum inbound_direction: the packet's, in Linux' conntrack */
 };
 
+/* What of a connection's life Linux has not seen. */
+enum life {
+	LIFE_LINUX,    /* nothing: its timeout is Linux' own */
+	LIFE_ANSWERED, /* packets of both directions */
+	LIFE_ALONE,    /* packets of one, without answers */
+};
+
 /* What is found out about a connection of Linux' (adopt.h). */
 struct adopting {
-	__u32 trusted; /* enum trusted */
-	__u32 reason;  /* that it has if it is not adopted */
-	__u8 reply;    /* the packet is of the direction that answers */
-	__u8 told;     /* Linux tells when it deletes the connection */
-	__u8 at_once;  /* no other stage has been asked */
-	__u8 pad;
+	__u32 trusted;	  /* enum trusted */
+	__u32 reason;	  /* that it has if it is not adopted */
+	__u32 life;	  /* enum life */
+	__u32 masquerade; /* ifindex by which it is to leave; 0: any */
+	__u8 reply;	  /* the packet is of the direction that answers */
+	__u8 told;	  /* Linux tells when it deletes the connection */
+	__u8 at_once;	  /* no other stage has been asked */
+	__u8 soon;	  /* its handshake is not over: the next packet may be of an established connection */
 };
 
 struct scratch {

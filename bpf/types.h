@@ -249,6 +249,9 @@ enum trusted {
 	TRUST_IPV6 = 1 << 1,
 	TRUST_UNMARKED = 1 << 2, /* for connections without a mark alone */
 	TRUST_OTHER = 1 << 3,	 /* the other of two sets of classifiers */
+	TRUST_NAT_IPV4 =
+		1 << 4, /* there are rules of NAT: otherwise Linux translates nothing, whatever it did before */
+	TRUST_NAT_IPV6 = 1 << 5,
 };
 
 /* Where rules stand: what they see of a packet that is translated. */
@@ -462,7 +465,8 @@ struct device {
 	__u16 vlan_inner;
 	__be32 address4;   /* primary address, 0 = none */
 	__u8 xdp_transmit; /* lower takes frames redirected by XDP */
-	__u8 pad[3];
+	__u8 proved;	   /* the proof of Linux' rules (struct trust) knows the device by its name */
+	__u8 pad[2];
 	union addr address6; /* primary global address, :: = none */
 };
 _Static_assert(sizeof(struct device) == 32, "struct device");

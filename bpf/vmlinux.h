@@ -409,15 +409,21 @@ struct nf_conn {
 	union nf_conntrack_proto proto;
 };
 
+struct nf_conn_nat {
+	int masq_index;
+};
+
 /* Numbers differ between configurations, and are relocated as well. */
 enum nf_ct_ext_id {
 	NF_CT_EXT_HELPER,
+	NF_CT_EXT_NAT,
 	NF_CT_EXT_ECACHE,
 	NF_CT_EXT_TIMEOUT,
 };
 
 /* include/net/netfilter/nf_conntrack_tcp.h, include/uapi/linux/netfilter/nf_conntrack_{common,tcp}.h, xfrm.h */
 #define TCP_CONNTRACK_ESTABLISHED 3
+#define TCP_CONNTRACK_UNACK 13
 #define UDP_CT_REPLIED 1
 #define IPS_SEEN_REPLY (1 << 1)
 #define IPS_ASSURED (1 << 2)

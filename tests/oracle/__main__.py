@@ -16,8 +16,8 @@ from clearway.lab.run import interruptible
 from tests.oracle.case import Case
 from tests.oracle.cases import cases
 from tests.oracle.check import check
-from tests.oracle.lab import Pair, carried
-from tests.oracle.play import play
+from tests.oracle.lab import Pair
+from tests.oracle.play import Played, play
 
 CASES = 10_000
 BATCH = 250  # cases by one seed
@@ -32,9 +32,9 @@ class Progress:
         self.total, self.done, self.arrived = total, 0, 0
         self._begun = self._told = time.monotonic()
 
-    def add(self, arrived: int) -> None:
+    def add(self, played: Played) -> None:
         self.done += 1
-        self.arrived += arrived
+        self.arrived += played.arrived
         if time.monotonic() - self._told > EVERY:
             self._told = time.monotonic()
             print(self, flush=True)
@@ -83,7 +83,7 @@ def _many(hooks: list[str], total: int, first_seed: int) -> int:
             except AssertionError as failure:
                 print(failure, file=sys.stderr)
                 return 1
-            print(f"{hook}: clearway forwarded {carried(pair.daemon):,} packets itself")
+            print(f"{hook}: clearway forwarded {pair.carried():,} packets itself")
     print(f"{progress}; {progress.arrived:,} frames arrived in each lab")
     return 0
 

@@ -22,7 +22,7 @@ What = Literal[
     "too-big",
     "expired",
 ]
-Shape = Literal["plain", "df", "options", "fragments", "backwards", "gso", "bad-checksum"]
+Shape = Literal["plain", "df", "options", "fragments", "backwards", "gso"]
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from clearway.api.client import Client
+from clearway.instance import find_instance
 from clearway.lab.daemon import Daemon, remove_instance
 from clearway.lab.namespace import Namespace, end_processes, existing
-from clearway.lab.run import run, undisturbed
+from clearway.lab.run import run, undisturbed, wait_until
+from clearway.linux import nftables
 from tests.oracle import network
 from tests.oracle.case import Run
 from tests.oracle.frames import ETHERTYPE
@@ -155,6 +158,7 @@ class Pair:
         self.fast = Side(f"{self.instance}-fast-", hook)
         self._directory = Path(tempfile.mkdtemp(prefix=self.instance))
         self.daemon = Daemon(self.fast.router, self.instance, self._directory, configuration(hook))
+        self._client = Client(find_instance(self.instance).socket)
         self.idents = itertools.count(1, 64)
         """Where each case begins to number its packets: no fragment meets one of another case's."""
 
@@ -189,6 +193,23 @@ class Pair:
             if network_too:
                 restore(side)
             side.received()
+
+    def proved(self) -> None:
+        """Returns when clearway knows what the rules in force mean: until then Linux carries everything.
+        LabError when it does not get to know.
+        """
+        with self.fast.router.entered():
+            wanted = nftables.generation()
+        wait_until(
+            f"generation {wanted} of the rules is proved",
+            lambda: self._client.get("status")["adoption"]["generation"] == wanted,
+            every=0.002,
+        )
+
+    def carried(self) -> int:
+        """Packets that clearway has forwarded so far."""
+        reasons = self._client.get("reasons")["reasons"]
+        return sum(one["packets"] for one in reasons if one["verdict"] == "forward")
 
     def settled(self) -> tuple[Arrived, Arrived]:
         """What has arrived in both labs, once as much has in the one as in the other, or will not."""
@@ -240,9 +261,3 @@ def _owner(namespace: Namespace) -> str:
 def packets(arrived: Arrived) -> dict[str, list[bytes]]:
     """The same without Ethernet headers."""
     return {segment: [frame[14:] for frame in frames] for segment, frames in arrived.items()}
-
-
-def carried(daemon: Daemon) -> int:
-    """Packets that clearway has forwarded itself since its start."""
-    rows = daemon.json("get", "reasons")["reasons"]
-    return sum(int(row["packets"]) for row in rows if row["verdict"] == "forward")

@@ -30,6 +30,9 @@ ROUTER_SETTINGS: dict[str, str | int] = {
     "ipv4/icmp_ratemask": 0,
     "ipv6/icmp/ratemask": "",
     "ipv6/auto_flowlabels": 0,
+    # clearway sets them: conntrack is not to call invalid what follows packets that it has not seen
+    "netfilter/nf_conntrack_tcp_be_liberal": 1,
+    "netfilter/nf_conntrack_tcp_ignore_invalid_rst": 1,
     # no link-local addresses and what is announced about them: noise at a moment of its own
     "ipv6/conf/default/addr_gen_mode": 1,
     "ipv6/conf/default/keep_addr_on_down": 1,

@@ -12,6 +12,7 @@ from tests.oracle.case import Case
 from tests.oracle.cases import cases
 from tests.oracle.check import check
 from tests.oracle.lab import Pair
+from tests.oracle.play import Played
 
 LEAST_ARRIVALS = 4  # frames a case, on average: others say little
 # the same cases in every run; `make oracle` has others
@@ -27,25 +28,29 @@ REPEATABLE = settings(
 
 
 @pytest.fixture
-def arrivals() -> Iterator[list[int]]:
-    """Where a test notes how many frames each of its cases has brought."""
-    counts: list[int] = []
-    yield counts
-    assert sum(counts) > LEAST_ARRIVALS * len(counts)
+def all_played() -> Iterator[list[Played]]:
+    """Where a test notes what became of each of its cases."""
+    all_of_them: list[Played] = []
+    yield all_of_them
+    assert sum(one.arrived for one in all_of_them) > LEAST_ARRIVALS * len(all_of_them)
 
 
 @pytest.mark.timeout(900)
 @settings(REPEATABLE, max_examples=60)
 @given(case=cases(legacy=False))
-def test_nobody_can_tell_clearway_from_linux(pair: Pair, arrivals: list[int], case: Case) -> None:
-    arrivals.append(check(pair, case))
+def test_nobody_can_tell_clearway_from_linux(pair: Pair, all_played: list[Played], case: Case) -> None:
+    all_played.append(check(pair, case))
+
+
+def test_much_of_it_was_carried_by_clearway(pair: Pair) -> None:
+    assert pair.carried() > 0
 
 
 @pytest.mark.timeout(900)
 @settings(REPEATABLE, max_examples=20)
 @given(case=cases(legacy=True))
 def test_nobody_can_tell_clearway_from_linux_under_xtables(
-    pair: Pair, arrivals: list[int], case: Case
+    pair: Pair, all_played: list[Played], case: Case
 ) -> None:
     """In labs where the tables of iptables-legacy stay for good, so last."""
-    arrivals.append(check(pair, case))
+    all_played.append(check(pair, case))

@@ -173,9 +173,6 @@ def _shaped(send: Send, header: Header, number: int, above: bytes, segment: str)
         above = above[:16] + struct.pack("!H", partial) + above[18:]
         yield Injection(segment, frames.ip(header, number, above), GSO_SEGMENT)
     else:
-        if send.shape == "bad-checksum":
-            at = {frames.TCP: 16, frames.UDP: 6}.get(number, 2)
-            above = above[:at] + bytes([above[at] ^ 0x55]) + above[at + 1 :]
         yield Injection(segment, frames.ip(header, number, above))
 
 

@@ -24,7 +24,7 @@ from tests.packet.marks import PROTOCOLS
 from tests.packet.node import HANDED_OVER, Node, Outcome
 from tests.packet.test_fragments import datagram, fragments, whole_packet
 
-BOTH = 3  # TRUST_IPV4 | TRUST_IPV6
+BOTH = 1 | 2 | 16 | 32  # TRUST_IPV4 | TRUST_IPV6 | TRUST_NAT_IPV4 | TRUST_NAT_IPV6
 UNMARKED, OTHER = 4, 8
 
 
@@ -142,7 +142,7 @@ def test_nothing_is_adopted_without_proof(node: Node, net: Net) -> None:
 
 
 def test_proof_of_one_family_is_not_of_the_other(node: Node, net: Net) -> None:
-    trust(node, 2 if net.family == 4 else 1)
+    trust(node, 2 | 32 if net.family == 4 else 1 | 16)
     assert Held(node, net).client(payload=b"x").reason == "punt_unproven"
 
 
@@ -174,6 +174,13 @@ def test_unknown_connections_stay_linux_own(node: Node, net: Net) -> None:
     trust(node)
     talk = Conversation(node, net, inside=True, client=net.inside)
     assert [talk.first().reason, talk.client(payload=b"x").reason] == ["punt_not_ours"] * 2
+
+
+def test_without_rules_of_nat_linux_translates_nothing(node: Node, net: Net) -> None:
+    """Not even the connections that it has translated when there were some."""
+    trust(node, 1 | 2)
+    assert Held(node, net, source=net.node(FRONT)).client(payload=b"x").reason == "punt_kept"
+    assert Held(node, net, "udp").client(payload=b"x").reason == "forward_adopted"
 
 
 def test_marked_connections_are_left_where_rules_ask_for_marks(node: Node, net: Net) -> None:
@@ -251,12 +258,26 @@ def test_another_translation_is_another_connection(node: Node, net: Net) -> None
     assert tuples(talk.client(payload=b"x")) == (net.node(FRONT), 50_001, net.server, 80)
 
 
-def test_linux_timeout_is_kept_alive(node: Node, net: Net) -> None:
+@PROTOCOLS
+def test_linux_timeout_is_kept_alive(node: Node, net: Net, proto: str) -> None:
+    trust(node)
+    talk = Held(node, net, proto)
+    talk.client(payload=b"x")
+    assert talk.timeout() <= 100  # Linux has just given it
+    talk.server(payload=b"y")
+    node.datapath.bump_mirror()  # or two seconds later
+    talk.client(payload=b"x")
+    assert talk.timeout() > (400_000 if proto == "tcp" else 110)
+
+
+def test_without_answers_linux_timeout_is_that_of_unacknowledged_data(node: Node, net: Net) -> None:
     trust(node)
     talk = Held(node, net)
-    assert talk.timeout() <= 100
     talk.client(payload=b"x")
-    assert talk.timeout() > 1000
+    node.flows.let_time_pass(talk, seconds=3)
+    node.datapath.bump_mirror()
+    talk.client(payload=b"x")
+    assert 100 < talk.timeout() <= 300
 
 
 @pytest.mark.parametrize("view", [0, 1, 2], ids=["before", "between", "after"])

@@ -160,6 +160,7 @@ class World:
                 "address4": int.from_bytes(_packed(NETS[4], device), "big"),
                 "address6": list(_packed(NETS[6], device)),
                 "xdp_transmit": 1,
+                "proved": 1,
             }
             for device in DEVICES
         }

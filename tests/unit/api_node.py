@@ -17,14 +17,20 @@ from clearway.api.app import build_app
 from clearway.api.control import FilterError
 from clearway.api.server import ApiServer
 from clearway.api.views import (
+    AdoptionView,
     ConfigView,
+    DirectionView,
     Endpoints,
     EndpointView,
     FirewallDecision,
     FirewallQuestion,
+    FlowExplanation,
     FlowFilter,
+    FlowQuestion,
     Interfaces,
     InterfaceView,
+    LinuxRules,
+    LinuxRuleView,
     Nats,
     NatView,
     Reasons,
@@ -34,6 +40,7 @@ from clearway.api.views import (
     RuleView,
     Services,
     ServiceView,
+    SettingView,
     StatusView,
     SweepView,
 )
@@ -112,6 +119,9 @@ class FakeControl:
             received_bytes=64000,
             waiting=["interface eth9 is not there"],
             warnings=self.warnings(self.running),
+            adoption=AdoptionView(possible=True, generation=7, rules=12, keeping=2, seconds=0.0214, why=""),
+            listened=["eth0: tcpdump (4712)"],
+            settings=[SettingView(name="net.ipv4.conf.lo.accept_local", before="0", now="1")],
         )
 
     def config(self) -> Config:
@@ -197,6 +207,36 @@ class FakeControl:
             interface_out=question.interface_out or "eth0",
             before=[RefutedView(rule="ssh", why="destination port 80 is not meant")],
         )
+
+    def explain_flow(self, question: FlowQuestion) -> FlowExplanation:
+        self._work()
+        way = f"{question.source} -> {question.destination}"
+        limit = "inet filter forward handle 9: limit rate 10/second accept"
+        return FlowExplanation(
+            owner="linux",
+            carried=False,
+            can_be=False,
+            why="may match a rule with a limit",
+            directions=[
+                DirectionView(
+                    direction="original",
+                    arrives=way,
+                    leaves=way,
+                    interface_in="eth0",
+                    interface_out="eth1",
+                    kept=True,
+                    why="may match a rule with a limit",
+                    rule=limit,
+                )
+            ],
+        )
+
+    def explain_rules(self) -> LinuxRules:
+        self._work()
+        views = [
+            LinuxRuleView(rule="ip nat post handle 3: masquerade", kind="restorable", why="", keeps=False)
+        ]
+        return LinuxRules(generation=7, rules=views, others=["tc has filters for what comes in by eth0"])
 
     def interfaces(self) -> Interfaces:
         view = InterfaceView(

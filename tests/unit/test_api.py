@@ -68,7 +68,8 @@ def test_socket_is_gone_after_the_end(control: FakeControl, tmp_path: Path) -> N
 def test_status_is_what_the_view_says(client: Client, control: FakeControl) -> None:
     found = client.get("status")
     expected = control.status()
-    assert StatusView(**{**found, "config": expected.config, "sweep": expected.sweep}) == expected
+    parts = ("config", "sweep", "adoption", "settings")
+    assert StatusView(**{**found, **{part: getattr(expected, part) for part in parts}}) == expected
 
 
 def test_configuration_is_complete(client: Client) -> None:

@@ -20,7 +20,10 @@ DOCS = (ROOT / "docs" / "cli.md").read_text()
 EVERYWHERE = {"--help", "-h", "--output", "-o"}  # described once, for all commands
 
 LISTED = (  # what a user was promised
+    "up",
     "run",
+    "explain flow",
+    "explain rules",
     "plan",
     "apply",
     "status",

@@ -27,8 +27,11 @@ from clearway.api.views import (
     Errors,
     FirewallDecision,
     FirewallQuestion,
+    FlowExplanation,
     FlowFilter,
+    FlowQuestion,
     Interfaces,
+    LinuxRules,
     Nats,
     Reasons,
     Rules,
@@ -113,6 +116,16 @@ def _state_routes(control: Control) -> APIRouter:
     def ask_firewall(question: FirewallQuestion) -> FirewallDecision:
         """Which rule decides about a packet."""
         return control.ask_firewall(question)
+
+    @router.post("/explain/flow")
+    def explain_flow(question: FlowQuestion) -> FlowExplanation:
+        """Whether a connection is carried by the fast path, and if not, why."""
+        return control.explain_flow(question)
+
+    @router.get("/explain/rules")
+    def explain_rules() -> LinuxRules:
+        """What the rules of Linux mean for the fast path."""
+        return control.explain_rules()
 
     @router.get("/reasons")
     def reasons() -> Reasons:

@@ -10,8 +10,11 @@ from clearway.api.views import (
     Endpoints,
     FirewallDecision,
     FirewallQuestion,
+    FlowExplanation,
     FlowFilter,
+    FlowQuestion,
     Interfaces,
+    LinuxRules,
     Nats,
     Reasons,
     Rules,
@@ -49,6 +52,10 @@ class Control(Protocol):
     def rules(self) -> Rules: ...
 
     def ask_firewall(self, question: FirewallQuestion) -> FirewallDecision: ...
+
+    def explain_flow(self, question: FlowQuestion) -> FlowExplanation: ...
+
+    def explain_rules(self) -> LinuxRules: ...
 
     def interfaces(self) -> Interfaces: ...
 

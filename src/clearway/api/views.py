@@ -59,6 +59,28 @@ class StatusView:
     received_bytes: int
     waiting: list[str]  # a sentence for each thing that is configured and not in force yet
     warnings: list[str]  # a sentence for what is in force and probably not meant
+    adoption: AdoptionView
+    listened: list[str]  # "lan: tcpdump (123)" for each packet socket that traffic is shown to
+    settings: list[SettingView]  # of the network namespace, changed while the data path is there
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptionView:
+    """Under what connections of Linux are carried."""
+
+    possible: bool  # on this kernel
+    generation: int | None  # of nftables' ruleset that was proved; None: none is
+    rules: int
+    keeping: int  # of these, rules that keep connections in Linux
+    seconds: float  # that reading and proving took
+    why: str  # why nothing is adopted; "" if it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingView:
+    name: str  # as sysctl has it
+    before: str
+    now: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +266,57 @@ class FlowFilter:
     protocol: str | None = None
     state: str | None = None
     limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowQuestion:
+    """A connection, as `clearway explain flow` is asked for it. Either direction will do."""
+
+    source: str  # address:port
+    destination: str
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionView:
+    """One direction of a connection: what its packets come in and leave as, and whether Linux keeps it."""
+
+    direction: str  # original | reply
+    arrives: str
+    leaves: str
+    interface_in: str | None
+    interface_out: str | None
+    kept: bool
+    why: str  # it is kept
+    rule: str | None  # that keeps it: family, table, chain, place and text
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowExplanation:
+    """`owner`: clearway | linux | none: nobody knows the connection. `carried`: by the fast path, now."""
+
+    owner: str
+    carried: bool
+    can_be: bool  # carried by the fast path, as rules are now
+    why: str
+    directions: list[DirectionView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinuxRuleView:
+    """A rule of nftables or iptables. `kind`: flow-invariant | restorable | opaque | not on the path."""
+
+    rule: str
+    kind: str
+    why: str
+    keeps: bool  # connections in Linux
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinuxRules:
+    generation: int
+    rules: list[LinuxRuleView]
+    others: list[str]  # a sentence for what else keeps connections in Linux
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -333,10 +333,33 @@ def _status_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(
             ("lost", f"{count(found['lost_events'])} decisions of the firewall that were to be told")
         )
+    facts += _adoption_facts(found)
     if config["refused"]:
         facts.append(("refused", f"the file's new content: {config['refused']}"))
     facts += [("waiting", sentence) for sentence in found["waiting"]]
     return facts + [("!", sentence) for sentence in found["warnings"]]
+
+
+def _adoption_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is carried for Linux, and what Linux was asked for in return."""
+    adoption = found["adoption"]
+    if adoption["why"]:
+        facts = [("adopting", f"nothing: {adoption['why']}")]
+    else:
+        keeping = f"{count(adoption['keeping'])} of them keep some in Linux (`clearway explain rules`)"
+        facts = [
+            (
+                "adopting",
+                f"connections of Linux, under its {things(adoption['rules'], 'rule')}"
+                f" (generation {adoption['generation']}, read in {adoption['seconds'] * 1000:.0f} ms)"
+                + (f"; {keeping}" if adoption["keeping"] else ""),
+            )
+        ]
+    facts += [
+        ("listened", f"{who}: traffic is shown to it, by TC instead of XDP") for who in found["listened"]
+    ]
+    changed = [f"{one['name']} = {one['now']} (was {one['before']})" for one in found["settings"]]
+    return [*facts, ("settings", f"{', '.join(changed)}; put back by `clearway down`")] if changed else facts
 
 
 def _flow_row(item: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import click
 import typer
 
 from clearway.api.client import NotRunningError, RefusedError, UnreachableError
-from clearway.cli import configure, edit, firewall, follow, get, laboratory, node
+from clearway.cli import configure, edit, explain, firewall, follow, get, laboratory, node, up
 from clearway.cli.common import CommandError, ExitCode, Options, Output, report, starting
 from clearway.instance import DEFAULT_NAME
 
@@ -34,10 +34,12 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(root)
+    up.register(app)
     node.register(app)
     configure.register(app)
     get.register(app)
     follow.register(app)
+    explain.register(app)
     edit.register(app)
     firewall.register(app)
     laboratory.register(app)

@@ -14,27 +14,34 @@ from dataclasses import dataclass
 from clearway import __version__
 from clearway.api.control import FilterError
 from clearway.api.views import (
+    AdoptionView,
     ConfigView,
     Endpoints,
     FirewallDecision,
     FirewallQuestion,
+    FlowExplanation,
     FlowFilter,
+    FlowQuestion,
     Interfaces,
+    LinuxRules,
     Nats,
     Reasons,
     Rules,
     Services,
+    SettingView,
     StatusView,
     SweepView,
 )
 from clearway.compiler import Plan, Tables
-from clearway.daemon import ended, events, flowlist, report
+from clearway.daemon import ended, events, explain, flowlist, report
 from clearway.daemon.flowlist import Names, Use
 from clearway.daemon.followers import Array, Followers
 from clearway.daemon.question import question_of
 from clearway.daemon.service import Daemon
+from clearway.datapath import features
 from clearway.datapath.flows import state_names
-from clearway.linux import namespace
+from clearway.linux import conntrack, namespace
+from clearway.linux.packet_sockets import owners
 from clearway.model import Config
 
 HANDED_TO_TC = "XDP hands what leaves by it to TC, because its driver takes no redirected frames"
@@ -105,6 +112,12 @@ class DaemonControl:
             received_bytes=received.bytes,
             waiting=list(daemon.waiting()),
             warnings=daemon.warnings(daemon.config),
+            adoption=self._adoption_view(),
+            listened=self._listened(),
+            settings=[
+                SettingView(name=name.replace("/", "."), before=before, now=now)
+                for name, (before, now) in sorted(self._datapath.changed_settings().items())
+            ],
         )
 
     def config(self) -> Config:
@@ -139,6 +152,14 @@ class DaemonControl:
     def ask_firewall(self, question: FirewallQuestion) -> FirewallDecision:
         daemon = self._daemon
         return question_of(question, daemon.mirror.watch.picture, daemon.config)
+
+    def explain_flow(self, question: FlowQuestion) -> FlowExplanation:
+        daemon = self._daemon
+        picture = daemon.mirror.watch.picture
+        return explain.explain_flow(question, picture, daemon.adoption.standing, self._carries)
+
+    def explain_rules(self) -> LinuxRules:
+        return explain.explain_rules(self._daemon.adoption.standing)
 
     def interfaces(self) -> Interfaces:
         daemon = self._daemon
@@ -208,6 +229,34 @@ class DaemonControl:
             expired=last.expired,
             seconds=round(last.seconds, 6),
             ago=round(time.monotonic() - last.at, 3),
+        )
+
+    def _adoption_view(self) -> AdoptionView:
+        standing = self._daemon.adoption.standing
+        rules = standing.proof.rules if standing.proof else ()
+        possible = features.has_adoption()
+        return AdoptionView(
+            possible=possible,
+            generation=standing.basis.generation if standing.basis else None,
+            rules=len(rules),
+            keeping=sum(rule.keeps for rule in rules),
+            seconds=round(standing.seconds, 3),
+            why=standing.why if possible else "this kernel does not show which ruleset is in force",
+        )
+
+    def _listened(self) -> list[str]:
+        sockets = self._daemon.adoption.sockets
+        links, known = self._daemon.machine().links, owners(sockets) if sockets else {}
+        return sorted(
+            f"{links[one.ifindex].name if one.ifindex in links else 'every interface'}:"
+            f" {known.get(one, 'a process that is not to be seen from here')}"
+            for one in sockets
+        )
+
+    def _carries(self, tuple_: conntrack.Tuple) -> str | None:
+        """Who owns the flow that a tuple is a direction of: clearway | linux; None: there is none."""
+        return self._datapath.owner_of(
+            tuple_.source.packed, tuple_.sport, tuple_.destination.packed, tuple_.dport, tuple_.protocol
         )
 
     def _why_hook(self, interface: str) -> str:

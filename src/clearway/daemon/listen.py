@@ -49,7 +49,7 @@ class Announcements:
     def start(self) -> None:
         loop = asyncio.get_running_loop()
         for descriptor, react in self._readers.items():
-            loop.add_reader(descriptor, _logged, react)
+            loop.add_reader(descriptor, logged, react)
 
     def stop(self) -> None:
         loop = asyncio.get_running_loop()
@@ -77,10 +77,10 @@ class Announcements:
         self._bump_for_rules("nftables rules have changed")
 
     def _bump(self, why: str) -> None:
-        _logged(lambda: self._mirror.bump([why]))
+        logged(lambda: self._mirror.bump([why]))
 
 
-def _logged(react: Callable[[], None]) -> None:
+def logged(react: Callable[[], None]) -> None:
     """What cannot be written now must not end the daemon."""
     try:
         react()

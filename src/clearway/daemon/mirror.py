@@ -61,6 +61,7 @@ class Mirror:
         self._ports = datapath.table("port_v1")
         self._attachments: tuple[Attachment, ...] = ()
         self._listened: frozenset[int] = frozenset()
+        self._proved: Mapping[int, str] = {}
         self._written: Rows | None = None
         self._complaints: tuple[str, ...] = ()
 
@@ -95,6 +96,12 @@ class Mirror:
         """Tell which devices packet sockets listen to (tcpdump): XDP would pass them by."""
         if ifindexes != self._listened:
             self._listened = ifindexes
+            self.look_at_devices()
+
+    def set_proved(self, names: Mapping[int, str]) -> None:
+        """Tell by which names the proof of Linux' rules knows devices."""
+        if names != self._proved:
+            self._proved = names
             self.look_at_devices()
 
     def look_at_devices(self) -> None:
@@ -133,7 +140,8 @@ class Mirror:
             " packets for other hosts reach Linux later than they could"
             for link in homeless
         ]
-        devices = device_rows(picture.links, picture.addresses.values(), self._transmitters())
+        addresses = picture.addresses.values()
+        devices = device_rows(picture.links, addresses, self._transmitters(), self._proved)
         vlans = vlan_rows(picture.links)
         complaints += _overflow("devices", len(devices), self._devices)
         complaints += _overflow("VLANs", len(vlans), self._vlans)
@@ -197,6 +205,7 @@ def _encode_devices(table: Table, rows: Mapping[int, DeviceRow]) -> tuple[np.nda
         value["address4"] = int.from_bytes(row.address4, "big")
         value["address6"] = np.frombuffer(row.address6, np.uint8)
         value["xdp_transmit"] = row.xdp_transmit
+        value["proved"] = row.proved
     return keys, values
 
 

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -20,9 +21,11 @@ import structlog
 from clearway.api.words import done
 from clearway.compiler import Plan
 from clearway.daemon import advice, core, state
+from clearway.daemon.adoption import Adoption
+from clearway.daemon.deletions import Deletions
 from clearway.daemon.engine import Engine, Machine, endpoint_addresses
 from clearway.daemon.filewatch import LOOK_EVERY, FileWatch, Signature, signature
-from clearway.daemon.listen import Announcements
+from clearway.daemon.listen import Announcements, logged
 from clearway.daemon.mirror import Mirror
 from clearway.daemon.notify import Notifier
 from clearway.daemon.rounds import LastSweep, SweepRounds
@@ -32,6 +35,7 @@ from clearway.instance import Instance
 from clearway.linux import namespace, nftables
 from clearway.linux.namespace import local_port_range
 from clearway.linux.netlink import NetlinkError
+from clearway.linux.packet_sockets import ALL_DEVICES, PacketSocket
 from clearway.model import Config, ConfigError, parse_config, to_data
 
 log = structlog.get_logger()
@@ -93,6 +97,16 @@ class Daemon:
         self._sweeping = True
         self._left_behind = 0  # connections that found no place in tables of another size
         self._reloads: set[asyncio.Task[None]] = set()
+        self.adoption = Adoption(
+            engine.datapath,
+            links=lambda: dict(mirror.watch.picture.links),
+            ours=self._ours,
+            listened=lambda sockets: self._in_loop(self._note_listened, sockets),
+            proved=lambda names: self._in_loop(self.mirror.set_proved, names),
+            changed=lambda why: self._in_loop(self.mirror.bump, [why]),
+        )
+        self._deletions = Deletions(engine.datapath, lost=lambda why: self._in_loop(self.mirror.bump, [why]))
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._announcements = Announcements(
             mirror,
             nft_generation=engine.datapath.kernel_context and features.has_nft_generation(),
@@ -110,6 +124,10 @@ class Daemon:
         async with self._changing:
             await self._settle()
             self._keep_state(self.config)
+        self._loop = asyncio.get_running_loop()
+        if features.has_adoption():
+            self._deletions.start()
+            self.adoption.start()
 
     async def run(self) -> None:
         """Until stop() is called."""
@@ -128,6 +146,7 @@ class Daemon:
     def close(self) -> None:
         """Let go of everything, once no thread uses it any more. The data path goes on without us."""
         self._announcements.stop()
+        self._stop_adopting()
         self._worker.shutdown()
         self._sweeper.shutdown()
         self.mirror.watch.close()
@@ -215,6 +234,7 @@ class Daemon:
         """Detach everything and leave no trace in the kernel. What is left to do afterwards is to stop()."""
         async with self._changing:
             self._announcements.stop()
+            await asyncio.to_thread(self._stop_adopting)
             await self._stop_sweeping()
             await self._in_worker(self.engine.remove)
             state.remove(self.instance.state)
@@ -391,6 +411,26 @@ class Daemon:
             if sentence not in self._known.warned:
                 log.warning(sentence)
         self._known.warned = frozenset(found)
+
+    # ---- adoption ----
+
+    def _ours(self) -> frozenset[int]:
+        return frozenset(a.ifindex for a in self.engine.attachments.values() if not a.stale)
+
+    def _note_listened(self, sockets: frozenset[PacketSocket]) -> None:
+        everywhere = any(one.ifindex == ALL_DEVICES for one in sockets)
+        ifindexes = frozenset(self.mirror.watch.picture.links) if everywhere else frozenset()
+        self.mirror.set_listened(ifindexes | {one.ifindex for one in sockets})
+
+    def _stop_adopting(self) -> None:
+        self.adoption.stop()
+        self._deletions.stop()
+
+    def _in_loop(self, work: Callable[..., None], *arguments: object) -> None:
+        """From another thread; nothing is left to do once the loop has ended."""
+        with suppress(RuntimeError):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(logged, lambda: work(*arguments))
 
     def _note_routes(self) -> None:
         self._known.routes_changed = True

@@ -32,7 +32,7 @@ from clearway.datapath.btf import Btf
 from clearway.datapath.calls import Clock, SweepResult, run_clock, run_release
 from clearway.datapath.errors import DatapathError, reason
 from clearway.datapath.flowstore import Moving
-from clearway.datapath.flowtable import FlowTable
+from clearway.datapath.flowtable import FlowTable, Keys
 from clearway.datapath.hooks import choose_hooks
 from clearway.datapath.install import Sizes
 from clearway.datapath.interfaces import interface_exists
@@ -437,6 +437,28 @@ class Datapath:
         keys, _ = sums.rows(len(slot))
         keys["family"], keys["table"], keys["slot"] = family, table, slot
         return sums.lookup(keys)
+
+    def owner_of(
+        self, source: bytes, sport: int, destination: bytes, dport: int, protocol: int
+    ) -> str | None:
+        """Whose the flow is that has packets with these addresses (4 or 16 bytes) and ports: clearway, or
+        linux for one that was adopted; None: there is none.
+        """
+        keys = Keys(
+            np.frombuffer(source, np.uint8)[np.newaxis],
+            np.frombuffer(destination, np.uint8)[np.newaxis],
+            *(np.array([number]) for number in (sport, dport, protocol)),
+        )
+        with self._store.opened() as tables:
+            for table in tables:
+                if table.family != (4 if len(source) == 4 else 6):
+                    continue
+                places = table.find(keys)
+                entries, same = table.entries_at(places[places >= 0])
+                if same.any():
+                    adopted = int(entries.flow["state"][0]) & self.enum("flow_state")["FLOW_ADOPTED"]
+                    return "linux" if adopted else "clearway"
+        return None
 
     def most_flows(self) -> int:
         """Connections of the family that has more of them."""

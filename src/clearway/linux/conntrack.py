@@ -1,64 +1,150 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that Linux' conntrack deletes, as the kernel announces them (include/uapi/linux/netfilter/
-nfnetlink_conntrack.h).
+"""Connections in Linux' conntrack: one asked for, and those that it deletes, as the kernel announces them
+(include/uapi/linux/netfilter/nfnetlink_conntrack.h).
 """
 
 from __future__ import annotations
 
+import errno
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from clearway.linux.netlink import NETLINK_NETFILTER, Listener, Message, attributes
+from clearway.linux.netlink import (
+    NETLINK_NETFILTER,
+    Conversation,
+    Listener,
+    Message,
+    NetlinkError,
+    attribute,
+    attributes,
+)
 
 NFNLGRP_CONNTRACK_DESTROY = 3
-_DELETE = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
-_NFGENMSG_SIZE = 4
-_TUPLE_ORIG, _STATUS = 1, 3
+_GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_...
+_NFGENMSG = struct.Struct("=BBH")
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _HELP, _MARK = 1, 2, 3, 4, 5, 8
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _V4_SRC, _V4_DST, _V6_SRC, _V6_DST = 1, 2, 3, 4
 _PROTO_NUM, _PROTO_SPORT, _PROTO_DPORT = 1, 2, 3
-_IPS_ASSURED = 1 << 2
-FAMILIES = {2: 4, 10: 6}
+_PROTOINFO_TCP, _TCP_STATE = 1, 1
+_NESTED = 0x8000
+AF_OF = {4: 2, 6: 10}
+FAMILIES = {number: family for family, number in AF_OF.items()}
+TCP_STATES = (
+    *("none", "syn sent", "syn received", "established", "fin wait", "close wait", "last ack", "time wait"),
+    *("close", "syn sent again"),
+)
+
+IPS_SEEN_REPLY, IPS_ASSURED, IPS_DYING = 1 << 1, 1 << 2, 1 << 9
+IPS_SEQ_ADJUST, IPS_HELPER, IPS_OFFLOAD, IPS_HW_OFFLOAD = 1 << 6, 1 << 13, 1 << 14, 1 << 15
+
+Ip = IPv4Address | IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
-class Deleted:
-    """A connection, by the tuple of the direction that opened it. Addresses: 4 or 16 bytes, ports in host
-    order.
-    """
+class Tuple:
+    """One direction, as its packets arrive. Ports in host order."""
 
-    family: int
     protocol: int
-    source: bytes
-    destination: bytes
+    source: Ip
     sport: int
+    destination: Ip
     dport: int
+
+    @property
+    def reversed(self) -> Tuple:
+        return Tuple(self.protocol, self.destination, self.dport, self.source, self.sport)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A connection. `state`: of TCP, a word of TCP_STATES; "" for others. `status`: bits IPS_..."""
+
+    original: Tuple
+    reply: Tuple
+    status: int
+    mark: int
+    state: str
+    helper: bool
+
+
+def find(tuple_: Tuple) -> Held | None:
+    """The connection that a tuple is a direction of, in the calling thread's network namespace; None: there
+    is none. NetlinkError.
+    """
+    family = tuple_.source.version
+    body = _NFGENMSG.pack(AF_OF[family], 0, 0) + attribute(_TUPLE_ORIG | _NESTED, _encoded(tuple_))
+    with Conversation(NETLINK_NETFILTER) as kernel:
+        try:
+            answer = kernel.ask(_GET, body)
+        except NetlinkError as error:
+            if error.number == errno.ENOENT:
+                return None
+            raise
+    return _held(attributes(answer[0].body, _NFGENMSG.size)) if answer else None
 
 
 def listener() -> Listener:
-    """Hears of the calling thread's network namespace. Conntrack tells of connections that began after
-    somebody listened (net.netfilter.nf_conntrack_events = 2).
+    """Hears of connections that are deleted, in the calling thread's network namespace. Conntrack tells of
+    those that began after somebody listened (net.netfilter.nf_conntrack_events = 2).
     """
     return Listener(NETLINK_NETFILTER, (NFNLGRP_CONNTRACK_DESTROY,))
 
 
-def decode(message: Message) -> Deleted | None:
-    """The connection that a message tells of, if it had come so far that it can have been adopted."""
-    family = FAMILIES.get(message.body[0]) if message.body else None
-    if message.kind != _DELETE or family is None:
+def deleted(message: Message) -> Tuple | None:
+    """The original direction of the connection that an announcement tells of, if it had come so far that it
+    can have been adopted.
+    """
+    if message.kind != _DELETE:
         return None
-    values = attributes(message.body, _NFGENMSG_SIZE)
-    if not int.from_bytes(values.get(_STATUS, b""), "big") & _IPS_ASSURED:
+    values = attributes(message.body, _NFGENMSG.size)
+    if not _number(values, _STATUS) & IPS_ASSURED:
         return None
-    tuple_ = attributes(values[_TUPLE_ORIG])
-    addresses, protocol = attributes(tuple_[_TUPLE_IP]), attributes(tuple_[_TUPLE_PROTO])
+    return _decoded(values[_TUPLE_ORIG])
+
+
+def _encoded(tuple_: Tuple) -> bytes:
+    source, destination = (_V4_SRC, _V4_DST) if tuple_.source.version == 4 else (_V6_SRC, _V6_DST)
+    addresses = attribute(source, tuple_.source.packed) + attribute(destination, tuple_.destination.packed)
+    protocol = attribute(_PROTO_NUM, bytes([tuple_.protocol]))
+    protocol += attribute(_PROTO_SPORT, tuple_.sport.to_bytes(2, "big"))
+    protocol += attribute(_PROTO_DPORT, tuple_.dport.to_bytes(2, "big"))
+    return attribute(_TUPLE_IP | _NESTED, addresses) + attribute(_TUPLE_PROTO | _NESTED, protocol)
+
+
+def _decoded(value: bytes) -> Tuple | None:
+    """None for protocols without ports."""
+    parts = attributes(value)
+    addresses, protocol = attributes(parts[_TUPLE_IP]), attributes(parts[_TUPLE_PROTO])
     if _PROTO_SPORT not in protocol:
         return None
-    source, destination = (_V4_SRC, _V4_DST) if family == 4 else (_V6_SRC, _V6_DST)
-    return Deleted(
-        family,
+    source, destination = (_V4_SRC, _V4_DST) if _V4_SRC in addresses else (_V6_SRC, _V6_DST)
+    return Tuple(
         protocol[_PROTO_NUM][0],
-        addresses[source],
-        addresses[destination],
-        int.from_bytes(protocol[_PROTO_SPORT], "big"),
-        int.from_bytes(protocol[_PROTO_DPORT], "big"),
+        ip_address(addresses[source]),
+        _number(protocol, _PROTO_SPORT),
+        ip_address(addresses[destination]),
+        _number(protocol, _PROTO_DPORT),
     )
+
+
+def _held(values: Mapping[int, bytes]) -> Held | None:
+    original, reply = _decoded(values[_TUPLE_ORIG]), _decoded(values[_TUPLE_REPLY])
+    if original is None or reply is None:
+        return None
+    tcp = attributes(attributes(values.get(_PROTOINFO, b"")).get(_PROTOINFO_TCP, b""))
+    state = tcp[_TCP_STATE][0] if _TCP_STATE in tcp else None
+    return Held(
+        original,
+        reply,
+        _number(values, _STATUS),
+        _number(values, _MARK),
+        "" if state is None else TCP_STATES[state] if state < len(TCP_STATES) else str(state),
+        _HELP in values,
+    )
+
+
+def _number(values: Mapping[int, bytes], kind: int) -> int:
+    return int.from_bytes(values.get(kind, b""), "big")

@@ -42,6 +42,7 @@ class DeviceRow:
     address4: bytes = NO_ADDRESS4
     address6: bytes = NO_ADDRESS6
     xdp_transmit: bool = False
+    proved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +182,14 @@ def port_rows(
 
 
 def device_rows(
-    links: Mapping[int, Link], addresses: Iterable[Address], xdp_transmit: Mapping[int, bool]
+    links: Mapping[int, Link],
+    addresses: Iterable[Address],
+    xdp_transmit: Mapping[int, bool],
+    proved: Mapping[int, str] | None = None,
 ) -> dict[int, DeviceRow]:
-    """A row for every device. `xdp_transmit`: does it take frames that XDP redirects; unknown means no."""
+    """A row for every device. `xdp_transmit`: does it take frames that XDP redirects; unknown means no.
+    `proved`: names by which the proof of Linux' rules knows devices.
+    """
     by_device: dict[int, list[Address]] = {}
     for address in addresses:
         by_device.setdefault(address.ifindex, []).append(address)
@@ -198,5 +204,6 @@ def device_rows(
             address4=primary_address4(own),
             address6=primary_address6(own),
             xdp_transmit=xdp_transmit.get(way.lower, False),
+            proved=(proved or {}).get(link.ifindex) == link.name,
         )
     return rows

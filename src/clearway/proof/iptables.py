@@ -7,6 +7,7 @@ Matches are asked in their order; the counters of a rule count what meets all of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from clearway.importer.conditions import Condition
 from clearway.importer.errors import InexactError, UnreadableError
@@ -32,6 +33,13 @@ from .steps import Act, Chains, StepChain, StepRule, Steps, unproven
 VERDICTS = {"ACCEPT": Act.ACCEPT, "DROP": Act.DROP, "REJECT": Act.DROP, "RETURN": Act.RETURN}
 OF_MARKS = {"mark": "meta mark", "connmark": "ct mark"}
 KNOWN = MODULES | set(OF_MARKS) | {"pkttype"}
+TRACKING = frozenset(
+    [
+        *(("-m", name) for name in ("conntrack", "state", "connmark")),
+        *(("-j", name) for name in ("SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP", "CONNMARK")),
+    ]
+)
+"""For whose sake the kernel tracks connections."""
 HEADERS = frozenset({"rt", "frag", "hbh", "dst"})
 """Modules for extension headers of IPv6, which meet nothing where there is none."""
 
@@ -74,6 +82,7 @@ def _rule(text: str, chain: StepChain, family: int, chains: Chains) -> StepRule:
     words = list(words_of(text))[2:]
     steps, line = _Matches(family), Line(family)
     steps.read(line, words)
+    steps.tracks = frozenset() if TRACKING.isdisjoint(pairwise(words)) else frozenset([family])
     steps.add(Act.COUNT)
     _target(steps, line, calls=(chain.label, line.target) in chains)
     return steps.rule(RuleName(chain.family, chain.table, chain.name, len(chain.rules) + 1, None, text))

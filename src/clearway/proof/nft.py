@@ -68,6 +68,11 @@ ONLY_LOOKS = frozenset(
 BITWISE = {"&": int.__and__, "|": int.__or__, "^": int.__xor__, "<<": int.__lshift__, ">>": int.__rshift__}
 
 
+TRACKING = ("ct", "masquerade", "redirect")
+"""Words for whose sake connections are tracked, in every family of the table."""
+OF_FAMILY = {"ip": (4,), "ip6": (6,)}
+
+
 @dataclass(slots=True)
 class NftRuleset:
     """`extended`: tables with expressions of which JSON tells no more than the name (xt)."""
@@ -141,6 +146,7 @@ class _Reader:
         name = RuleName(chain.family, chain.table, chain.name, position, content.get("handle"), text)
         steps = _Statements(table, chain.families)
         steps.read(expressions)
+        steps.tracks = frozenset(_tracked(expressions, chain.families))
         chain.rules.append(steps.rule(name))
 
 
@@ -283,6 +289,18 @@ def _has(part: Any, word: str) -> bool:
     if isinstance(part, Mapping):
         return word in part or any(_has(one, word) for one in part.values())
     return isinstance(part, list) and any(_has(one, word) for one in part)
+
+
+def _tracked(expressions: list[Json], families: tuple[int, ...]) -> Iterator[int]:
+    """Families whose connections are tracked for the sake of a rule (nf_ct_netns_get; net/netfilter/nft_ct.c,
+    nft_masq.c, and nft_nat.c, where it is the family of the address).
+    """
+    for one in expressions:
+        for content in (one.get("snat"), one.get("dnat")):
+            if content is not None:
+                yield from OF_FAMILY.get((content or {}).get("family", ""), families)
+        if any(_has(one, word) for word in TRACKING):
+            yield from families
 
 
 def _mark(value: Any) -> int | None:

@@ -48,6 +48,23 @@ class Proof:
     path: tuple[StepChain, ...]
     chains: Chains
 
+    @property
+    def tracks(self) -> frozenset[int]:
+        """Families whose connections are tracked: only for the sake of rules that ask for it. Without, those
+        that are known from before say nothing of how packets are treated now (nf_ct_netns_put).
+        """
+        rules = (rule for chain in self.chains.values() for rule in chain.rules)
+        return frozenset(family for rule in rules for family in rule.tracks)
+
+    @property
+    def translates(self) -> frozenset[int]:
+        """Families in which connections are translated: the kernel does so only where there is a chain of
+        type nat, also with those that it has begun to translate (net/netfilter/nf_nat_core.c,
+        nf_nat_register_fn).
+        """
+        chains = (chain for chain in self.chains.values() if chain.kind == "nat" and chain.hook)
+        return frozenset(family for chain in chains for family in chain.families)
+
     def traversed(self, passage: Passage) -> tuple[Counted, ...]:
         """The counters that a packet of this direction meets, in order. Only for what is not kept."""
         return tuple(counted for counted, _rows in self.counted(Passages.of([passage])))

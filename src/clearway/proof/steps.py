@@ -52,11 +52,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepRule:
-    """`restores`: effects that need no step, and why."""
+    """`restores`: effects that need no step, and why. `tracks`: families, tracked for its sake."""
 
     name: RuleName
     steps: tuple[Step, ...]
     restores: tuple[str, ...] = ()
+    tracks: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -116,6 +117,7 @@ class Steps:
         self.reasons: list[str] = []
         self.done: list[Step] = []
         self.restores: list[str] = []
+        self.tracks: frozenset[int] = frozenset()
 
     def ask(self, condition: Condition) -> None:
         """Go on with what meets the condition; where that cannot be said, with all that may meet it."""
@@ -169,4 +171,4 @@ class Steps:
             self.restore("clamps the MSS of SYNs, which Linux forwards")
 
     def rule(self, name: RuleName) -> StepRule:
-        return StepRule(name, tuple(self.done), tuple(self.restores))
+        return StepRule(name, tuple(self.done), tuple(self.restores), self.tracks)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`clearway up`: takes interfaces, with a daemon in the background if none is running."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from clearway.api.client import UnreachableError
+from clearway.cli import complete
+from clearway.cli.common import (
+    CommandError,
+    ExitCode,
+    Options,
+    Output,
+    OutputOption,
+    options_of,
+    print_json,
+    say,
+    starting,
+)
+from clearway.cli.configure import show_plan
+
+START_SECONDS = 120.0
+"""For a daemon to answer: the kernel verifies every program."""
+
+Hook = Literal["auto", "xdp", "xdp-generic", "tc"]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+
+
+def up(
+    context: typer.Context,
+    interfaces: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INTERFACE...", help="Interfaces to take.", autocompletion=complete.interfaces
+        ),
+    ],
+    hook: Annotated[Hook, typer.Option(help="Where in the kernel packets are met.")] = "auto",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Take interfaces: what Linux forwards between them goes faster.
+
+    Nothing else changes: connections that Linux has accepted are carried past it, as its own rules, NAT and
+    routes say. Starts a daemon in the background if none is running; `clearway down` ends it and leaves no
+    trace.
+
+    \b
+    Example:
+      clearway up eth0 eth1
+    """
+    options = options_of(context, output)
+    try:
+        options.client().get("status")
+    except UnreachableError:
+        if _start(options, interfaces, hook):
+            return
+    show_plan(_take(options, interfaces, hook), output)
+
+
+def _take(options: Options, interfaces: list[str], hook: Hook) -> dict[str, Any]:
+    """The configuration in force, with these interfaces in it."""
+    client = options.client()
+    config = client.get("config")
+    known = {one["name"]: one for one in config["interfaces"]}
+    for name in interfaces:
+        known[name] = {"name": name, "hook": hook}
+    config["interfaces"] = list(known.values())
+    applied: dict[str, Any] = client.post_yaml(
+        "apply", text=json.dumps(config).encode(), source="clearway up"
+    )
+    return applied
+
+
+def _start(options: Options, interfaces: list[str], hook: Hook) -> bool:
+    """A daemon that outlives this command, with the instance's file if there is one; whether it has taken
+    these interfaces with its start.
+    """
+    instance = options.instance()
+    if pid := starting(instance):
+        raise CommandError(
+            ExitCode.LOCKED,
+            f"the daemon is starting (pid {pid} holds {instance.lock}); try again in a moment",
+        )
+    own = not instance.config.exists()
+    file = instance.state_dir / "up.yaml" if own else instance.config
+    if own:
+        instance.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        taken = [{"name": name, "hook": hook} for name in interfaces]
+        file.write_text(json.dumps({"interfaces": taken}) + "\n")
+    log = instance.state_dir / "daemon.log"
+    instance.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "clearway", "--instance", instance.name, "run", "-c", str(file)]
+    with log.open("wb") as written:
+        daemon = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=written, stderr=written, start_new_session=True, cwd="/"
+        )
+    if options.output is Output.TABLE and os.isatty(sys.stderr.fileno()):
+        print(f"starting a daemon (pid {daemon.pid}); its log: {log}", file=sys.stderr)
+    _wait_until_it_answers(options, daemon, log)
+    if options.output is Output.TABLE:
+        say(f"a daemon is running (pid {daemon.pid}; its log: {log})")
+        if own:
+            say(f"{', '.join(interfaces)}: taken")
+    elif own:
+        print_json({"pid": daemon.pid, "log": str(log), "interfaces": interfaces})
+    return own
+
+
+def _wait_until_it_answers(options: Options, daemon: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            options.client().get("status")
+        except UnreachableError:
+            pass
+        else:
+            return
+        if daemon.poll() is not None:
+            said = log.read_text(errors="replace").strip().splitlines()
+            last = said[-1].removeprefix("clearway: ") if said else f"see {log}"
+            raise CommandError(ExitCode.REFUSED, f"the daemon could not start: {last}")
+        time.sleep(0.05)
+    daemon.terminate()
+    raise CommandError(
+        ExitCode.REFUSED, f"the daemon has not answered within {START_SECONDS:g} s; its log: {log}"
+    )
