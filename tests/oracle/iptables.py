@@ -52,7 +52,7 @@ def targets(draw: st.DrawFn, family: int, table: str, chain: str) -> str:
     mark = draw(st.integers(0, 3))
     hop = "TTL --ttl-set 33" if family == 4 else "HL --hl-set 33"
     by_table = {
-        "raw": ["ACCEPT", "CT --notrack", "CT --zone 3", "DROP"],
+        "raw": ["ACCEPT", "CT --notrack", "DROP"],
         "mangle": [
             f"MARK --set-mark {mark}",
             "CONNMARK --save-mark",

@@ -134,7 +134,7 @@ def statements(family: int, port: int, mark: int, hook: str, early: bool) -> lis
         "counter jump aside",
     ]
     if early:
-        done += ["notrack", "ct zone set 3"]
+        done += ["notrack"]  # a zone has the same tuple once more, and Linux draws a port for it by chance
     else:
         done += [f"ct mark set {mark}", "ct mark set meta mark", "meta mark set ct mark"]
     if hook in ("forward", "input"):
