@@ -39,13 +39,20 @@ always_inline bool adopt_asks(const struct packet *p, const struct flow *f)
 	       (p->tuple.proto == IPPROTO_TCP && !adopt_is_plain_tcp(p->tcp_flags));
 }
 
+/* Is there a configuration that could claim a packet? */
+always_inline bool adopt_may_be_claimed(void)
+{
+	const struct config *config = config_of(active_now().epoch);
+
+	return !config || config_claims(config);
+}
+
 /* Is it Linux' whatever the other stages say? Then they need not be asked. */
 always_inline bool adopt_at_once(const struct packet *p)
 {
-	const struct config *config = config_of(active_now().epoch);
 	struct scratch *s = scratch_get();
 
-	if (!cw_adoption || !config || !s || config_claims(config) || !adopt_is_plain(p))
+	if (!cw_adoption || !s || adopt_may_be_claimed() || !adopt_is_plain(p))
 		return false;
 	s->adopting.reason = REASON_PUNT_NOT_OURS;
 	s->adopting.at_once = true;
@@ -79,22 +86,34 @@ always_inline __u64 *adopt_row(const struct packet *p, __u32 stamp, __u32 *tag)
 }
 
 #define REFUSED_TIME_MASK 0xffffff
+#define SIGHTED 0xff /* stands for a reason: there was one such packet, and nobody was asked about it */
 
-/* The reason under which a packet like this one was left to Linux a moment ago; CONTINUE: there is none. */
-always_inline int adopt_refused(const struct packet *p, __u32 stamp)
+always_inline void adopt_note(__u64 *row, __u32 tag, int reason)
+{
+	*(volatile __u64 *)row = (__u64)tag << 32 | (now() & REFUSED_TIME_MASK) << 8 | reason;
+}
+
+/* The reason under which the packet is left to Linux without asking: because one like it was a moment ago; or because it is
+ * the first of its kind, and may well stay the only one. CONTINUE: it is to be asked about. known: it has an entry. */
+always_inline int adopt_refused(const struct packet *p, __u32 stamp, bool known)
 {
 	__u32 tag;
 
 	if (!cw_adoption || !adopt_is_plain(p))
 		return CONTINUE;
-	const __u64 *row = adopt_row(p, stamp, &tag);
+	__u64 *row = adopt_row(p, stamp, &tag);
 	if (!row)
 		return CONTINUE;
 	__u64 found = READ_ONCE(*row);
-	__u32 passed = (now() - (__u32)(found >> 8)) & REFUSED_TIME_MASK;
-	if ((__u32)(found >> 32) != tag || passed > ticks(ADOPT_REFUSED_MS))
+	__u8 reason = found;
+	if ((__u32)(found >> 32) == tag) {
+		__u32 passed = (now() - (__u32)(found >> 8)) & REFUSED_TIME_MASK;
+		return reason == SIGHTED || passed > ticks(ADOPT_REFUSED_MS) ? CONTINUE : reason;
+	}
+	if (known || adopt_may_be_claimed())
 		return CONTINUE;
-	return found & 0xff;
+	adopt_note(row, tag, SIGHTED);
+	return REASON_PUNT_NOT_OURS;
 }
 
 /* Left to Linux, and so are those that follow in the next moment. */
@@ -104,6 +123,6 @@ always_inline int adopt_refuse(struct packet *p, __u32 stamp, int reason)
 	__u64 *row = adopt_row(p, stamp, &tag);
 
 	if (row)
-		*(volatile __u64 *)row = (__u64)tag << 32 | (now() & REFUSED_TIME_MASK) << 8 | reason;
+		adopt_note(row, tag, reason);
 	return conclude(p, reason);
 }

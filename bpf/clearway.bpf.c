@@ -102,7 +102,7 @@ always_inline int enter(struct packet *p)
 
 	if (!look_up(p, stamp, &hit)) {
 		bool ours = hit.flow && !(hit.verdict.state & FLOW_ADOPTED);
-		int refused = ours ? CONTINUE : adopt_refused(p, stamp);
+		int refused = ours ? CONTINUE : adopt_refused(p, stamp, hit.flow);
 		if (refused != CONTINUE)
 			return conclude(p, refused);
 		bpf_tail_call(p->ctx, &stages, STAGE_AGAIN);

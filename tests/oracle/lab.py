@@ -24,6 +24,7 @@ from clearway.lab.daemon import Daemon, remove_instance
 from clearway.lab.namespace import Namespace, end_processes, existing
 from clearway.lab.run import run, undisturbed, wait_until
 from clearway.linux import nftables
+from clearway.linux.ruleset import legacy_tables
 from tests.oracle import network
 from tests.oracle.case import Run
 from tests.oracle.frames import ETHERTYPE
@@ -205,6 +206,11 @@ class Pair:
             lambda: self._client.get("status")["adoption"]["generation"] == wanted,
             every=0.002,
         )
+
+    def legacy(self) -> bool:
+        """Whether the accelerated router has tables of iptables-legacy: then clearway carries nothing."""
+        with self.fast.router.entered():
+            return bool(legacy_tables())
 
     def carried(self) -> int:
         """Packets that clearway has forwarded so far."""
