@@ -214,6 +214,10 @@ never_inline int adopt_decide(struct packet *p, struct scratch *s)
 		return REASON_PUNT_UNPROVEN;
 	if (!adopt_translates(p, s) || (s->adopting.masquerade && s->adopting.masquerade != s->route.fib.ifindex))
 		return REASON_PUNT_KEPT;
+	s->adopting.way.inside = p->ifindex;
+	s->adopting.way.outside = s->route.fib.ifindex;
+	if (p->ifindex > WAY_MAX || s->route.fib.ifindex > WAY_MAX)
+		return s->adopting.reason;
 	return adopt_keeps() ? REASON_PUNT_KEPT : CONTINUE;
 }
 
@@ -244,7 +248,9 @@ never_inline void adopt_entries(struct packet *p, struct scratch *s)
 	forward->state = both | (source ? FLOW_SOURCE_NAT : 0) | (dest ? FLOW_DEST_NAT : 0);
 	answer->state = both | FLOW_REPLY | (source ? FLOW_DEST_NAT : 0) | (dest ? FLOW_SOURCE_NAT : 0);
 	forward->tcp_next = answer->tcp_next = adopt_asked(s);
-	flow_hop(&s->entry.verdict, s->adopting.reply ? answer : forward);
+	struct flow *mine = s->adopting.reply ? answer : forward;
+	flow_hop(&s->entry.verdict, mine);
+	flow_lead(mine, &s->adopting.way);
 }
 
 /* The verdict for this packet; entry.verdict has the next hop. */
@@ -267,11 +273,14 @@ always_inline void adopt_release(struct packet *p, struct scratch *s)
 	flow_end(&s->ending, &p->tuple, FLOW_END_LINUX);
 }
 
-/* Is the entry in s->entry an adopted one that still leaves as Linux says? */
+/* Is the entry in s->entry an adopted one that still leaves as Linux says, and goes the way that its packets are counted for? */
 always_inline bool adopt_same(const struct scratch *s)
 {
 	const struct tuple *a = &s->entry.leaves, *b = &s->forward.leaves;
+	const struct way *was = &s->entry.way, *is = &s->adopting.way;
 
+	if (was->inside && (was->inside != is->inside || was->outside != is->outside))
+		return false;
 	return a->sport == b->sport && a->dport == b->dport && addr_equal(&a->src, &b->src) &&
 	       addr_equal(&a->dst, &b->dst);
 }
@@ -284,7 +293,7 @@ always_inline int adopt_send(struct packet *p, struct scratch *s, bool counted, 
 	if (packet_segment(p) > s->entry.verdict.mtu)
 		return conclude(p, REASON_PUNT_ADOPTED);
 	if (!counted)
-		flow_refresh(&s->entry, p->length);
+		flow_refresh(&s->entry, packet_l3_length(p));
 	return forward(p, &s->entry.verdict, &s->egress, reason);
 }
 
@@ -312,6 +321,7 @@ always_inline int adopt_known(struct packet *p, __u32 stamp, struct scratch *s)
 	}
 	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
 	s->entry.asked = adopt_asked(s);
+	s->entry.way = s->adopting.way;
 	flow_resolve(&s->entry);
 	return adopt_send(p, s, false, REASON_FORWARD_RESOLVED);
 }
@@ -328,7 +338,7 @@ always_inline int adopt_new(struct packet *p, __u32 stamp, struct scratch *s)
 	bool counted = !must_hand_over(&s->egress) && packet_segment(p) <= s->entry.verdict.mtu;
 	if (counted) {
 		struct flow *f = s->adopting.reply ? &s->answer.flow : &s->forward.flow;
-		f->carried = CARRIED_PACKET + p->length;
+		f->carried = CARRIED_PACKET + packet_l3_length(p);
 	}
 	if (flow_open_adopted(&s->forward, &s->answer) != FLOW_CREATED)
 		return adopt_refuse(p, stamp, s->adopting.reason);

@@ -73,6 +73,7 @@ struct hit {
 	struct flow *flow;
 	struct verdict verdict;
 	struct egress egress;
+	__u64 carried; /* what the packet adds to what the flow has carried */
 };
 
 /* Does the packet hit a flow that can carry it as it is? */
@@ -88,8 +89,9 @@ always_inline bool look_up(struct packet *p, __u32 stamp, struct hit *hit)
 		return false;
 	if (v->state & FLOW_ADOPTED && adopt_asks(p, hit->flow))
 		return false;
+	hit->carried = CARRIED_PACKET + (v->state & FLOW_ADOPTED ? packet_l3_length(p) : p->length);
 	__u64 was = hit->flow->carried;
-	if ((was ^ (was + CARRIED_PACKET + p->length)) & CARRIED_TURNS)
+	if ((was ^ (was + hit->carried)) & CARRIED_TURNS)
 		return false;
 	return p->ttl > 1 && packet_segment(p) <= v->mtu;
 }
@@ -113,7 +115,7 @@ always_inline int enter(struct packet *p)
 	struct segment seg;
 	if (p->tuple.proto == IPPROTO_TCP && !(hit.verdict.state & FLOW_ADOPTED) && tcp_read(p, &seg))
 		tcp_track(&seg, hit.flow);
-	hit.flow->carried += CARRIED_PACKET + p->length;
+	hit.flow->carried += hit.carried;
 	hit.flow->seen = now();
 	return forward(p, &hit.verdict, &hit.egress, REASON_FORWARD_FLOW);
 }

@@ -175,6 +175,22 @@ always_inline void carried_total(const struct carried_key *key, const struct flo
 
 /* ---- one entry ---- */
 
+always_inline struct way flow_way(const struct flow *f)
+{
+	__u64 both = (__u64)f->tcp_window << 32 | f->tcp_ack;
+	struct way way = {.inside = both >> WAY_BITS, .outside = both & WAY_MAX};
+
+	return way;
+}
+
+always_inline void flow_lead(struct flow *f, const struct way *way)
+{
+	__u64 both = (__u64)way->inside << WAY_BITS | way->outside;
+
+	f->tcp_ack = both;
+	f->tcp_window = both >> 32;
+}
+
 /* One entry, copied, and where it stands. */
 struct peek {
 	struct tuple key;
@@ -185,7 +201,8 @@ struct peek {
 	__u32 seen;
 	__u32 rare;
 	__u32 nat;
-	__u32 asked; /* FLOW_ADOPTED: jiffies, when Linux was asked */
+	__u32 asked;	/* FLOW_ADOPTED: jiffies, when Linux was asked */
+	struct way way; /* likewise */
 	__u32 table;
 	__u32 bucket;
 	__u32 first; /* of the two buckets of its key */
@@ -221,6 +238,7 @@ __noinline int flow_peek_once(struct peek *peek)
 	verdict_leaves(&peek->verdict, &peek->key, &peek->leaves);
 	peek->state = peek->verdict.state;
 	peek->seen = f->seen;
+	peek->way = flow_way(f);
 	peek->asked = f->tcp_next;
 	peek->rare = table_rare(&spot);
 	peek->nat = table_nat(&spot);
@@ -309,8 +327,8 @@ __noinline int flow_touch(struct peek *peek)
 	return 1;
 }
 
-/* The entry has peek->verdict's next hop from now on, unless somebody else is just changing it; and an adopted one the time
- * when Linux was asked. */
+/* The entry has peek->verdict's next hop from now on, unless somebody else is just changing it; and an adopted one peek->asked and
+ * peek->way. */
 __noinline int flow_resolve(struct peek *peek)
 {
 	struct spot spot = {};
@@ -318,8 +336,10 @@ __noinline int flow_resolve(struct peek *peek)
 	if (!peek || !peek_spot_any(peek, &spot) || !table_lock(&spot))
 		return 0;
 	flow_hop(&peek->verdict, spot.flow);
-	if (spot.flow->state & FLOW_ADOPTED)
+	if (spot.flow->state & FLOW_ADOPTED) {
 		spot.flow->tcp_next = peek->asked;
+		flow_lead(spot.flow, &peek->way);
+	}
 	table_unlock(spot.marks, spot.slot, spot.mark, spot.mark >> TAG_SHIFT);
 	return 1;
 }
@@ -362,22 +382,20 @@ always_inline void flow_count_end(__u32 why)
 		ended->connections++;
 }
 
-always_inline void flow_record(const struct ending *e)
+always_inline const struct peek *ended_opening(const struct ending *e)
 {
-	bool reply = e->entry.state & FLOW_REPLY;
-	const struct peek *opening = reply ? &e->pair : &e->entry, *answering = reply ? &e->entry : &e->pair;
-	const struct flow_tables *tables = flow_tables();
+	return e->entry.state & FLOW_REPLY ? &e->pair : &e->entry;
+}
 
-	if (!tables || !tables->records)
-		return;
-	struct flow_record *record = bpf_ringbuf_reserve(&records_v1, sizeof(*record), 0);
-	if (!record) {
-		__u32 zero = 0;
-		struct opened *lost = bpf_map_lookup_elem(&lost_v1, &zero);
-		if (lost)
-			lost->connections++;
-		return;
-	}
+always_inline const struct peek *ended_answering(const struct ending *e)
+{
+	return e->entry.state & FLOW_REPLY ? &e->entry : &e->pair;
+}
+
+always_inline void flow_write_record(const struct ending *e, struct flow_record *record)
+{
+	const struct peek *opening = ended_opening(e), *answering = ended_answering(e);
+
 	record->client = opening->key;
 	record->leaves = opening->leaves;
 	record->packets = opening->carried.packets;
@@ -393,7 +411,50 @@ always_inline void flow_record(const struct ending *e)
 	record->nat = opening->nat | answering->nat << 8;
 	record->why = e->why;
 	record->pad = 0;
+}
+
+/* For who follows the ends of connections. */
+__noinline int flow_tell(const struct ending *e)
+{
+	const struct flow_tables *tables = flow_tables();
+	__u32 zero = 0;
+
+	if (!e || !tables || !tables->records)
+		return 0;
+	struct flow_record *record = bpf_ringbuf_reserve(&records_v1, sizeof(*record), 0);
+	if (!record) {
+		struct opened *lost = bpf_map_lookup_elem(&lost_v1, &zero);
+		if (lost)
+			lost->connections++;
+		return 0;
+	}
+	flow_write_record(e, record);
 	bpf_ringbuf_submit(record, 0);
+	return 1;
+}
+
+/* For the daemon's accounts of Linux' rules: of every connection that was adopted. */
+__noinline int flow_account(const struct ending *e)
+{
+	__u32 zero = 0;
+
+	if (!e)
+		return 0;
+	const struct peek *opening = ended_opening(e), *answering = ended_answering(e);
+	struct adopted_record *record = bpf_ringbuf_reserve(&adopted_v1, sizeof(*record), 0);
+	if (!record) {
+		struct counter *lost = bpf_map_lookup_elem(&unaccounted_v1, &zero);
+		if (lost) {
+			lost->packets += opening->carried.packets + answering->carried.packets;
+			lost->bytes += opening->carried.bytes + answering->carried.bytes;
+		}
+		return 0;
+	}
+	flow_write_record(e, &record->flow);
+	record->way = opening->way;
+	record->reply_way = answering->way;
+	bpf_ringbuf_submit(record, 0);
+	return 1;
 }
 
 /* Are these the entries of one connection? */
@@ -447,7 +508,9 @@ __noinline int flow_end_both(struct ending *e)
 		return 0;
 	flow_free_pair(opening, answering);
 	flow_count_end(e->why);
-	flow_record(e);
+	flow_tell(e);
+	if (e->entry.state & FLOW_ADOPTED)
+		flow_account(e);
 	return 1;
 }
 

@@ -40,6 +40,13 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 << 20);
 } records_v1 SEC(".maps"); /* struct flow_record, while flow_tables.records is set */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} adopted_v1 SEC(
+	".maps"); /* struct adopted_record: the daemon adds up what was carried past rules; what it was away for, too */
+TABLE(unaccounted_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, 1,
+      0); /* carried, and no record of it had room */
 TABLE(egress_v1, BPF_MAP_TYPE_ARRAY, __u32, struct egress, EGRESS_ROWS, 0);
 TABLE(trust_v1, BPF_MAP_TYPE_ARRAY, __u32, struct trust, 1, 0);
 TABLE(refused_v1, BPF_MAP_TYPE_ARRAY, __u32, __u64, REFUSED_ROWS, 0); /* tag << 32 | jiffies << 8 | reason (adopt.h) */

@@ -5,6 +5,7 @@
  *   packet_open      set data, end, length, ifindex and the tags the device took out of the frame
  *   packet_for_us    is the frame addressed to this machine's link address?
  *   packet_segment   layer 3 bytes of the largest packet this becomes on the wire (GSO)
+ *   packet_l3_length bytes of layer 3 of the whole packet
  *   packet_l4_length bytes of layer 4, header and payload, of the whole packet
  *   packet_checksum  apply differences to the checksum at that offset of layer 4; the packet must be
  *                    reloaded afterwards

@@ -54,6 +54,11 @@ always_inline __u32 packet_segment(const struct packet *p)
 	return p->l4_offset - p->l3_offset + p->l4_header + size;
 }
 
+always_inline __u32 packet_l3_length(const struct packet *p)
+{
+	return packet_is_gso(p) ? p->ctx->len - p->l3_offset : p->l3_length;
+}
+
 always_inline __u32 packet_l4_length(const struct packet *p)
 {
 	return packet_is_gso(p) ? p->ctx->len - p->l4_offset : p->l3_length - (p->l4_offset - p->l3_offset);

@@ -41,6 +41,11 @@ always_inline bool packet_is_gso(const struct packet *p)
 	return false;
 }
 
+always_inline __u32 packet_l3_length(const struct packet *p)
+{
+	return p->l3_length;
+}
+
 always_inline __u32 packet_l4_length(const struct packet *p)
 {
 	return p->l3_length - (p->l4_offset - p->l3_offset);

@@ -105,10 +105,11 @@ struct adopting {
 	__u32 reason;	  /* that it has if it is not adopted */
 	__u32 life;	  /* enum life */
 	__u32 masquerade; /* ifindex by which it is to leave; 0: any */
-	__u8 reply;	  /* the packet is of the direction that answers */
-	__u8 told;	  /* Linux tells when it deletes the connection */
-	__u8 at_once;	  /* no other stage has been asked */
-	__u8 soon;	  /* its handshake is not over: the next packet may be of an established connection */
+	struct way way;
+	__u8 reply;   /* the packet is of the direction that answers */
+	__u8 told;    /* Linux tells when it deletes the connection */
+	__u8 at_once; /* no other stage has been asked */
+	__u8 soon;    /* its handshake is not over: the next packet may be of an established connection */
 };
 
 struct scratch {

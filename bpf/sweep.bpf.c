@@ -367,6 +367,7 @@ const volatile union {
 	struct flow4_bucket flow4_bucket;
 	struct flow6_bucket flow6_bucket;
 	struct flow_record flow_record;
+	struct adopted_record adopted_record;
 	enum timeout timeout;
 	enum midstream midstream;
 	enum when_full when_full;

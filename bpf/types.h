@@ -91,8 +91,8 @@ struct flow {
 	__u32 stamp;   /* generation.h: what was current when the next hop was resolved; 0 = unresolved */
 	__u32 seen;    /* jiffies (low 32 bits) of the last packet */
 	__u32 tcp_next; /* TCP: the sequence number after what this direction has sent; FLOW_ADOPTED: jiffies, when Linux was asked */
-	__u32 tcp_ack;	  /* TCP: highest acknowledgement this direction has sent (host order) */
-	__u16 tcp_window; /* TCP: the window that came with it, to be scaled */
+	__u32 tcp_ack; /* TCP: highest acknowledgement this direction has sent (host order); FLOW_ADOPTED: struct way */
+	__u16 tcp_window; /* TCP: the window that came with it, to be scaled; FLOW_ADOPTED: likewise */
 	__u16 egress;	  /* row of egress_v1: the device that transmits, and as whom */
 	__u8 dmac[6];	  /* next hop */
 	__u16 mtu;	  /* of the route, layer 3 */
@@ -184,6 +184,23 @@ struct flow_record {
 	__u8 pad;
 };
 _Static_assert(sizeof(struct flow_record) == 144, "struct flow_record");
+
+/* By which device the packets of a direction come in, and by which they leave, as rules and routes name them; 0: none came. Of
+ * an adopted flow, which has no use for TCP's window: inside << WAY_BITS + outside, the lower part of it in tcp_ack. */
+#define WAY_BITS 24
+#define WAY_MAX ((1 << WAY_BITS) - 1)
+struct way {
+	__u32 inside;
+	__u32 outside;
+};
+
+/* The same for an adopted one: by what its packets came in and left, rules can be told that they would have met. */
+struct adopted_record {
+	struct flow_record flow;
+	struct way way; /* of the opening direction */
+	struct way reply_way;
+};
+_Static_assert(sizeof(struct adopted_record) == 160, "struct adopted_record");
 
 /* What a packet leaves by. Flows that share a device share a row; who resolves a next hop fills it in (egress.h). */
 #define EGRESS_ROWS 4096

@@ -32,7 +32,7 @@ NUMBER = 4  # a key, a slot of a wheel, a round-robin position
 CARRIED_ROWS, EGRESS_ROWS, INBOUND_ROWS, FRAGMENT_ROWS = 65536, 4096, 16384, 4096
 REFUSED_ROWS = 65536
 DEVICE_ROWS, PORT_ROWS, COUNTER_ROWS = 4096, 4096, 192
-RECORDS_BYTES, EVENTS_BYTES = 1 << 22, 1 << 20
+RECORDS_BYTES, ADOPTED_BYTES, EVENTS_BYTES = 1 << 22, 1 << 20, 1 << 20
 
 HASH_BUCKET = 16  # struct bucket: a list head, a lock
 HASH_ELEMENT = 48  # struct htab_elem, before key and value
@@ -179,6 +179,7 @@ def _other_tables(limits: Limits, cpus: int) -> Iterator[TableMemory]:
     services, endpoints = limits.services, limits.endpoints
     yield _hash("carried_v1", CARRIED_ROWS, CARRIED_KEY, CARRIED)
     yield _ring("records_v1", RECORDS_BYTES)
+    yield _ring("adopted_v1", ADOPTED_BYTES)
     yield _ring("events_v1", EVENTS_BYTES)
     yield _array("egress_v1", EGRESS_ROWS, EGRESS)
     yield _array("refused_v1", REFUSED_ROWS, IDENTITY)

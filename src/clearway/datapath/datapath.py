@@ -98,7 +98,7 @@ class Datapath:
         self._programs: dict[str, int] = {}
         self._enums: dict[str, dict[str, int]] = {}
         self._reasons: dict[str, str] = {}
-        self._ring: Ring | None = None  # while somebody reads it
+        self._read: set[Ring] = set()  # rings of ended connections, while somebody reads them
         self._open_lock = threading.Lock()
         # Both the epoch and the mirror's number live in one row; two threads must not undo each other's
         # change.
@@ -259,14 +259,14 @@ class Datapath:
     def sweep(self, share: float = 1.0, thorough: bool = False) -> SweepResult:
         """Removes the flows that have expired, from that share of the tables; the next call goes on there.
         `thorough`: and halves of connections, which are otherwise found within 64 rounds. Whoever reads
-        records() is waited for, for PATIENCE seconds in all: no end of a connection is lost to a reader that
-        keeps up.
+        records() or adopted_records() is waited for, for PATIENCE seconds in all: no end of a connection is
+        lost to a reader that keeps up.
         """
         left = PATIENCE
 
         def wait_for_reader() -> None:
             nonlocal left
-            while left > 0 and (ring := self._ring) is not None and ring.used > RING_FULL:
+            while left > 0 and any(ring.used > RING_FULL for ring in tuple(self._read)):
                 time.sleep(RING_PAUSE)
                 left -= RING_PAUSE
 
@@ -479,11 +479,11 @@ class Datapath:
         ring = Ring(table.fd, table.max_entries, self.struct("flow_record"))
         ring.skip()
         self._store.record("records", True)
-        self._ring = ring
+        self._read.add(ring)
         try:
             yield ring.read
         finally:
-            self._ring = None
+            self._read.discard(ring)
             with suppress(DatapathError):  # the instance may be removed by now
                 self._store.record("records", False)
 
@@ -501,6 +501,23 @@ class Datapath:
         finally:
             with suppress(DatapathError):  # the instance may be removed by now
                 self._store.record("events", False)
+
+    @contextmanager
+    def adopted_records(self) -> Iterator[Callable[[], Array]]:
+        """A function that reads which adopted connections have ended: rows of struct adopted_record, also of
+        the time before, as far as the ring has kept them.
+        """
+        table = self.table("adopted_v1")
+        ring = Ring(table.fd, table.max_entries, self.struct("adopted_record"))
+        self._read.add(ring)
+        try:
+            yield ring.read
+        finally:
+            self._read.discard(ring)
+
+    def unaccounted(self) -> Counter:
+        """What adopted connections had carried of whose end nobody will know, because the ring was full."""
+        return Counter(*self._sums("unaccounted_v1")[0])
 
     def lost_events(self) -> int:
         """Decisions of the firewall that nobody will know of, because the ring was full."""

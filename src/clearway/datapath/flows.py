@@ -37,12 +37,14 @@ IPPROTO_ICMP = 1
 IPPROTO_TCP = 6
 IPPROTO_ICMPV6 = 58
 HALF = np.uint64(32)
+WAY_BITS = 24
 LOW = np.uint64(0xFFFFFFFF)
 
 # A row a connection. Addresses are 16 bytes in network order, IPv4 in the first four; ports are numbers.
 # client and destination: as the client's packets come; *_out: as they leave. state: enum timeout; flags:
 # enum flow_state of the opening direction; service, endpoint: ids, GONE or NONE; nat: id or NONE; paired:
-# the answering direction's entry was there.
+# the answering direction's entry was there; born: jiffies (low 32 bits). ifindex: by which the opening
+# direction leaves, inside: by which it comes in (of FLOW_ADOPTED alone); 0 where that is not known.
 CONNECTION = np.dtype(
     [
         ("family", "u1"),
@@ -61,6 +63,7 @@ CONNECTION = np.dtype(
         ("bytes", "u8"),
         ("reply_packets", "u8"),
         ("reply_bytes", "u8"),
+        ("born", "u4"),
         ("age_s", "f4"),
         ("idle_s", "f4"),
         ("service", "u4"),
@@ -68,6 +71,8 @@ CONNECTION = np.dtype(
         ("nat", "u4"),
         ("ifindex", "u4"),
         ("reply_ifindex", "u4"),
+        ("inside", "u4"),
+        ("reply_inside", "u4"),
         ("paired", "?"),
     ]
 )
@@ -318,8 +323,10 @@ def _rows(
     out["packets"], out["bytes"], there = _sums(mine.flow, (table.family, table.which), mine.place, meaning)
     packets, octets, also = _sums(answers.flow, (table.family, which), answers.place, meaning)
     out["reply_packets"], out["reply_bytes"] = packets, octets
-    out["ifindex"] = _ifindexes(mine.flow, meaning)
-    out["reply_ifindex"] = np.where(paired, _ifindexes(answers.flow, meaning), 0)
+    out["inside"], out["ifindex"] = _way(mine.flow, meaning)
+    inside, outside = _way(answers.flow, meaning)
+    out["reply_inside"], out["reply_ifindex"] = np.where(paired, inside, 0), np.where(paired, outside, 0)
+    out["born"] = np.where(paired, answers.rare, 0)
     out["age_s"] = np.where(paired, _seconds_since(answers.rare, meaning), 0)
     idle = _seconds_since(mine.flow["seen"], meaning)
     out["idle_s"] = np.where(paired, np.minimum(idle, _seconds_since(answers.flow["seen"], meaning)), idle)
@@ -351,11 +358,16 @@ def _owners(flows: Array, numbers: Array, meaning: Meaning) -> tuple[Array, Arra
     return np.where(keeps, ids, GONE), np.where(keeps, numbers, GONE)
 
 
-def _ifindexes(flow: Array, meaning: Meaning) -> Array:
-    """Devices that entries leave by; 0 where the next hop is not resolved."""
+def _way(flow: Array, meaning: Meaning) -> tuple[Array, Array]:
+    """Devices that the packets of entries come in by (of adopted ones: struct way of bpf/types.h), and leave
+    by; 0 where none has come, or the next hop is not resolved.
+    """
+    adopted = flow["state"] & meaning.enums["flow_state"]["FLOW_ADOPTED"] != 0
+    both = flow["tcp_window"].astype(np.uint64) << HALF | flow["tcp_ack"]
     rows = np.minimum(flow["egress"], len(meaning.ifindexes) - 1)
-    found: Array = np.where(flow["stamp"] != 0, meaning.ifindexes[rows], 0)
-    return found
+    resolved = np.where(flow["stamp"] != 0, meaning.ifindexes[rows], 0)
+    inside = np.where(adopted, both >> np.uint64(WAY_BITS), 0)
+    return inside, np.where(adopted, both & np.uint64((1 << WAY_BITS) - 1), resolved)
 
 
 def _sums(flow: Array, which: tuple[Any, Any], place: Array, meaning: Meaning) -> tuple[Array, Array, Array]:
