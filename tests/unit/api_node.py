@@ -29,6 +29,8 @@ from clearway.api.views import (
     FlowQuestion,
     Interfaces,
     InterfaceView,
+    LinuxCounterView,
+    LinuxCounterViews,
     LinuxRules,
     LinuxRuleView,
     Nats,
@@ -71,6 +73,24 @@ WEB_RULE = RuleView(
 )
 THE_REST = RuleView(number=2, name="", action="drop", log=False, asks="", hits=0, bytes=0, last=None)
 
+COUNTED = LinuxCounterViews(
+    linux=[
+        LinuxCounterView(
+            kind="rule",
+            family="inet",
+            table="filter",
+            chain="forward",
+            handle=7,
+            rule="ct state established counter accept",
+            packets=1200,
+            bytes=3 << 20,
+            carried_packets=1190,
+            carried_bytes=2 << 20,
+        )
+    ],
+    why="",
+)
+
 
 @dataclass
 class FakeControl:
@@ -84,6 +104,7 @@ class FakeControl:
     )
     draining_flows: int = 0
     rule_views: list[RuleView] = field(default_factory=lambda: [WEB_RULE, THE_REST])
+    linux_views: LinuxCounterViews = COUNTED
     broken: Exception | None = None
     removed: bool = False
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -114,6 +135,7 @@ class FakeControl:
             ended={"expired": 12, "evicted_half_open": 0},
             lost_records=0,
             lost_events=0,
+            unaccounted_packets=0,
             sweep=SweepView(connections=1234567, expired=3, seconds=0.0021, ago=0.4),
             received_packets=1000,
             received_bytes=64000,
@@ -193,6 +215,9 @@ class FakeControl:
 
     def rules(self) -> Rules:
         return Rules(rules=self.rule_views)
+
+    def linux_counters(self) -> LinuxCounterViews:
+        return self.linux_views
 
     def ask_firewall(self, question: FirewallQuestion) -> FirewallDecision:
         if "->" not in question.packet:

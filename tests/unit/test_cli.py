@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from clearway.api.views import FlowFilter, RuleView
+from clearway.api.views import FlowFilter, LinuxCounterViews, RuleView
 from clearway.cli.common import ExitCode, Options
 from clearway.cli.main import build_app, run
 from clearway.cli.text import Column, count, duration, print_table, size
@@ -234,6 +234,31 @@ def test_firewall_test_says_who_decides_and_why_not_others(clearway: Clearway, c
 def test_rules_that_have_decided_nothing_can_be_left_out(clearway: Clearway, control: FakeControl) -> None:
     found = json.loads(clearway("get", "rules", "--hit", "-o", "json").out)
     assert [rule["name"] for rule in found["rules"]] == ["web"]
+
+
+def test_rules_of_linux_count_with_what_was_carried_around_them(
+    clearway: Clearway, control: FakeControl
+) -> None:
+    table = clearway("get", "rules").out
+    assert table.splitlines()[-1].split() == [
+        *("inet", "filter", "forward", "7", "ct", "state", "established", "counter", "accept"),
+        *("1,200", "3.0", "MiB", "1,190"),
+    ]
+    [counted] = json.loads(clearway("get", "rules", "-o", "json").out)["linux"]
+    assert (counted["packets"], counted["carried_packets"], counted["carried_bytes"]) == (1200, 1190, 2 << 20)
+    control.rule_views = []
+    alone = clearway("get", "rules").out
+    assert "there is no firewall" not in alone
+    assert "ct state established" in alone
+
+
+def test_rules_of_linux_that_cannot_be_read_do_not_hide_the_others(
+    clearway: Clearway, control: FakeControl
+) -> None:
+    control.linux_views = LinuxCounterViews(linux=[], why="libnftables.so.1 is missing")
+    ran = clearway("get", "rules")
+    assert "web" in ran.out
+    assert ran.err == "clearway: Linux' rules: libnftables.so.1 is missing\n"
 
 
 def test_set_is_exchanged(clearway: Clearway, control: FakeControl, tmp_path: Path) -> None:

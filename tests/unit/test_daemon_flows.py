@@ -99,6 +99,7 @@ def test_filters(wanted: FlowFilter, found: list[str]) -> None:
             FlowFilter(state="open"),
             "there is no state open; states: tcp_established, tcp_syn_sent, udp_stream",
         ),
+        (FlowFilter(owner="nobody"), "there is no owner nobody; owners: clearway, linux"),
         (FlowFilter(address="10.0.0"), "10.0.0 is neither an address nor a prefix"),
     ],
 )
@@ -119,6 +120,17 @@ def test_flow_is_written_as_the_api_promises() -> None:
         "10.0.0.3:8080",
         None,
     )
+
+
+def test_flow_that_was_learned_from_linux_is_its_own() -> None:
+    flows = np.concatenate([connection("198.51.100.1", flags=1 << 30 | 6), connection("198.51.100.2")])
+    names = Names(adopted=1 << 30)
+    owners = {}
+    for owner in ("linux", "clearway"):
+        chosen, matched = choose(flows, FlowFilter(owner=owner), names)
+        [flow] = json.loads(b"".join(pieces(chosen, names, matched=matched, total=2)))["flows"]
+        owners[flow["client"]] = flow["owner"]
+    assert owners == {"198.51.100.1": "linux", "198.51.100.2": "clearway"}
 
 
 def test_flow_of_something_removed_says_so() -> None:

@@ -31,6 +31,7 @@ from clearway.api.views import (
     FlowFilter,
     FlowQuestion,
     Interfaces,
+    LinuxCounterViews,
     LinuxRules,
     Nats,
     Reasons,
@@ -117,6 +118,11 @@ def _state_routes(control: Control) -> APIRouter:
         """Which rule decides about a packet."""
         return control.ask_firewall(question)
 
+    @router.get("/rules/linux")
+    def linux_counters() -> LinuxCounterViews:
+        """What Linux' rules have counted, with what was carried around them."""
+        return control.linux_counters()
+
     @router.post("/explain/flow")
     def explain_flow(question: FlowQuestion) -> FlowExplanation:
         """Whether a connection is carried by the fast path, and if not, why."""
@@ -158,6 +164,7 @@ def _traffic_routes(control: Control) -> APIRouter:
         address: str | None = None,
         protocol: str | None = None,
         state: str | None = None,
+        owner: str | None = None,
         limit: int | None = None,
     ) -> Response:
         """{"matched": .., "total": .., "flows": [..]}, those that carried most first, sent as it is made."""
@@ -170,6 +177,7 @@ def _traffic_routes(control: Control) -> APIRouter:
             address=address,
             protocol=protocol,
             state=state,
+            owner=owner,
             limit=limit,
         )
         return StreamingResponse(control.flows(wanted), media_type="application/json")

@@ -14,6 +14,7 @@ from clearway.api.views import (
     FlowFilter,
     FlowQuestion,
     Interfaces,
+    LinuxCounterViews,
     LinuxRules,
     Nats,
     Reasons,
@@ -50,6 +51,8 @@ class Control(Protocol):
     def nat(self) -> Nats: ...
 
     def rules(self) -> Rules: ...
+
+    def linux_counters(self) -> LinuxCounterViews: ...
 
     def ask_firewall(self, question: FirewallQuestion) -> FirewallDecision: ...
 

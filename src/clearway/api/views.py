@@ -55,6 +55,7 @@ class StatusView:
     ended: dict[str, int]  # connections that have left the flow table, by why
     lost_records: int  # ends that nobody who follows them was told of
     lost_events: int  # decisions of the firewall that nobody who follows them was told of
+    unaccounted_packets: int  # carried around Linux' rules, and in no account of them
     received_packets: int
     received_bytes: int
     waiting: list[str]  # a sentence for each thing that is configured and not in force yet
@@ -182,6 +183,28 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinuxCounterView:
+    """What a rule of Linux, a policy or a named counter has counted, with what was carried around it."""
+
+    kind: str  # rule | policy | counter
+    family: str  # nft's word
+    table: str
+    chain: str  # "" for a counter with a name
+    handle: int  # nft's: of the rule, the chain or the counter
+    rule: str  # its text
+    packets: int
+    bytes: int  # of layer 3, as Linux counts
+    carried_packets: int  # of these, what Linux has not seen
+    carried_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinuxCounterViews:
+    linux: list[LinuxCounterView]
+    why: str  # they cannot be read; "" if they can
+
+
+@dataclass(frozen=True, kw_only=True)
 class FirewallQuestion:
     """A packet that opens a connection; what is not said is found out, as far as that goes."""
 
@@ -233,6 +256,7 @@ class Reasons:
 class FlowView:
     """A connection. Addresses as the client sends them, then as they leave."""
 
+    owner: str  # clearway | linux: learned from its conntrack; bytes are those of layer 3 then
     family: int
     protocol: str
     state: str
@@ -265,6 +289,7 @@ class FlowFilter:
     address: str | None = None  # an address or a prefix, on either side
     protocol: str | None = None
     state: str | None = None
+    owner: str | None = None
     limit: int | None = None
 
 

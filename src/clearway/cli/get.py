@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from clearway.cli import complete
-from clearway.cli.common import Output, OutputOption, group, options_of, print_json, say, something, write_out
+from clearway.cli.common import (
+    Output,
+    OutputOption,
+    complain,
+    group,
+    options_of,
+    print_json,
+    say,
+    something,
+    write_out,
+)
 from clearway.cli.text import Column, count, duration, host_port, print_facts, print_table, size, things
 
 SERVICE_COLUMNS = (
@@ -54,6 +64,14 @@ RULE_COLUMNS = (
     Column("bytes", "size", True),
     Column("last hit", "ago", True),
 )
+LINUX_COLUMNS = (
+    Column("Linux' chain", "where"),
+    Column("handle", "handle", True),
+    Column("rule", "rule"),
+    Column("packets", "packets", True),
+    Column("bytes", "size", True),
+    Column("by clearway", "carried_packets", True),
+)
 INTERFACE_COLUMNS = (
     Column("name", "name"),
     Column("state", "state"),
@@ -77,7 +95,7 @@ FLOW_COLUMNS = (
     Column("destination", "to"),
     Column("sent as", "from_out"),
     Column("sent to", "to_out"),
-    Column("service or NAT", "owner"),
+    Column("owner", "of"),
     Column("packets", "packets_both", True),
     Column("bytes", "size", True),
     Column("idle", "idle_for", True),
@@ -187,6 +205,10 @@ def flows(
     state: Annotated[
         str | None, typer.Option(help="As in the list: established, udp_stream, ...", callback=something)
     ] = None,
+    owner: Annotated[
+        Literal["clearway", "linux"] | None,
+        typer.Option(help="linux: only those that were learned from its conntrack."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=0, help="At most so many. [default: 50; all with -o json]")
     ] = None,
@@ -206,6 +228,7 @@ def flows(
         "address": address,
         "protocol": protocol,
         "state": state,
+        "owner": owner,
     }
     if output is Output.JSON:
         write_out(client.stream("flows", **wanted, limit=limit))
@@ -238,20 +261,38 @@ def rules(
     hit: Annotated[bool, typer.Option("--hit", help="Only those that have decided something.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show the firewall's rules, and how often each has decided.
+    """Show the rules of the firewall, and how often each has decided, and those of Linux that count.
 
     A hit is a connection that was accepted, or a packet that was refused. The last line is what becomes of
-    the rest.
+    the rest. Linux' rules count packets; those are among them that clearway has carried around them.
 
     \b
     Example:
       clearway get rules
     """
-    found = options_of(context, output).client().get("rules")
+    client = options_of(context, output).client()
+    found, counted = client.get("rules"), client.get("rules/linux")
     shown = [item for item in found["rules"] if item["hits"] or not hit]
+    linux = [item for item in counted["linux"] if item["packets"] or not hit]
     if output is Output.JSON:
-        print_json({**found, "rules": shown})
+        print_json({**found, "rules": shown, **counted, "linux": linux})
         return
+    if found["rules"] or not linux:
+        _print_firewall(found, shown)
+    if found["rules"] and linux:
+        print()
+    if linux:
+        print_table(LINUX_COLUMNS, [_linux_row(item) for item in linux], "")
+    if counted["why"]:
+        complain(f"Linux' rules: {counted['why']}")
+
+
+def _linux_row(item: dict[str, Any]) -> dict[str, Any]:
+    where = " ".join(word for word in (item["family"], item["table"], item["chain"]) if word)
+    return {**item, "where": where, "size": size(item["bytes"])}
+
+
+def _print_firewall(found: dict[str, Any], shown: list[dict[str, Any]]) -> None:
     rows = [
         {
             **item,
@@ -333,6 +374,13 @@ def _status_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(
             ("lost", f"{count(found['lost_events'])} decisions of the firewall that were to be told")
         )
+    if found["unaccounted_packets"]:
+        facts.append(
+            (
+                "lost",
+                f"{count(found['unaccounted_packets'])} packets that Linux' rules were to be credited with",
+            )
+        )
     facts += _adoption_facts(found)
     if config["refused"]:
         facts.append(("refused", f"the file's new content: {config['refused']}"))
@@ -369,7 +417,7 @@ def _flow_row(item: dict[str, Any]) -> dict[str, Any]:
         "to": host_port(item["destination"], item["destination_port"]),
         "from_out": host_port(item["source_out"], item["source_out_port"]),
         "to_out": host_port(item["destination_out"], item["destination_out_port"]),
-        "owner": item["service"] or item["nat"],
+        "of": item["service"] or item["nat"] or item["owner"],
         "packets_both": item["packets"] + item["reply_packets"],
         "size": size(item["bytes"] + item["reply_bytes"]),
         "idle_for": duration(item["idle"]),

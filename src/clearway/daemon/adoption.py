@@ -17,7 +17,9 @@ from dataclasses import dataclass
 
 import structlog
 
+from clearway.daemon.accounts import Rules
 from clearway.daemon.grace import wait_for_readers
+from clearway.daemon.linux_counters import linux_counters
 from clearway.datapath import Datapath, DatapathError
 from clearway.linux import nftables, traffic_control
 from clearway.linux.libnftables import NftablesError
@@ -71,18 +73,21 @@ class Adoption:
         links: Callable[[], Links],
         ours: Callable[[], frozenset[int]],
         listened: Callable[[frozenset[PacketSocket]], None],
-        proved: Callable[[Mapping[int, str]], None],
+        known: Callable[[Mapping[int, str]], None],
         changed: Callable[[str], None],
+        proved: Callable[[Rules], None],
     ) -> None:
         """links: every device. ours: ifindexes of clearway's interfaces. listened: is called with the packet
-        sockets when they have changed. proved: is called with the names of the devices that were known when
-        the data path was told of rules. changed: is called when flows have to be asked about again.
+        sockets when they have changed. known: is called with the names of the devices that were known when the
+        data path was told of rules. changed: is called when flows have to be asked about again. proved: is
+        called with the rules that packets are carried around from when it returns on; until then none is.
         """
         self.datapath = datapath
         self.standing = Standing()
         self.sockets: frozenset[PacketSocket] = frozenset()
         self._links, self._ours = links, ours
-        self._listened, self._proved, self._changed = listened, proved, changed
+        self._listened, self._known = listened, known
+        self._changed, self._proved = changed, proved
         self._other = False  # which of the two sets of classifiers is in force
         self._names: Mapping[int, str] = {}  # of devices that the classifiers in force know
         self._control = traffic_control.TrafficControl()
@@ -148,6 +153,7 @@ class Adoption:
             return  # once more, with what is there by then
         sources = Sources(ruleset.nft, ruleset.saves, ruleset.legacy, basis.obstacles, dict(basis.above))
         proof = prove(sources)
+        self._proved(Rules(proof, linux_counters(ruleset)))
         keeps = self._put(proof, basis.generation, links)
         seconds = time.monotonic() - begin
         self.standing = Standing(basis, proof, keeps, "", seconds)
@@ -179,7 +185,7 @@ class Adoption:
         self.datapath.set_trust(generation, what)
         wait_for_readers()
         self._other, self._names = other, names
-        self._proved(names)
+        self._known(names)
         return compiled.keeps
 
     # ---- what else stands in the way ----

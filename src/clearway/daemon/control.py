@@ -9,7 +9,7 @@ import platform
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clearway import __version__
 from clearway.api.control import FilterError
@@ -23,6 +23,7 @@ from clearway.api.views import (
     FlowFilter,
     FlowQuestion,
     Interfaces,
+    LinuxCounterViews,
     LinuxRules,
     Nats,
     Reasons,
@@ -33,7 +34,7 @@ from clearway.api.views import (
     SweepView,
 )
 from clearway.compiler import Plan, Tables
-from clearway.daemon import ended, events, explain, flowlist, report
+from clearway.daemon import counted, ended, events, explain, flowlist, report
 from clearway.daemon.flowlist import Names, Use
 from clearway.daemon.followers import Array, Followers
 from clearway.daemon.question import question_of
@@ -108,6 +109,7 @@ class DaemonControl:
             ended=self._datapath.ended(),
             lost_records=self._datapath.lost_records(),
             lost_events=self._datapath.lost_events(),
+            unaccounted_packets=self._datapath.unaccounted().packets,
             received_packets=received.packets,
             received_bytes=received.bytes,
             waiting=list(daemon.waiting()),
@@ -148,6 +150,9 @@ class DaemonControl:
         daemon = self._daemon
         datapath = self._datapath
         return report.rules(daemon.config, daemon.engine.tables, datapath.judged(), datapath.clock())
+
+    def linux_counters(self) -> LinuxCounterViews:
+        return counted.counter_views(self._daemon.accountant)
 
     def ask_firewall(self, question: FirewallQuestion) -> FirewallDecision:
         daemon = self._daemon
@@ -288,7 +293,9 @@ class DaemonControl:
     def _names(self) -> Names:
         daemon = self._daemon
         states = state_names(self._datapath.enum("timeout"))
-        return report.names(daemon.config, daemon.engine.tables, daemon.machine().ifindexes(), states)
+        adopted = self._datapath.enum("flow_state")["FLOW_ADOPTED"]
+        known = report.names(daemon.config, daemon.engine.tables, daemon.machine().ifindexes(), states)
+        return replace(known, adopted=adopted)
 
     def _used(self) -> Usage:
         with self._counting:

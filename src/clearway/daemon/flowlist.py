@@ -27,17 +27,19 @@ Array = npt.NDArray[Any]
 
 PROTOCOLS = {number: name for name, number in protocols.PROTOCOLS.items()}
 ADDRESS_COLUMNS = ("client", "destination", "source_out", "destination_out")
+OWNERS = {"clearway": 0, "linux": 1}
 PIECE = 2000  # connections
 
 
 @dataclass(frozen=True)
 class Names:
-    """What ids in flows mean. `states`: codes of enum timeout."""
+    """What ids in flows mean. `states`: codes of enum timeout. `adopted`: the bit FLOW_ADOPTED."""
 
     services: Mapping[int, str] = field(default_factory=dict)
     endpoints: Mapping[int, str] = field(default_factory=dict)  # address:port
     nats: Mapping[int, str] = field(default_factory=dict)
     states: Mapping[int, str] = field(default_factory=dict)
+    adopted: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def choose(flows: Array, wanted: FlowFilter, names: Names) -> tuple[Array, int]:
         matching &= np.isin(flows["proto"], _protocol_numbers(wanted.protocol))
     if wanted.state is not None:
         matching &= np.isin(flows["state"], _state_codes(wanted.state, names))
+    if wanted.owner is not None:
+        matching &= _owned(flows, names) == _owner_code(wanted.owner)
     if wanted.address is not None:
         matching &= _touches(flows, _network(wanted.address))
     places = np.flatnonzero(matching)
@@ -134,6 +138,18 @@ def _state_codes(name: str, names: Names) -> list[int]:
     return found
 
 
+def _owner_code(name: str) -> int:
+    if name not in OWNERS:
+        raise FilterError(f"there is no owner {name}; owners: {_listed(OWNERS)}")
+    return OWNERS[name]
+
+
+def _owned(flows: Array, names: Names) -> Array:
+    """By OWNERS."""
+    owned: Array = (flows["flags"] & np.uint32(names.adopted) != 0).astype(np.int64)
+    return owned
+
+
 def _listed(words: Any) -> str:
     unique = sorted(set(words))
     return ", ".join(unique[:20]) + (", ..." if len(unique) > 20 else "") if unique else "none"
@@ -175,6 +191,7 @@ def pieces(chosen: Array, names: Names, *, matched: int, total: int) -> Iterator
 def _columns(flows: Array, names: Names) -> dict[str, list[Any]]:
     """The fields of views.FlowView, each value as JSON has it. Columns at a time: a million rows are many."""
     columns: dict[str, list[Any]] = {
+        "owner": words(_owned(flows, names), {code: name for name, code in OWNERS.items()}, "{}"),
         "family": flows["family"].tolist(),
         "protocol": words(flows["proto"], PROTOCOLS, "{}"),
         "state": words(flows["state"], names.states, "{}"),

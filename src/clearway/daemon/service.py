@@ -21,6 +21,7 @@ import structlog
 from clearway.api.words import done
 from clearway.compiler import Plan
 from clearway.daemon import advice, core, state
+from clearway.daemon.accountant import Accountant
 from clearway.daemon.adoption import Adoption
 from clearway.daemon.deletions import Deletions
 from clearway.daemon.engine import Engine, Machine, endpoint_addresses
@@ -97,13 +98,15 @@ class Daemon:
         self._sweeping = True
         self._left_behind = 0  # connections that found no place in tables of another size
         self._reloads: set[asyncio.Task[None]] = set()
+        self.accountant = Accountant(engine.datapath, links=lambda: dict(mirror.watch.picture.links))
         self.adoption = Adoption(
             engine.datapath,
             links=lambda: dict(mirror.watch.picture.links),
             ours=self._ours,
             listened=lambda sockets: self._in_loop(self._note_listened, sockets),
-            proved=lambda names: self._in_loop(self.mirror.set_proved, names),
+            known=lambda names: self._in_loop(self.mirror.set_proved, names),
             changed=lambda why: self._in_loop(self.mirror.bump, [why]),
+            proved=self.accountant.go_on_with,
         )
         self._deletions = Deletions(engine.datapath, lost=lambda why: self._in_loop(self.mirror.bump, [why]))
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -127,6 +130,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         if features.has_adoption():
             self._deletions.start()
+            self.accountant.start()
             self.adoption.start()
 
     async def run(self) -> None:
@@ -424,6 +428,7 @@ class Daemon:
 
     def _stop_adopting(self) -> None:
         self.adoption.stop()
+        self.accountant.stop()
         self._deletions.stop()
 
     def _in_loop(self, work: Callable[..., None], *arguments: object) -> None:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that netfilter does in this network namespace, as text: nftables by its library, what iptables-nft has
-put there by iptables-nft-save (the JSON does not tell what its matches and targets hold), and whether there
-are tables of iptables-legacy, whose changes nobody is told of.
+put there by iptables-nft-save (the JSON does not tell what its matches and targets hold, nor what the
+policies of its chains have counted), and whether there are tables of iptables-legacy, whose changes nobody is
+told of.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -17,7 +19,8 @@ from clearway.linux.libnftables import NftablesError, list_ruleset
 
 SAVES = {"ip": "iptables-nft-save", "ip6": "ip6tables-nft-save"}
 LEGACY = {4: "ip_tables_names", 6: "ip6_tables_names"}
-EXTENSION = '"xt"'
+OF_IPTABLES = re.compile(r'"xt"|"name": "(?:PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)"')
+"""What the JSON has of every table of iptables-nft: its base chains have these names."""
 READ_TRIES = 5
 SAVE_SECONDS = 30
 
@@ -25,7 +28,7 @@ SAVE_SECONDS = 30
 @dataclass(frozen=True)
 class Ruleset:
     """`generation`: of nftables, which all of the text is of. `nft`: JSON. `saves`: by nft's word for the
-    family. `legacy`: families that have tables of iptables-legacy.
+    family, with counters. `legacy`: families that have tables of iptables-legacy.
     """
 
     generation: int
@@ -41,7 +44,8 @@ def read_ruleset() -> Ruleset | None:
     for _ in range(READ_TRIES):
         before = nftables.generation()
         nft = list_ruleset()
-        saves = {family: _saved(command) for family, command in SAVES.items()} if EXTENSION in nft else {}
+        of_iptables = OF_IPTABLES.search(nft)
+        saves = {family: _saved(command) for family, command in SAVES.items()} if of_iptables else {}
         if nftables.generation() == before:
             return Ruleset(before, nft, saves, legacy_tables())
     return None
@@ -64,7 +68,12 @@ def _saved(command: str) -> str:
         return ""
     try:
         done = subprocess.run(
-            [path], capture_output=True, text=True, timeout=SAVE_SECONDS, check=False, env={"LC_ALL": "C"}
+            [path, "-c"],
+            capture_output=True,
+            text=True,
+            timeout=SAVE_SECONDS,
+            check=False,
+            env={"LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired:
         raise NftablesError(f"{command} does not end within {SAVE_SECONDS} s") from None
