@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clearway.lab.daemon import Daemon
 from tests.oracle.case import Case
 from tests.oracle.frames import ECHO, ETHERTYPE, FLAGS, FRAGMENT, HOP_BY_HOP, ICMP, TCP, checksum
 from tests.oracle.lab import Side
@@ -52,16 +53,27 @@ def rule_counters(side: Side, case: Case, ruleset: list[dict[str, Any]]) -> dict
     Named by the place of a rule among those of its chain that count: one without a counter shows nowhere.
     """
     found: dict[str, tuple[int, int]] = {}
-    for entry in ruleset:
-        rule = entry.get("rule", {})
-        for expression in rule.get("expr", ()):
-            if counter := expression.get("counter"):
-                chain = f"{rule['family']} {rule['table']} {rule['chain']}"
-                found[_next(found, chain)] = (counter["packets"], counter["bytes"])
+    for chain, counted in _with_clearways(side.daemon) if side.daemon else _linux_own(ruleset):
+        found[_next(found, chain)] = counted
     for tool in LEGACY:
         if case.runs(tool):
             found |= dict(_legacy(tool, side.router.run(f"{tool}-save", "-c").stdout))
     return found
+
+
+def _linux_own(ruleset: list[dict[str, Any]]) -> Iterator[tuple[str, tuple[int, int]]]:
+    for entry in ruleset:
+        rule = entry.get("rule", {})
+        for expression in rule.get("expr", ()):
+            if isinstance(counter := expression.get("counter"), dict):
+                chain = f"{rule['family']} {rule['table']} {rule['chain']}"
+                yield chain, (counter["packets"], counter["bytes"])
+
+
+def _with_clearways(daemon: Daemon) -> Iterator[tuple[str, tuple[int, int]]]:
+    for one in daemon.json("get", "rules")["linux"]:
+        if one["kind"] == "rule":
+            yield f"{one['family']} {one['table']} {one['chain']}", (one["packets"], one["bytes"])
 
 
 def _next(found: dict[str, tuple[int, int]], chain: str) -> str:

@@ -78,9 +78,9 @@ class Adoption:
         proved: Callable[[Rules], None],
     ) -> None:
         """links: every device. ours: ifindexes of clearway's interfaces. listened: is called with the packet
-        sockets when they have changed. known: is called with the names of the devices that were known when the
-        data path was told of rules. changed: is called when flows have to be asked about again. proved: is
-        called with the rules that packets are carried around from when it returns on; until then none is.
+        sockets when they have changed. known: is called with the names of the devices that were known when
+        the data path was told of rules. changed: is called when flows have to be asked about again. proved:
+        is called with the rules that packets are carried around from when it returns on; until then none is.
         """
         self.datapath = datapath
         self.standing = Standing()
