@@ -250,6 +250,28 @@ def test_segments_in_one_packet_count_as_linux_counts_them(pair: Pair, family: i
         assert settled(pair) == before + SOME
 
 
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_daemon_that_begins_anew_loses_nothing(pair: Pair, family: int, rules: str, end: str) -> None:
+    """Connections go on, end and begin while none is there, and rules change."""
+    load(pair, family, rules)
+    over, on = (Talk(pair, Flow(family, "tcp", "lan0", 0, 0, port, 80)) for port in (20050, 20051))
+    for talk in (over, on):
+        talk.open()
+        talk.on()
+    before = settled(pair)
+    over.on()
+    getattr(pair.daemon, end)()
+    on.on()
+    over.close()
+    tool = "" if rules == "nft" else ("iptables-nft " if family == 4 else "ip6tables-nft ")
+    both(pair, tool + CHANGES[rules][0])
+    on.on()
+    pair.daemon.start()
+    proved(pair)
+    on.on()
+    assert settled(pair) > 2 * before
+
+
 def received_and_sent(side: Side) -> dict[str, tuple[int, int]]:
     links = json.loads(side.router.run("ip", "-j", "-s", "link").stdout)
     counts = {link["ifname"]: link["stats64"] for link in links}

@@ -31,8 +31,8 @@ def nothing_told(node: Node, nothing_left: None) -> None:
 
 
 def told(node: Node) -> Array:
-    with node.datapath.adopted_records() as read:
-        return ended_connections(read())
+    with node.datapath.adopted_records() as ring:
+        return ended_connections(ring.read())
 
 
 def alive(node: Node) -> Array:

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from clearway.daemon.accounts import Accounts, Array, Rules, Sum, met
-from clearway.daemon.linux_counters import LinuxCounters, Place, linux_counters
+from clearway.daemon.linux_counters import LinuxCounters, Place
 from clearway.datapath.flows import CONNECTION
 from clearway.linux.ruleset import Ruleset
-from clearway.proof import Sources, prove
 
 NAMES = {2: "lan", 3: "wan"}
 NOBODY = np.zeros(0, CONNECTION)
@@ -54,7 +53,7 @@ def ruleset(*objects: dict[str, Any], made: int = 1) -> Ruleset:
 
 
 def rules_of(found: Ruleset) -> Rules:
-    return Rules(prove(Sources(nft=found.nft, saves=found.saves)), linux_counters(found))
+    return Rules.of(found)
 
 
 def connection(client: str = "10.0.0.2", server: str = "192.0.2.1", **fields: Any) -> Array:

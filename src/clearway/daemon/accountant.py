@@ -9,44 +9,49 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
-import numpy as np
+import structlog
 
-from clearway.daemon.accounts import Accounts, Array, Rules, Sum
+from clearway.daemon.account_book import AccountBook
+from clearway.daemon.accounts import Accounts, Rules, Sum
 from clearway.daemon.grace import wait_for_readers
 from clearway.daemon.linux_counters import Place
 from clearway.datapath import Datapath
 from clearway.datapath.adopted import ended_connections
-from clearway.datapath.flows import CONNECTION
+from clearway.datapath.ring import Ring
 from clearway.linux.rtnetlink import Link
+
+log = structlog.get_logger()
 
 PAUSE = 0.05
 """Seconds between two looks at the ring."""
-HURRY = 500
-"""Where a look has found so many ends, the next one follows at once: the ring holds 6,000."""
-MANY = 20_000
-"""So many ends are credited, and not kept for when somebody asks."""
-NOBODY = np.zeros(0, CONNECTION)
-NAMES_EVERY = 1.0
-"""Seconds between two looks at the names of interfaces."""
+CREDIT_EVERY = 1.0
+"""Seconds that ended connections may wait for being credited."""
+HURRY = 0.1
+"""They do not while they fill so much of the ring."""
 
 
 class Accountant:
     """Reads in a thread of its own, from start() to stop(); the other methods may be called by any."""
 
-    def __init__(self, datapath: Datapath, links: Callable[[], Mapping[int, Link]]) -> None:
+    def __init__(self, datapath: Datapath, links: Callable[[], Mapping[int, Link]], directory: Path) -> None:
+        """directory: where accounts are kept for the next start."""
         self._datapath, self._links = datapath, links
-        self._accounts = Accounts()
-        self._ended: list[Array] = []
-        self._read: Callable[[], Array] | None = None
+        self._accounts, self._book = Accounts(), AccountBook(directory)
+        self._ring: Ring | None = None
         self._names: dict[int, str] = {}  # also of interfaces that are gone: their connections end later
+        self._complained = ""
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._closing = ExitStack()
         self._thread = threading.Thread(target=self._run, name="accounts", daemon=True)
 
     def start(self) -> None:
-        self._read = self._closing.enter_context(self._datapath.adopted_records())
+        self._ring = self._closing.enter_context(self._datapath.adopted_records())
+        if kept := self._book.read():
+            self._accounts, position = kept
+            self._ring.advance(position)
         self._thread.start()
 
     def stop(self) -> None:
@@ -55,7 +60,7 @@ class Accountant:
         if self._thread.is_alive():
             self._thread.join()
         with self._lock:
-            self._read = None
+            self._ring = None
             self._closing.close()
 
     def go_on_with(self, rules: Rules) -> None:
@@ -66,8 +71,7 @@ class Accountant:
         with self._lock:
             if self._accounts.rules is None:
                 self._accounts.go_on_with(rules)
-            self._settle()
-            self._accounts.go_on_with(rules)
+            self._settle(rules)
 
     def sums(self) -> dict[Place, Sum]:
         """What was carried around each counter until now. DatapathError."""
@@ -78,36 +82,45 @@ class Accountant:
     # ---- parts ----
 
     def _run(self) -> None:
-        pause, named = 0.0, 0.0
-        while not self._stop.wait(pause):
+        credited = time.monotonic()
+        while not self._stop.wait(PAUSE):
             with self._lock:
-                if time.monotonic() - named > NAMES_EVERY:
-                    self._learn_names()
-                    named = time.monotonic()
-                pause = 0.0 if self._take() > HURRY else PAUSE
-                if sum(map(len, self._ended)) >= MANY:
-                    self._accounts.settle_ended(self._taken(), self._names)
+                late = time.monotonic() - credited > CREDIT_EVERY
+                if self._ring is not None and (late or self._ring.used > HURRY):
+                    self._credit_ended(self._ring)
+                    credited = time.monotonic()
 
-    def _settle(self) -> None:
-        if self._read is None or self._accounts.rules is None:
+    def _credit_ended(self, ring: Ring) -> None:
+        self._learn_names()
+        records, behind = ring.peek()
+        if len(records) and self._accounts.rules is not None:
+            self._accounts.settle_ended(ended_connections(records), self._names)
+            self._keep(self._book.add, behind)
+            ring.advance(behind)
+
+    def _settle(self, rules: Rules | None = None) -> None:
+        """rules: that are in force from then on."""
+        if self._ring is None or self._accounts.rules is None:
             return
         self._learn_names()
         flows = self._datapath.flows()
         adopted = flows["flags"] & self._datapath.enum("flow_state")["FLOW_ADOPTED"] != 0
-        self._take()
-        self._accounts.settle(flows[adopted], self._taken(), self._names)
+        records, behind = self._ring.peek()
+        self._accounts.settle(flows[adopted], ended_connections(records), self._names)
+        if rules is not None:
+            self._accounts.go_on_with(rules)
+        self._keep(self._book.settle, behind)
+        self._ring.advance(behind)
+
+    def _keep(self, write: Callable[[Accounts, int], None], position: int) -> None:
+        """What cannot be kept is true all the same, until the daemon ends."""
+        try:
+            write(self._accounts, position)
+            self._complained = ""
+        except OSError as error:
+            if str(error) != self._complained:
+                log.error("the accounts of Linux' rules cannot be kept for the next start", why=str(error))
+            self._complained = str(error)
 
     def _learn_names(self) -> None:
         self._names.update({ifindex: link.name for ifindex, link in self._links().items()})
-
-    def _take(self) -> int:
-        """Reads the ends that there are, and tells how many."""
-        records = self._read() if self._read is not None else NOBODY
-        if len(records):
-            self._ended.append(ended_connections(records))
-        return len(records)
-
-    def _taken(self) -> Array:
-        ended = np.concatenate([NOBODY, *self._ended])
-        self._ended.clear()
-        return ended

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clearway.daemon.linux_counters import LinuxCounters, Place
+from clearway.daemon.linux_counters import LinuxCounters, Place, linux_counters
 from clearway.datapath.flows import CONNECTION
-from clearway.proof import Addresses, Counted, Passages, Proof, Side
+from clearway.linux.ruleset import Ruleset
+from clearway.proof import Addresses, Counted, Passages, Proof, Side, Sources, prove
 from clearway.proof.passages import UNKNOWN
 
 Array = npt.NDArray[Any]
@@ -48,6 +49,13 @@ class Rules:
 
     proof: Proof
     counters: LinuxCounters
+    ruleset: Ruleset
+
+    @classmethod
+    def of(cls, ruleset: Ruleset, proof: Proof | None = None) -> Rules:
+        """proof: if it is there already."""
+        proof = proof or prove(Sources(ruleset.nft, ruleset.saves, ruleset.legacy))
+        return cls(proof, linux_counters(ruleset), ruleset)
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,14 @@ class Credited:
 
 
 class Accounts:
-    """`sums`: what was carried around each counter of the rules in force, and of none else."""
+    """`sums`: what was carried around each counter of the rules in force, and of none else. `live`, `left`:
+    what connections had carried by the last time, those that were there and those whose end was not told yet.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[Place, Sum] = {}
         self.rules: Rules | None = None
-        self._live, self._left = Credited(), Credited()
+        self.live, self.left = Credited(), Credited()
 
     def settle(self, live: Array, ended: Array, names: Mapping[int, str]) -> None:
         """Credits what connections have carried since the last time to the rules in force.
@@ -99,14 +109,14 @@ class Accounts:
         flows, all_keys = np.concatenate([live, ended]), np.concatenate([keys, ended_keys])
         self._credit(self._fresh(flows, all_keys), names)
         # The end of one that is in neither may be told a moment later.
-        self._left = self._live.without(all_keys)
-        self._live = Credited.of(keys, _amounts(live))
+        self.left = self.live.without(all_keys)
+        self.live = Credited.of(keys, _amounts(live))
 
     def settle_ended(self, ended: Array, names: Mapping[int, str]) -> None:
         """The same for those that have ended alone."""
         keys = _keys(ended)
         self._credit(self._fresh(ended, keys), names)
-        self._live, self._left = self._live.without(keys), self._left.without(keys)
+        self.live, self.left = self.live.without(keys), self.left.without(keys)
 
     def go_on_with(self, rules: Rules) -> None:
         """Of rules that are not there any more the accounts are closed, the others go on."""
@@ -117,7 +127,7 @@ class Accounts:
     def _fresh(self, flows: Array, keys: Array) -> Array:
         """The connections, with what they have carried since they were last looked at."""
         amounts, out = _amounts(flows), flows.copy()
-        amounts -= np.minimum(amounts, np.maximum(self._live.at(keys), self._left.at(keys)))
+        amounts -= np.minimum(amounts, np.maximum(self.live.at(keys), self.left.at(keys)))
         for name, column in zip(AMOUNTS, amounts.T, strict=True):
             out[name] = column
         return out

@@ -19,7 +19,6 @@ import structlog
 
 from clearway.daemon.accounts import Rules
 from clearway.daemon.grace import wait_for_readers
-from clearway.daemon.linux_counters import linux_counters
 from clearway.datapath import Datapath, DatapathError
 from clearway.linux import nftables, traffic_control
 from clearway.linux.libnftables import NftablesError
@@ -153,7 +152,7 @@ class Adoption:
             return  # once more, with what is there by then
         sources = Sources(ruleset.nft, ruleset.saves, ruleset.legacy, basis.obstacles, dict(basis.above))
         proof = prove(sources)
-        self._proved(Rules(proof, linux_counters(ruleset)))
+        self._proved(Rules.of(ruleset, proof))
         keeps = self._put(proof, basis.generation, links)
         seconds = time.monotonic() - begin
         self.standing = Standing(basis, proof, keeps, "", seconds)

@@ -98,7 +98,11 @@ class Daemon:
         self._sweeping = True
         self._left_behind = 0  # connections that found no place in tables of another size
         self._reloads: set[asyncio.Task[None]] = set()
-        self.accountant = Accountant(engine.datapath, links=lambda: dict(mirror.watch.picture.links))
+        self.accountant = Accountant(
+            engine.datapath,
+            links=lambda: dict(mirror.watch.picture.links),
+            directory=instance.state.parent,
+        )
         self.adoption = Adoption(
             engine.datapath,
             links=lambda: dict(mirror.watch.picture.links),

@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+BOOK = "accounts"
 _VERSION = 1
 
 
@@ -83,9 +84,11 @@ def _prepared(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Take the state file away and, when nothing else is in it, its directory."""
+    """Take the state file and the accounts (account_book.py) away and, when it is empty then, the directory."""
     path.unlink(missing_ok=True)
     _prepared(path).unlink(missing_ok=True)
+    for book in path.parent.glob(f"{BOOK}*"):
+        book.unlink(missing_ok=True)
     try:
         path.parent.rmdir()
     except OSError:

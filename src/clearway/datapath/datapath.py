@@ -503,15 +503,15 @@ class Datapath:
                 self._store.record("events", False)
 
     @contextmanager
-    def adopted_records(self) -> Iterator[Callable[[], Array]]:
-        """A function that reads which adopted connections have ended: rows of struct adopted_record, also of
-        the time before, as far as the ring has kept them.
+    def adopted_records(self) -> Iterator[Ring]:
+        """Which adopted connections have ended: rows of struct adopted_record, also of the time before, as
+        far as the ring has kept them.
         """
         table = self.table("adopted_v1")
         ring = Ring(table.fd, table.max_entries, self.struct("adopted_record"))
         self._read.add(ring)
         try:
-            yield ring.read
+            yield ring
         finally:
             self._read.discard(ring)
 

@@ -51,6 +51,17 @@ class Ring:
 
     def read(self) -> Array:
         """All records that are complete, oldest first."""
+        records, behind = self.peek()
+        self.advance(behind)
+        return records
+
+    def advance(self, position: int) -> None:
+        """Gives back what stands before a position that peek() has told; nothing where that is done."""
+        if self._consumer[0] <= position <= self._producer[0]:
+            self._consumer[0] = position
+
+    def peek(self) -> tuple[Array, int]:
+        """What read() would give, and the position behind it. The records stay in the ring."""
         begin, end = int(self._consumer[0]), int(self._producer[0])
         stride = self._record.itemsize
         rows = np.frombuffer(
@@ -59,5 +70,4 @@ class Ring:
         busy = np.flatnonzero(rows["length"] & BUSY)
         count = int(busy[0]) if len(busy) else len(rows)
         records: Array = rows["record"][:count].copy()
-        self._consumer[0] = begin + count * stride
-        return records
+        return records, begin + count * stride
