@@ -201,7 +201,7 @@ always_inline int known_adopted(struct packet *p, struct scratch *s, int *verdic
 		return CONTINUE;
 	}
 	if (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
-		flow_end(&s->ending, &p->tuple, FLOW_END_LINUX);
+		flow_end(&s->ending, &p->tuple, p->tcp_flags & TCP_RST ? FLOW_END_RESET : FLOW_END_LINUX);
 	*verdict = conclude(p, REASON_PUNT_ADOPTED);
 	return 0;
 }

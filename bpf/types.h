@@ -161,6 +161,7 @@ enum flow_end {
 	FLOW_END_EVICTED_IDLE,	    /* not TCP */
 	FLOW_END_ORPHAN,	    /* half a connection */
 	FLOW_END_RELEASED,	    /* to Linux: the firewall that it was opened for is not there any more */
+	FLOW_END_RESET,		    /* adopted: a RST came, which is Linux' to believe */
 	FLOW_END_LINUX, /* adopted: Linux ends it, does not hold it any more, or its rules may not be left out */
 	FLOW_END_COUNT,
 };

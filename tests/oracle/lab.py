@@ -50,10 +50,10 @@ Arrived = Mapping[str, list[bytes]]
 class Side:
     """One lab: a router, and the far ends of its links, where packet sockets listen.
 
-    (Never in the router: who listens there wants to see what goes through.) `daemon`: the router's clearway.
+    (Never in the router: who listens there wants to see what goes through.) `clearway`: the router's.
     """
 
-    daemon: Daemon | None = None
+    clearway: Client | None = None
 
     def __init__(self, prefix: str, hook: str) -> None:
         self.router = Namespace(f"{prefix}router")
@@ -162,7 +162,7 @@ class Pair:
         self._directory = Path(tempfile.mkdtemp(prefix=self.instance))
         self.daemon = Daemon(self.fast.router, self.instance, self._directory, configuration(hook))
         self._client = Client(find_instance(self.instance).socket)
-        self.fast.daemon = self.daemon
+        self.fast.clearway = self._client
         self.idents = itertools.count(1, 64)
         """Where each case begins to number its packets: no fragment meets one of another case's."""
 

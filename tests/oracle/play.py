@@ -16,9 +16,10 @@ from tests.oracle.traffic import Conversation, Injection
 TIMEOUT_SLACK = 5
 """Seconds by which timeouts may differ: one lab comes after the other, `conntrack` tells whole seconds."""
 
-TCP_TIMEOUTS = (300, 432_000)
-"""Seconds of an established connection with unacknowledged data, and without
-(nf_conntrack_tcp_timeout_unacknowledged, _established)."""
+TCP_TIMEOUTS = (10, 300, 432_000)
+"""Seconds of a connection that was reset, of an established one with unacknowledged data, and without
+(nf_conntrack_tcp_timeout_close, _unacknowledged, _established).
+"""
 UDP_TIMEOUTS = (30, 120)
 """Of one that was answered, in its first two seconds and later (nf_conntrack_udp_timeout, _stream)."""
 

@@ -20,6 +20,7 @@ from clearway.daemon.linux_counters import Place
 from clearway.datapath import Datapath
 from clearway.datapath.adopted import ended_connections
 from clearway.datapath.ring import Ring
+from clearway.datapath.tables import Array
 from clearway.linux.rtnetlink import Link
 
 log = structlog.get_logger()
@@ -35,9 +36,17 @@ HURRY = 0.1
 class Accountant:
     """Reads in a thread of its own, from start() to stop(); the other methods may be called by any."""
 
-    def __init__(self, datapath: Datapath, links: Callable[[], Mapping[int, Link]], directory: Path) -> None:
-        """directory: where accounts are kept for the next start."""
-        self._datapath, self._links = datapath, links
+    def __init__(
+        self,
+        datapath: Datapath,
+        links: Callable[[], Mapping[int, Link]],
+        directory: Path,
+        ended: Callable[[Array], None],
+    ) -> None:
+        """directory: where accounts are kept for the next start. ended: is called with the records of
+        connections that have ended (struct adopted_record), once with each.
+        """
+        self._datapath, self._links, self._ended = datapath, links, ended
         self._accounts, self._book = Accounts(), AccountBook(directory)
         self._ring: Ring | None = None
         self._names: dict[int, str] = {}  # also of interfaces that are gone: their connections end later
@@ -97,6 +106,7 @@ class Accountant:
             self._accounts.settle_ended(ended_connections(records), self._names)
             self._keep(self._book.add, behind)
             ring.advance(behind)
+            self._ended(records)
 
     def _settle(self, rules: Rules | None = None) -> None:
         """rules: that are in force from then on."""
@@ -111,6 +121,7 @@ class Accountant:
             self._accounts.go_on_with(rules)
         self._keep(self._book.settle, behind)
         self._ring.advance(behind)
+        self._ended(records)
 
     def _keep(self, write: Callable[[Accounts, int], None], position: int) -> None:
         """What cannot be kept is true all the same, until the daemon ends."""

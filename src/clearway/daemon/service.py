@@ -29,6 +29,7 @@ from clearway.daemon.filewatch import LOOK_EVERY, FileWatch, Signature, signatur
 from clearway.daemon.listen import Announcements, logged
 from clearway.daemon.mirror import Mirror
 from clearway.daemon.notify import Notifier
+from clearway.daemon.resets import Resets
 from clearway.daemon.rounds import LastSweep, SweepRounds
 from clearway.datapath import DatapathError, features
 from clearway.datapath.calls import SweepResult
@@ -98,10 +99,12 @@ class Daemon:
         self._sweeping = True
         self._left_behind = 0  # connections that found no place in tables of another size
         self._reloads: set[asyncio.Task[None]] = set()
+        self._resets = Resets(engine.datapath.enum("flow_end")["FLOW_END_RESET"])
         self.accountant = Accountant(
             engine.datapath,
             links=lambda: dict(mirror.watch.picture.links),
             directory=instance.state.parent,
+            ended=self._resets.take,
         )
         self.adoption = Adoption(
             engine.datapath,
@@ -134,6 +137,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         if features.has_adoption():
             self._deletions.start()
+            self._resets.start()
             self.accountant.start()
             self.adoption.start()
 
@@ -433,6 +437,7 @@ class Daemon:
     def _stop_adopting(self) -> None:
         self.adoption.stop()
         self.accountant.stop()
+        self._resets.stop()
         self._deletions.stop()
 
     def _in_loop(self, work: Callable[..., None], *arguments: object) -> None:

@@ -84,7 +84,7 @@ def _prepared(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Take the state file and the accounts (account_book.py) away and, when it is empty then, the directory."""
+    """Take the state file and the accounts (account_book.py) away, and the directory if it is empty then."""
     path.unlink(missing_ok=True)
     _prepared(path).unlink(missing_ok=True)
     for book in path.parent.glob(f"{BOOK}*"):

@@ -22,9 +22,9 @@ from clearway.linux.netlink import (
 )
 
 NFNLGRP_CONNTRACK_DESTROY = 3
-_GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_...
+_NEW, _GET, _DELETE = 1 << 8, 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_...
 _NFGENMSG = struct.Struct("=BBH")
-_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _HELP, _MARK = 1, 2, 3, 4, 5, 8
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _HELP, _TIMEOUT, _MARK = 1, 2, 3, 4, 5, 7, 8
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _V4_SRC, _V4_DST, _V6_SRC, _V6_DST = 1, 2, 3, 4
 _PROTO_NUM, _PROTO_SPORT, _PROTO_DPORT = 1, 2, 3
@@ -84,6 +84,19 @@ def find(tuple_: Tuple) -> Held | None:
                 return None
             raise
     return _held(attributes(answer[0].body, _NFGENMSG.size)) if answer else None
+
+
+def shorten(held: Held, seconds: int) -> None:
+    """Has a connection last no longer than that without packets, if it is there still. NetlinkError."""
+    body = _NFGENMSG.pack(AF_OF[held.original.source.version], 0, 0)
+    body += attribute(_TUPLE_ORIG | _NESTED, _encoded(held.original))
+    body += attribute(_TIMEOUT, seconds.to_bytes(4, "big"))
+    with Conversation(NETLINK_NETFILTER) as kernel:
+        try:
+            kernel.ask(_NEW, body)
+        except NetlinkError as error:
+            if error.number != errno.ENOENT:
+                raise
 
 
 def listener() -> Listener:
