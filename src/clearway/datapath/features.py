@@ -247,7 +247,7 @@ def _kernel_features() -> list[Check]:
             nft,
             False,
             "nft.base_seq in struct net" if nft else "struct net has no nft.base_seq (Linux 6.17)",
-            "rule changes are noticed by netlink events, a moment later",
+            "connections of Linux are not carried; rule changes are noticed by netlink, a moment later",
         ),
         Check(
             "conntrack kfuncs",

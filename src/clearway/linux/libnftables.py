@@ -15,6 +15,15 @@ class NftablesError(Exception):
     """The ruleset cannot be read; one line."""
 
 
+def available() -> bool:
+    """Whether the library is on this machine."""
+    try:
+        _library()
+    except NftablesError:
+        return False
+    return True
+
+
 def list_ruleset() -> str:
     """What `nft -j -a list ruleset` prints, of the calling thread's network namespace. NftablesError."""
     library = _library()
