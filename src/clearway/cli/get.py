@@ -261,7 +261,7 @@ def rules(
     hit: Annotated[bool, typer.Option("--hit", help="Only those that have decided something.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show rules, the firewall's and Linux', and how often they count.
+    """Show the rules of firewall and Linux, and what they count.
 
     A hit is a connection that was accepted, or a packet that was refused. The last line is what becomes of
     the rest. Linux' rules count packets; those are among them that clearway has carried around them.
