@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 LOOK_EVERY = 0.1
 """Seconds; packet sockets and tables of iptables-legacy are announced by nobody."""
+AGAIN_EVERY = 1.0
+"""Seconds until rules that could not be read are tried again."""
 PLACES = 16
 """The first place of classifiers that keep packets in Linux (KEEP_PLACES of bpf/types.h)."""
 FAMILIES = (4, 6)
@@ -119,11 +121,14 @@ class Adoption:
                     rules.drain()
                     self._look()
                     complained = ""
-                except REFUSALS as error:
-                    self.standing = Standing(why=str(error))
-                    if str(error) != complained:
-                        log.error("connections of Linux are not adopted", why=str(error))
-                    complained = str(error)
+                except Exception as error:  # a ruleset that nobody has thought of must not end the thread
+                    expected = isinstance(error, REFUSALS)
+                    why = str(error) if expected else f"a bug in clearway: {error!r}"
+                    self.standing = Standing(why=why)
+                    if why != complained:
+                        log.error("connections of Linux are not adopted", why=why, exc_info=not expected)
+                    complained = why
+                    self._stop.wait(AGAIN_EVERY)
                 select.select([rules, control], [], [], LOOK_EVERY)
 
     def _look(self) -> None:

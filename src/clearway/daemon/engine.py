@@ -14,7 +14,7 @@ from clearway.daemon.apply import apply_tables, read_tables
 from clearway.daemon.core import Attached, Hooks, beside
 from clearway.daemon.past import PastNames
 from clearway.datapath import Attachment, Datapath
-from clearway.linux import neighbours
+from clearway.linux import conntrack, neighbours
 from clearway.linux.memory import available_bytes, possible_cpus
 from clearway.linux.namespace import local_port_range
 from clearway.linux.netlink import NETLINK_ROUTE, Conversation, NetlinkError
@@ -200,7 +200,17 @@ class Engine:
             neighbours.release_all(self._kernel)
         except (NetlinkError, OSError) as error:
             log.warning("neighbours of endpoints could not be left to themselves", why=str(error))
-        self.datapath.remove()
+        self.datapath.remove(hand_back)
+
+
+def hand_back() -> None:
+    """Linux goes on with connections of which it has not seen all packets, also when it is strict again."""
+    try:
+        count = conntrack.go_on_without_windows()
+    except (NetlinkError, OSError) as error:
+        log.warning("Linux may call packets of connections invalid that were carried", why=str(error))
+    else:
+        log.debug("connections are Linux' alone", established=count)
 
 
 def endpoint_addresses(config: Config) -> list[Ip]:

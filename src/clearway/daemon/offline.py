@@ -10,6 +10,7 @@ from clearway import datapath
 from clearway.compiler import HostFacts, Plan, compile_tables, plan_configs, plan_tables, require_memory
 from clearway.daemon import advice, state
 from clearway.daemon.apply import read_tables
+from clearway.daemon.engine import hand_back
 from clearway.daemon.lock import DataPathLock
 from clearway.datapath import Datapath
 from clearway.instance import Instance
@@ -55,7 +56,7 @@ def remove(instance: Instance) -> bool:
     with DataPathLock(instance):
         with _where_it_lives(instance), Conversation(NETLINK_ROUTE) as kernel:
             neighbours.release_all(kernel)
-            datapath.remove(instance.name)
+            datapath.remove(instance.name, hand_back)
         instance.socket.unlink(missing_ok=True)
         state.remove(instance.state)
     return True

@@ -166,10 +166,10 @@ class Datapath:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def remove(self) -> None:
-        """Detaches every interface, also those that are gone, and removes every pin."""
+    def remove(self, handed_back: Callable[[], None] = lambda: None) -> None:
+        """Detaches every interface, also those that are gone, and removes every pin; see remove()."""
         self.close()
-        remove(self.instance)
+        remove(self.instance, handed_back)
 
     # ---- tables and types ----
 
@@ -555,13 +555,16 @@ class Datapath:
         return self._store.move(self.program_fd("move")) if self._store.moving else None
 
 
-def remove(instance: str) -> None:
-    """Detaches and removes an instance in whatever state it is; no error if there is none."""
+def remove(instance: str, handed_back: Callable[[], None] = lambda: None) -> None:
+    """Detaches and removes an instance in whatever state it is; no error if there is none. handed_back: is
+    called when Linux carries everything alone, under settings that have not been put back yet.
+    """
     where = Pins.of(instance)
     if not where.root.exists():
         return
     attacher = Attacher(where, where.progs)
     for ifname in where.interfaces():
         attacher.detach(ifname)
+    handed_back()
     settings.put_back(where)
     pins.remove_tree(where.root)

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -46,6 +46,7 @@ _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 _RECEIVE_BUFFER = 32 << 20  # bytes; some 100,000 neighbour events
 _READ_SIZE = 1 << 18
+_BATCH = 1 << 15
 _READS_AT_ONCE = 64  # then the event loop gets a turn
 _ANSWER_SECONDS = 5
 _DUMP_ATTEMPTS = 10
@@ -155,6 +156,26 @@ class Conversation:
             if not interrupted:
                 return answer
         raise NetlinkError(errno.EINTR, f"a netlink dump was interrupted {_DUMP_ATTEMPTS} times")
+
+    def tell(self, kind: int, bodies: Iterable[bytes]) -> None:
+        """Send requests that nobody waits for the answers of; what the kernel refuses is refused silently."""
+        batch = bytearray()
+        for body in bodies:
+            batch += _HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST, 0, 0) + body
+            batch += bytes(aligned(len(batch)) - len(batch))
+            if len(batch) > _BATCH:
+                self._flush(batch)
+        if batch:
+            self._flush(batch)
+
+    def _flush(self, batch: bytearray) -> None:
+        self._socket.send(batch)
+        batch.clear()
+        self._socket.setblocking(False)
+        with contextlib.suppress(OSError):  # refusals: of what is gone by now
+            while self._socket.recv(_READ_SIZE):
+                pass
+        self._socket.settimeout(_ANSWER_SECONDS)
 
     def _ask_once(self, kind: int, body: bytes, flags: int) -> tuple[list[Message], bool]:
         self._sequence += 1
