@@ -21,7 +21,7 @@ from clearway.model import config_from_data
 from clearway.model.sizes import bucket_bytes, buckets_for
 from tests.net.datapath.conftest import SIZES, bpftool
 
-STAGES = ("again", "known", "open", "icmp", "answer")
+STAGES = ("again", "known", "open", "adopt", "icmp", "answer")
 FLOW_TABLES = ("flow4_v3", "flow6_v3")
 PAGE = 4096
 
