@@ -14,6 +14,8 @@ always_inline __u32 generation(struct packet *p)
 	if (cw_kernel_context) {
 		struct net *net = packet_net(p);
 		sum += net->ipv4.rt_genid.counter + net->ipv6.fib6_sernum.counter;
+		/* a route of IPv6 that is deleted changes no number but this (net/ipv6/ip6_fib.c, fib6_del_route) */
+		sum += net->ipv6.rt6_stats->fib_discarded_routes;
 		if (bpf_core_field_exists(net->nft))
 			sum += net->nft.base_seq;
 	}

@@ -306,7 +306,12 @@ struct netns_ipv4 {
 	atomic_t rt_genid;
 };
 
+struct rt6_statistics {
+	__u32 fib_discarded_routes;
+};
+
 struct netns_ipv6 {
+	struct rt6_statistics *rt6_stats;
 	atomic_t fib6_sernum;
 };
 

@@ -67,8 +67,7 @@ class Announcements:
 
     def _on_routes(self) -> None:
         self._watch.routes.drain()
-        # Also where programs read the kernel's generations: that of IPv6 does not grow with a deletion
-        # (net/ipv6/ip6_fib.c, fib6_del_route).
+        # For kernels whose programs do not see these numbers change.
         self._bump_for_rules("routes or rules have changed")
         self._routes_changed()
 
