@@ -74,20 +74,22 @@ class Adoption:
         links: Callable[[], Links],
         ours: Callable[[], frozenset[int]],
         listened: Callable[[frozenset[PacketSocket]], None],
+        shaped: Callable[[frozenset[int]], None],
         known: Callable[[Mapping[int, str]], None],
         changed: Callable[[str], None],
         proved: Callable[[Rules], None],
     ) -> None:
         """links: every device. ours: ifindexes of clearway's interfaces. listened: is called with the packet
-        sockets when they have changed. known: is called with the names of the devices that were known when
-        the data path was told of rules. changed: is called when flows have to be asked about again. proved:
-        is called with the rules that packets are carried around from when it returns on; until then none is.
+        sockets when they have changed. shaped: with the interfaces of which tc looks at what leaves.
+        known: with the names of the devices that were known when the data path was told of rules.
+        changed: when flows have to be asked about again. proved: with the rules that packets are carried
+        around from when it returns on; until then none is.
         """
         self.datapath = datapath
         self.standing = Standing()
         self.sockets: frozenset[PacketSocket] = frozenset()
         self._links, self._ours = links, ours
-        self._listened, self._known = listened, known
+        self._listened, self._shaped, self._known = listened, shaped, known
         self._changed, self._proved = changed, proved
         self._other = False  # which of the two sets of classifiers is in force
         self._names: Mapping[int, str] = {}  # of devices that the classifiers in force know
@@ -199,6 +201,7 @@ class Adoption:
         if self._controlled != ours:
             self._control = traffic_control.traffic_control(ours)
             self._controlled = ours
+            self._shaped(self._control.egress)
         found = []
         for ifindex in sorted(ours & links.keys()):
             link = links[ifindex]

@@ -61,6 +61,7 @@ class Mirror:
         self._ports = datapath.table("port_v1")
         self._attachments: tuple[Attachment, ...] = ()
         self._listened: frozenset[int] = frozenset()
+        self._shaped: frozenset[int] = frozenset()
         self._proved: Mapping[int, str] = {}
         self._written: Rows | None = None
         self._complaints: tuple[str, ...] = ()
@@ -96,6 +97,12 @@ class Mirror:
         """Tell which devices packet sockets listen to (tcpdump): XDP would pass them by."""
         if ifindexes != self._listened:
             self._listened = ifindexes
+            self.look_at_devices()
+
+    def set_shaped(self, ifindexes: frozenset[int]) -> None:
+        """Tell of which devices tc shapes or filters what leaves: XDP would send past it."""
+        if ifindexes != self._shaped:
+            self._shaped = ifindexes
             self.look_at_devices()
 
     def set_proved(self, names: Mapping[int, str]) -> None:
@@ -151,7 +158,8 @@ class Mirror:
     def _transmitters(self) -> Mapping[int, bool]:
         asked = self.watch.xdp_transmit()
         told = self._transmitters_by_driver() if asked is None else asked
-        return {ifindex: can and ifindex not in self._listened for ifindex, can in told.items()}
+        not_past = self._listened | self._shaped
+        return {ifindex: can and ifindex not in not_past for ifindex, can in told.items()}
 
     def _transmitters_by_driver(self) -> Mapping[int, bool]:
         return {a.ifindex: a.hook == "xdp" and a.driver in XDP_TRANSMITTERS for a in self._attachments}

@@ -111,6 +111,7 @@ class Daemon:
             links=lambda: dict(mirror.watch.picture.links),
             ours=self._ours,
             listened=lambda sockets: self._in_loop(self._note_listened, sockets),
+            shaped=lambda ifindexes: self._in_loop(self.mirror.set_shaped, ifindexes),
             known=lambda names: self._in_loop(self.mirror.set_proved, names),
             changed=lambda why: self._in_loop(self.mirror.bump, [why]),
             proved=self.accountant.go_on_with,
