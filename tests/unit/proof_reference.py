@@ -14,7 +14,7 @@ from itertools import product
 from random import Random
 from typing import Any
 
-from clearway.proof import Passage, Sources
+from clearway.proof import Passage, Region, Sources
 from clearway.proof.result import Tuple
 
 TCP, UDP = 6, 17
@@ -25,7 +25,9 @@ INTERFACES = {"lan0": 2, "lan1": 3, "wan": 4}
 
 @dataclass(frozen=True)
 class Packet:
-    """As a chain sees it. `luck`: how conditions turn out that no packet shows."""
+    """As a chain sees it. `state`: conntrack's, once it has looked. `luck`: how conditions turn out that no
+    packet shows.
+    """
 
     seen: Tuple
     protocol: int
@@ -37,6 +39,7 @@ class Packet:
     ttl: int
     tracked: bool
     luck: bool
+    state: str = "established"
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,13 @@ EXACT = (
     Condition(
         match(STATE, ["established", "related"], "in"),
         "-m conntrack --ctstate RELATED,ESTABLISHED",
-        lambda one: one.tracked,
+        lambda one: one.tracked and one.state == "established",
     ),
-    Condition(match(STATE, "new", "in"), "-m conntrack --ctstate NEW", lambda _one: False),
+    Condition(
+        match(STATE, "new", "in"),
+        "-m conntrack --ctstate NEW",
+        lambda one: one.tracked and one.state == "new",
+    ),
     Condition(match(STATE, "invalid", "in"), "-m conntrack --ctstate INVALID", lambda one: not one.tracked),
     Condition(match({"&": [meta("mark"), 1]}, 1), "-m mark --mark 0x1/0x1", lambda _one: False),
     Condition(match(meta("mark"), 0), "-m mark --mark 0x0", lambda _one: True),
@@ -110,7 +117,7 @@ EXACT = (
     Condition(
         match({"&": [payload("tcp", "flags"), ["fin", "syn", "rst", "ack"]]}, "syn"),
         "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN",
-        lambda _one: False,
+        lambda one: one.protocol == TCP and one.flags & 0x17 == 0x02,
     ),
 )
 INSIDE = (
@@ -331,7 +338,9 @@ class Followed:
     counted: list[tuple[str, int]] = field(default_factory=list)
     base: Chain = field(default_factory=lambda: Chain(""))
 
-    def verdict(self, passage: Passage, *, flags: int, dscp: int, ttl: int, luck: bool) -> str:
+    def verdict(
+        self, passage: Passage, *, flags: int, dscp: int, ttl: int, luck: bool, state: str = "established"
+    ) -> str:
         bases = [chain for chain in self.ruleset.values() if chain.hook is not None]
         for base in sorted(bases, key=lambda chain: (chain.hook, chain.priority)):
             assert base.hook is not None
@@ -340,7 +349,9 @@ class Followed:
             tracked = base.hook != PREROUTING or base.priority > -200
             left = ttl if base.hook == PREROUTING else ttl - 1
             inside, outside = passage.inside, passage.outside
-            one = Packet(seen, passage.protocol, inside, outside, base.hook, flags, dscp, left, tracked, luck)
+            one = Packet(
+                seen, passage.protocol, inside, outside, base.hook, flags, dscp, left, tracked, luck, state
+            )
             verdict = self._through(base, one)
             if verdict == "drop" or (verdict != "accept" and base.drops):
                 return "drop"
@@ -401,3 +412,20 @@ def followed(ruleset: Ruleset, passage: Passage) -> list[tuple[str, int]] | None
             return None
         found.append(way.counted)
     return found[0] if all(one == found[0] for one in found) else None
+
+
+FLAGS = {Region.FIRST: (0x02, 0x0A, 0xC2), Region.LATER: (0x10, 0x18, 0x11, 0x04, 0x14, 0x12, 0x02)}
+
+
+def accepted(ruleset: Ruleset, passage: Passage, region: Region) -> bool:
+    """Whether Linux lets every such packet pass and does nothing else with any."""
+    state = "new" if region is Region.FIRST else "established"
+    flags_of = FLAGS[region] if passage.protocol == TCP else (0,)
+    for flags, dscp, ttl, luck in product(flags_of, (0, 46), (2, 64), (False, True)):
+        try:
+            way = Followed(ruleset)
+            if way.verdict(passage, flags=flags, dscp=dscp, ttl=ttl, luck=luck, state=state) == "drop":
+                return False
+        except SpoiledError:
+            return False
+    return True

@@ -20,11 +20,13 @@ from clearway.proof import (
     Passage,
     Passages,
     Proof,
+    Region,
     Sources,
     View,
     classifiers,
     compiled,
     prove,
+    prove_claimed,
 )
 from clearway.proof.compiled import question
 from tests.unit.proof_reference import as_nft, random_passage, random_ruleset
@@ -385,3 +387,68 @@ def test_addresses_are_of_their_words() -> None:
     assert (sides.source.high.tolist(), sides.source.low.tolist()) == ([1 << 63], [5])
     four = Passages.of([passage(str(IPv4Address(7)))]).arrives
     assert np.array_equal(four.source.low, np.array([7], np.uint64))
+
+
+# ---- what clearway's own configuration claims ----
+
+
+@pytest.mark.parametrize(
+    ("rule", "first", "later"),
+    [
+        ("-A FORWARD -p tcp --dport 443 -j DROP", True, True),
+        ("-A FORWARD -m conntrack --ctstate NEW -p tcp -m tcp --dport 443 -j DROP", True, False),
+        ("-A FORWARD -m conntrack --ctstate ESTABLISHED -m limit --limit 1/sec -j ACCEPT", False, True),
+        ("-A FORWARD -m conntrack --ctstate INVALID -j DROP", False, False),
+        ("-A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu", True, True),
+        ("-A FORWARD -p tcp -m tcp --tcp-flags FIN,SYN FIN,SYN -j DROP", False, False),
+        (
+            "-A FORWARD -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -m state --state NEW -j DROP",
+            False,
+            False,
+        ),
+        ("-A FORWARD -p tcp -m tcp --dport 80 -j LOG", False, False),
+    ],
+)
+def test_first_and_later_packets_of_what_is_claimed(rule: str, first: bool, later: bool) -> None:
+    proof = of_iptables(rule)
+    kept = [prove_claimed(proof, region).why_kept(passage()) for region in (Region.FIRST, Region.LATER)]
+    assert [keep is not None for keep in kept] == [first, later]
+
+
+def nat_chain(name: str, hook: str, priority: int, *expressions: Any) -> list[Any]:
+    where = {"family": "ip", "table": "nat"}
+    chain = {**where, "name": name, "type": "nat", "hook": hook, "prio": priority, "policy": "accept"}
+    return [{"chain": chain}, {"rule": {**where, "chain": name, "handle": 9, "expr": list(expressions)}}]
+
+
+def dport(protocol: str, port: int) -> Any:
+    left = {"payload": {"protocol": protocol, "field": "dport"}}
+    return {"match": {"op": "==", "left": left, "right": port}}
+
+
+def test_translation_of_somebody_else_is_linux_own() -> None:
+    objects = [
+        {"table": {"family": "ip", "name": "nat"}},
+        *nat_chain("p", "prerouting", -100, dport("tcp", 8443), {"dnat": {"addr": "10.0.0.9"}}),
+        *nat_chain("q", "postrouting", 100, dport("udp", 53), {"masquerade": None}),
+    ]
+    proof = prove(Sources(json.dumps({"nftables": objects})))
+    first, later = (prove_claimed(proof, region) for region in (Region.FIRST, Region.LATER))
+    assert proof.keeps == () and later.keeps == ()
+    assert sorted(str(keep.view) for keep in first.keeps) == ["before", "between"]
+    assert first.asked == {4}
+    assert later.asked == set()
+
+
+def test_obstacles_are_for_adopted_connections_alone() -> None:
+    proof = prove(Sources(obstacles=(Obstacle(None, "lan", None, "tc has filters"),)))
+    assert proof.keeps
+    assert prove_claimed(proof, Region.FIRST).asked == set()
+
+
+def test_what_cannot_be_read_keeps_what_is_claimed_as_well() -> None:
+    proof = prove(Sources(legacy=frozenset({4})))
+    for region in (Region.FIRST, Region.LATER):
+        rulings = prove_claimed(proof, region)
+        assert rulings.asked == {4}
+        assert rulings.why_kept(passage()) is not None

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clearway.proof import Passage, Proof, View, classifiers, prove, walk
+from clearway.proof import (
+    Passage,
+    Proof,
+    Region,
+    Rulings,
+    View,
+    classifiers,
+    prove,
+    prove_claimed,
+    walk,
+)
 from clearway.proof.compiled import question
 from clearway.proof.steps import Steps
 from tests.classifier.reference import Packet, first_rule
@@ -19,6 +29,7 @@ from tests.unit.proof_reference import (
     INTERFACES,
     TABLES,
     Ruleset,
+    accepted,
     as_iptables,
     as_nft,
     followed,
@@ -59,7 +70,7 @@ def check(random: Random, *, exact: bool, iptables: bool) -> None:
         assert classified(proof, passage) == kept
 
 
-def classified(proof: Proof, passage: Passage) -> object:
+def classified(proof: Rulings, passage: Passage) -> object:
     """What the conditions say that classifiers are made of."""
     for view in View:
         if (view, 4) not in proof.rulings:
@@ -88,6 +99,26 @@ def test_nothing_is_kept_in_vain_where_rules_are_plain(random: Random, iptables:
     check(random, exact=True, iptables=iptables)
 
 
+@BOTH
+@pytest.mark.parametrize("region", [Region.FIRST, Region.LATER])
+@settings(max_examples=100, deadline=None)
+@given(random=st.randoms(use_true_random=False))
+def test_of_what_is_claimed_linux_lets_pass_what_is_not_kept(
+    random: Random, region: Region, iptables: bool
+) -> None:
+    exact = random.random() < 0.5
+    ruleset = random_ruleset(random, exact=exact, iptables=iptables)
+    proof = prove(as_iptables(ruleset) if iptables else as_nft(ruleset))
+    rulings = prove_claimed(proof, region)
+    for passage in [random_passage(random) for _ in range(PASSAGES)]:
+        passes, kept = accepted(ruleset, passage, region), rulings.why_kept(passage)
+        if not passes:
+            assert kept is not None, f"{passage} has to be Linux'"
+        elif exact and region is Region.FIRST:  # packets that follow differ in their flags
+            assert kept is None, f"{passage} is kept in vain: {kept}"
+        assert classified(rulings, passage) == kept
+
+
 def test_classifiers_are_made_of_all_that_is_kept() -> None:
     for seed in range(30):
         ruleset = random_ruleset(Random(seed), exact=False, iptables=False)
@@ -111,7 +142,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
         case "returns":
             monkeypatch.setattr(walk._Way, "leave", lambda _self, _boxes, certain: None)
         case "where NAT is":
-            monkeypatch.setattr("clearway.proof.proving.views_of", lambda _hook, _priority: (View.BEFORE,))
+            monkeypatch.setattr("clearway.proof.walk.views_of", lambda _hook, _at, _kind: (View.BEFORE,))
         case "how a packet leaves":
             monkeypatch.setattr("clearway.proof.walk.widened", lambda boxes, _start: boxes)
 

@@ -15,7 +15,8 @@ all that it may concern. Needs no kernel.
 
 from .compiled import Compiled, classifiers
 from .passages import Addresses, Passages, Side
-from .proving import Proof, Ruling, prove
+from .proving import Proof, Ruling, Rulings, prove, prove_claimed
+from .region import Region
 from .result import (
     Classified,
     Counted,
@@ -39,11 +40,14 @@ __all__ = [
     "Passage",
     "Passages",
     "Proof",
+    "Region",
     "RuleName",
     "Ruling",
+    "Rulings",
     "Side",
     "Sources",
     "View",
     "classifiers",
     "prove",
+    "prove_claimed",
 ]

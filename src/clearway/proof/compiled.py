@@ -17,7 +17,7 @@ from clearway.importer.words import prefixes_of
 from clearway.model import IPNetwork, PortRange
 from clearway.model.protocols import TCP, UDP
 
-from .proving import Proof, Ruling, Views
+from .proving import Ruling, Rulings, Views
 from .result import Keep
 
 PREFIXES_MAX = 65_536
@@ -39,7 +39,7 @@ class Compiled:
     keeps: tuple[Keep, ...]
 
 
-def classifiers(proof: Proof, interfaces: Mapping[str, int]) -> Compiled:
+def classifiers(proof: Rulings, interfaces: Mapping[str, int]) -> Compiled:
     """`interfaces`: their numbers by name, all that there are.
 
     The answer is for packets that come in and leave by these. Others are Linux' until the proof was compiled
@@ -67,7 +67,7 @@ class Question:
     sets: Sets
 
 
-def question(proof: Proof, key: Views, interfaces: Mapping[str, int]) -> Question:
+def question(proof: Rulings, key: Views, interfaces: Mapping[str, int]) -> Question:
     """Of one view and family, which has rulings."""
     writer = _Writer(key[1], interfaces)
     for ruling in proof.rulings[key]:

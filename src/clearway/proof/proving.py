@@ -16,8 +16,8 @@ from .kinds import kind_of
 from .lines import joined
 from .nft import NftRuleset, read_nft
 from .passages import Passages, Rows
-from .region import HOOKS, views_of
-from .result import Classified, Counted, Keep, Passage, RuleName, Sources, View
+from .region import HOOKS, Region
+from .result import Classified, Counted, Keep, Obstacle, Passage, RuleName, Sources, View
 from .steps import Chains, StepChain
 from .walk import Cause, Line, Walk
 
@@ -34,19 +34,46 @@ class Ruling:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """For which established, forwarded connections a path around netfilter gives what Linux gives.
-
-    `requires_unmarked`: only where conntrack's mark is 0. `rulings`: by view and family, first match first;
-    none where nothing is kept. `path`: the base chains that packets meet, in order; `chains`: all.
+class Rulings:
+    """What is kept in Linux. `rulings`: by view and family, first match first; none where nothing is kept.
+    `path`: the base chains that packets meet, in order.
     """
 
     keeps: tuple[Keep, ...]
-    rules: tuple[Classified, ...]
-    requires_unmarked: bool
     rulings: Mapping[Views, tuple[Ruling, ...]]
     path: tuple[StepChain, ...]
+
+    @property
+    def asked(self) -> frozenset[int]:
+        """Families of which packets meet rules, or may meet some that could not be read."""
+        with_rules = {
+            family for chain in self.path for family in chain.families if chain.rules or chain.drops
+        }
+        return frozenset(with_rules | {family for _view, family in self.rulings})
+
+    def why_kept(self, passage: Passage) -> Keep | None:
+        """What keeps this direction of a connection in Linux, if anything; the first that is found."""
+        for view in View:
+            for ruling in self.rulings.get((view, passage.family), ()):
+                if _within(passage, view, ruling.boxes):
+                    if ruling.keep is not None:
+                        return self.keeps[ruling.keep]
+                    break
+        return None
+
+
+@dataclass(frozen=True)
+class Proof(Rulings):
+    """For which established, forwarded connections a path around netfilter gives what Linux gives.
+
+    `requires_unmarked`: only where conntrack's mark is 0. `chains`: all that there are. `always`: what is
+    kept of whatever meets rules, because they could not be read or see frames at a device.
+    """
+
+    rules: tuple[Classified, ...]
+    requires_unmarked: bool
     chains: Chains
+    always: tuple[tuple[View, int, Line], ...]
 
     @property
     def tracks(self) -> frozenset[int]:
@@ -76,36 +103,42 @@ class Proof:
         mine = (chain for chain in self.path if passages.family in chain.families)
         return [met for chain in mine for met in Counting(chain, self.chains, passages).met()]
 
-    def why_kept(self, passage: Passage) -> Keep | None:
-        """What keeps this direction of a connection in Linux, if anything; the first that is found."""
-        for view in View:
-            for ruling in self.rulings.get((view, passage.family), ()):
-                if _within(passage, view, ruling.boxes):
-                    if ruling.keep is not None:
-                        return self.keeps[ruling.keep]
-                    break
-        return None
-
 
 def prove(sources: Sources) -> Proof:
     """Never raises for what the kernel has accepted: what cannot be read keeps its families in Linux."""
-    chains, lines = _read(sources)
-    path = _path(chains)
+    chains, always = _read(sources)
+    always += _at_all_devices(sources, chains)
+    path = _path(chains, Region.CARRIED)
+    keeps, rulings, marked = _walked(path, chains, Region.CARRIED, (*always, *_beside(sources.obstacles)))
+    rules = tuple(_classified(chains, path, {keep.rule for keep in keeps}))
+    return Proof(keeps, rulings, path, rules, marked, chains, tuple(always))
+
+
+def prove_claimed(proof: Proof, region: Region) -> Rulings:
+    """The same rules, for packets that clearway's own services and NAT claim."""
+    path = _path(proof.chains, region)
+    keeps, rulings, _marked = _walked(path, proof.chains, region, proof.always)
+    return Rulings(keeps, rulings, path)
+
+
+def _walked(
+    path: Iterable[StepChain], chains: Chains, region: Region, always: Iterable[tuple[View, int, Line]]
+) -> tuple[tuple[Keep, ...], dict[Views, tuple[Ruling, ...]], bool]:
+    """What is kept; rulings by view and family; whether they hold for connections without a mark alone."""
     found: dict[Views, list[list[Line]]] = {}
-    for view, family, line in lines + list(_around(sources, chains)):
+    for view, family, line in always:
         found.setdefault((view, family), []).append([line])
     marked = False
     for chain in path:
         for family in chain.families:
-            walk = Walk(chain, chains, family)
+            walk = Walk(chain, chains, family, region)
             walk.walk()
             marked = marked or walk.asks_connmark
-            for view in views_of(chain.hook, chain.priority):
+            for view in walk.views:
                 found.setdefault((view, family), []).append(walk.lines)
     keeps: list[Keep] = []
     rulings = {key: ruled for key, lists in found.items() if (ruled := _ruled(key[0], lists, keeps))}
-    guilty = {keep.rule for keep in keeps}
-    return Proof(tuple(keeps), tuple(_classified(chains, path, guilty)), marked, rulings, tuple(path), chains)
+    return tuple(keeps), rulings, marked
 
 
 def _ruled(view: View, lists: list[list[Line]], keeps: list[Keep]) -> tuple[Ruling, ...]:
@@ -167,19 +200,25 @@ def _name_alike(mine: StepChain, saved: StepChain) -> None:
         ]
 
 
-def _path(chains: Chains) -> list[StepChain]:
-    """The base chains of forwarded packets that see more than the first of a connection, in their order."""
-    on_it = [chain for chain in chains.values() if chain.hook in HOOKS and chain.kind == "filter"]
+def _path(chains: Chains, region: Region) -> tuple[StepChain, ...]:
+    """The base chains that these forwarded packets meet, in their order: those of type nat only the first of
+    a connection.
+    """
+    kinds = {"filter", "nat"} if region is Region.FIRST else {"filter"}
+    on_it = [chain for chain in chains.values() if chain.hook in HOOKS and chain.kind in kinds]
     own = [chain for chain in on_it if chain.families]
-    return sorted(own, key=lambda chain: (HOOKS.index(chain.hook), chain.priority))
+    return tuple(sorted(own, key=lambda chain: (HOOKS.index(chain.hook), chain.priority)))
 
 
-def _around(sources: Sources, chains: Chains) -> Iterator[tuple[View, int, Line]]:
-    """What is kept for reasons that are no rules of these hooks."""
-    for one in sources.obstacles:
+def _beside(obstacles: Iterable[Obstacle]) -> Iterator[tuple[View, int, Line]]:
+    """What is kept for reasons that are no rules of netfilter."""
+    for one in obstacles:
         for family in FAMILIES if one.family is None else (one.family,):
             box = replace(whole(family), inside=_names(one.inside), outside=_names(one.outside))
             yield View.BETWEEN, family, Line((box,), Cause(one.why, None))
+
+
+def _at_all_devices(sources: Sources, chains: Chains) -> Iterator[tuple[View, int, Line]]:
     for chain in chains.values():
         if chain.family in INGRESS_FAMILIES and chain.hook in {"ingress", "egress"}:
             yield from _at_devices(chain, sources.above)

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which packets a fast path carries, as boxes: what chains at each hook see of established connections.
+"""Which packets a fast path carries, as boxes: what chains at each hook see of them.
 
-TCP with ACK and without SYN, FIN and RST, and UDP; no fragments, no IP options, no extension headers of IPv6,
-TTL or hop limit 2 or more; of connections that conntrack knows as established. Who carries more than that has
-no proof for it. (A segment without ACK is invalid to conntrack, whatever its connection: tcp_valid_flags,
-nf_conntrack_proto_tcp.c.) nat chains see none of them: they are for the first packet of a connection.
+Of connections that are adopted: TCP with ACK and without SYN, FIN and RST, and UDP; no fragments, no IP
+options, no extension headers of IPv6, TTL or hop limit 2 or more; of connections that conntrack knows as
+established. Who carries more than that has no proof for it. (A segment without ACK is invalid to conntrack,
+whatever its connection: tcp_valid_flags, nf_conntrack_proto_tcp.c.) nat chains see none of them: they are for
+the first packet of a connection.
+
+Of what clearway's own configuration claims the first packet is asked about and then those that follow, which
+are all that a connection of TCP has (tcp_valid_flags).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 from functools import cache
 
 from clearway.importer.box import (
@@ -17,6 +22,7 @@ from clearway.importer.box import (
     ANY_TYPE,
     ESTABLISHED,
     INVALID,
+    NEW,
     NO_INTERFACE,
     TYPES,
     Box,
@@ -35,8 +41,24 @@ CONNTRACK, DSTNAT, SRCNAT = -200, -100, 100
 """enum nf_ip_hook_priorities, include/uapi/linux/netfilter_ipv4.h; IPv6 has the same. NAT is done at these,
 whatever priority a nat chain was given (nf_nat_register_fn)."""
 
-_ASKED = TCP_FLAGS["fin"] | TCP_FLAGS["syn"] | TCP_FLAGS["rst"] | TCP_FLAGS["ack"]
-CARRIED_FLAGS = flags_where(_ASKED, TCP_FLAGS["ack"])
+
+class Region(StrEnum):
+    """Which packets are asked about."""
+
+    CARRIED = "carried"  # of adopted connections
+    FIRST = "first"  # that opens a connection which clearway's own configuration claims
+    LATER = "later"  # those that follow, of both directions
+
+
+FIN, SYN, RST, ACK = (TCP_FLAGS[name] for name in ("fin", "syn", "rst", "ack"))
+_ASKED = FIN | SYN | RST | ACK
+FLAGS = {
+    Region.CARRIED: flags_where(_ASKED, ACK),
+    Region.FIRST: flags_where(_ASKED, SYN),
+    Region.LATER: flags_where(SYN | RST | ACK, ACK)
+    | flags_where(FIN | SYN | RST, RST)
+    | flags_where(FIN | SYN | RST, SYN),
+}
 UNICAST = Ranges.numbers([TYPES.index("unicast")])
 
 VARYING = {
@@ -52,7 +74,7 @@ VARYING = {
 
 
 @cache
-def start(hook: str, priority: int, family: int) -> Box:
+def start(hook: str, priority: int, family: int, region: Region = Region.CARRIED) -> Box:
     """All that is carried, as a chain of this priority sees it.
 
     Forwarding lowers the TTL before it calls the forward hook (ip_forward(), ip6_forward()). Routing has
@@ -61,22 +83,27 @@ def start(hook: str, priority: int, family: int) -> Box:
     xt_conntrack.c).
     """
     first = hook == "prerouting"
+    state = NEW if region is Region.FIRST else ESTABLISHED
     box = replace(
         whole(family),
         protocol=Ranges.numbers([TCP, UDP]),
-        flags=CARRIED_FLAGS,
+        flags=FLAGS[region],
         hops=Ranges(((2 if first else 1, 255),)),
-        state=ESTABLISHED,
+        state=state,
         to=ANY_TYPE if first and priority <= DSTNAT else UNICAST,
         outside=NO_INTERFACE if first else ANY_INTERFACE,
     )
     if first and priority <= CONNTRACK:
-        box = replace(box, state=INVALID if priority < CONNTRACK else INVALID | ESTABLISHED)
+        box = replace(box, state=INVALID if priority < CONNTRACK else INVALID | state)
     return box
 
 
-def views_of(hook: str, priority: int) -> tuple[View, ...]:
-    """Who has the priority of NAT may come before or behind it."""
+def views_of(hook: str, priority: int, kind: str = "filter") -> tuple[View, ...]:
+    """Who has the priority of NAT may come before or behind it; chains of type nat see what they may
+    translate.
+    """
+    if kind == "nat":
+        return (View.BEFORE,) if hook == "prerouting" else (View.BETWEEN,)
     if hook == "prerouting":
         return tuple(
             view

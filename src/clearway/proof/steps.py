@@ -26,6 +26,7 @@ class Act(StrEnum):
 
     COUNT = "count"
     OPAQUE = "opaque"
+    CLAMP = "clamp"  # only SYNs get so far
     CONNMARK = "connmark"  # means what is said here only where the connection's mark is 0
     ACCEPT = "accept"
     DROP = "drop"
@@ -168,6 +169,7 @@ class Steps:
         if carried(self.boxes):
             self.opaque("changes the MSS in segments other than SYNs as well")
         else:
+            self.add(Act.CLAMP, "clamps the MSS of SYNs")
             self.restore("clamps the MSS of SYNs, which Linux forwards")
 
     def rule(self, name: RuleName) -> StepRule:

@@ -17,8 +17,8 @@ from clearway.importer.box import FIELDS, Box, Boxes, common, without
 from clearway.importer.errors import InexactError
 from clearway.importer.ranges import Names
 
-from .region import CONNTRACK, invariant, start, varying, views_of, widened
-from .result import RuleName
+from .region import CONNTRACK, DSTNAT, SRCNAT, Region, invariant, start, varying, views_of, widened
+from .result import RuleName, View
 from .steps import Act, Chains, Step, StepChain
 
 DEPTH_MAX = 64
@@ -87,13 +87,21 @@ class Walk:
     base: StepChain
     chains: Chains
     family: int
+    region: Region = Region.CARRIED
     lines: list[Line] = field(default_factory=list)
     asks_connmark: bool = False
     _steps: int = 0
 
     @property
     def start(self) -> Box:
-        return start(self.base.hook, self.base.priority, self.family)
+        priority = self.base.priority
+        if self.base.kind == "nat":  # NAT is done at these, whatever priority its chain has
+            priority = DSTNAT if self.base.hook == "prerouting" else SRCNAT
+        return start(self.base.hook, priority, self.family, self.region)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return views_of(self.base.hook, self.base.priority, self.base.kind)
 
     def walk(self) -> None:
         """Fill `lines`. Whatever is wrong with the chains is a reason to keep everything."""
@@ -111,11 +119,15 @@ class Walk:
             raise LongError(f"more than {DEPTH_MAX} chains call each other")
         for rule in way.chain.rules:
             for step in rule.steps:
-                if met := common(way.boxes, step.boxes):
+                if self._minds(step) and (met := common(way.boxes, step.boxes)):
                     self._take(way, step, rule.name, met)
             if not way.boxes:
                 break
         return (*way.out, *way.boxes)
+
+    def _minds(self, step: Step) -> bool:
+        """Nobody makes up for what counters of Linux' rules miss of clearway's own."""
+        return step.act is not Act.COUNT or self.region is Region.CARRIED
 
     def _take(self, way: _Way, step: Step, rule: RuleName, met: Boxes) -> None:
         self._steps += 1
@@ -127,7 +139,7 @@ class Walk:
                 self.asks_connmark = True
             case Act.CONNMARK:
                 self._decide(way, met, "asks for a connection before conntrack has looked", rule)
-            case Act.OPAQUE:
+            case Act.OPAQUE | Act.CLAMP:
                 self._decide(way, met, step.text, rule)
             case Act.DROP:
                 self._decide(way, met, doubts[0] if doubts else f"{step.text}s it", rule)
@@ -159,7 +171,7 @@ class Walk:
         found = [*way.reasons, *step.reasons]
         if way.doubts and common(met, way.doubts):
             found.append(UNCERTAIN)
-        if step.act is Act.COUNT and len(views_of(self.base.hook, self.base.priority)) > 1:
+        if step.act is Act.COUNT and len(self.views) > 1:
             found.append("counts at the priority of NAT, where it may see either addresses")
         if what := varying(met, self.start):
             found.append(f"asks for {what}")
