@@ -15,56 +15,23 @@
  * stamp must have been read before. */
 always_inline bool adopt_trusts(struct packet *p, struct scratch *s)
 {
-	const __u32 zero = 0;
-	const struct trust *trust = bpf_map_lookup_elem(&trust_v1, &zero);
 	struct net *net = packet_net(p);
 
-	s->adopting.trusted = 0;
-	if (!trust || READ_ONCE(trust->base_seq) != net->nft.base_seq)
-		return false;
-	s->adopting.trusted = READ_ONCE(trust->what);
+	s->adopting.trusted = trust_what(net);
 	if (bpf_core_field_exists(net->xfrm) &&
 	    net->xfrm.policy_count[XFRM_POLICY_OUT] + net->xfrm.policy_count[XFRM_POLICY_FWD])
 		return false;
 	return s->adopting.trusted & (p->tuple.family == FAMILY_IPV4 ? TRUST_IPV4 : TRUST_IPV6);
 }
 
-/* Places of classifier_v2 that rules keep packets in Linux by: behind the firewall's; by which of two sets, by view, family. */
-always_inline __u32 adopt_place(const struct scratch *s, __u32 view)
+/* Might a rule that only Linux can follow meet the packet, or one that does not accept it? */
+always_inline bool adopt_keeps(struct packet *p, struct scratch *s)
 {
-	return KEEP_PLACES | !!(s->adopting.trusted & TRUST_OTHER) << 3 | view << 1 |
-	       (s->parsed.tuple.family == FAMILY_IPV6);
-}
-
-/* Might a rule that only Linux can follow meet the packet, or one that does not accept it? What it looks like to rules depends on
- * where they stand: before any translation, between the two, behind both. */
-__noinline int adopt_keeps(void)
-{
-	struct scratch *s = scratch_get();
-	__u32 zero = 0;
-	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
-	struct asked *a;
-
-	if (!s || !c)
-		return 1;
-	a = &s->judging.asked;
-	__builtin_memset(a, 0, sizeof(*a));
-	a->ifindex_in = s->parsed.ifindex;
-	a->ifindex_out = s->route.fib.ifindex;
-	s->answer.key = s->parsed.tuple;
-	for (__u32 view = 0; view < VIEWS; view++) {
-		if (view == VIEW_BETWEEN) {
-			s->answer.key.dst = s->forward.leaves.dst;
-			s->answer.key.dport = s->forward.leaves.dport;
-		} else if (view == VIEW_AFTER) {
-			s->answer.key.src = s->forward.leaves.src;
-			s->answer.key.sport = s->forward.leaves.sport;
-		}
-		fields_write(&c->fields, &s->answer.key, a);
-		if (classify(c, adopt_place(s, view)) != CLASSIFY_NONE && c->told) /* 0: lets them pass */
-			return 1;
-	}
-	return 0;
+	s->passing.arrives = p->tuple;
+	s->passing.leaves = s->forward.leaves;
+	s->passing.inside = p->ifindex;
+	s->passing.outside = s->route.fib.ifindex;
+	return views_keep(trust_places(KEEP_PLACES, s->adopting.trusted));
 }
 
 /* ---- what Linux' conntrack holds ---- */
@@ -218,7 +185,7 @@ never_inline int adopt_decide(struct packet *p, struct scratch *s)
 	s->adopting.way.outside = s->route.fib.ifindex;
 	if (p->ifindex > WAY_MAX || s->route.fib.ifindex > WAY_MAX)
 		return s->adopting.reason;
-	return adopt_keeps() ? REASON_PUNT_KEPT : CONTINUE;
+	return adopt_keeps(p, s) ? REASON_PUNT_KEPT : CONTINUE;
 }
 
 /* Both entries. The other direction's next hop is found, and its rules are asked, when its first packet comes. */

@@ -17,7 +17,7 @@
  * and exchanges as a whole. */
 #pragma once
 
-#define CLASSIFIERS 32
+#define CLASSIFIERS 64
 #define CLASSIFY_NONE 0xffffff
 #define CLASSIFY_STEPS (1 << 23) /* as many as bpf_loop() can do; the compiler refuses what could take more */
 #define LABELS_ASKED ((1 << CLASSIFIED_COUNT) - 1)
@@ -56,7 +56,7 @@ struct {
 			__uint(key_size, sizeof(__u32));
 			__uint(value_size, 64);
 		});
-} classifier_v2 SEC(".maps");
+} classifier_v3 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -67,7 +67,7 @@ struct {
 
 always_inline void *classifier_line(__u32 instance, __u32 line)
 {
-	void *lines = bpf_map_lookup_elem(&classifier_v2, &instance);
+	void *lines = bpf_map_lookup_elem(&classifier_v3, &instance);
 
 	return lines ? bpf_map_lookup_elem(lines, &line) : NULL;
 }

@@ -50,6 +50,8 @@
 #include "fragment.h"
 #include "classify.h"
 #include "firewall.h"
+#include "views.h"
+#include "honour.h"
 #include "known.h"
 #include "adopt.h"
 #include "opening.h"

@@ -54,7 +54,7 @@ always_inline void firewall_ask(struct judging *j, const struct tuple *arrives, 
 		fields_write(&j->after, leaves, &j->asked);
 }
 
-/* Places of classifier_v2: by epoch, by which addresses the rules ask for, by family. */
+/* Places of classifier_v3: by epoch, by which addresses the rules ask for, by family. */
 always_inline __u32 firewall_place(const struct judging *j, __u32 after)
 {
 	return (j->epoch & 1) << 2 | after << 1 | (j->family == FAMILY_IPV6);

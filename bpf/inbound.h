@@ -63,6 +63,12 @@ never_inline enum inbound_direction inbound_in_conntrack(context *ctx, const str
 	return opts.dir ? INBOUND_REPLY : INBOUND_ORIGINAL;
 }
 
+/* Is the packet of a connection that Linux' conntrack knows? */
+always_inline bool inbound_in_linux(struct packet *p)
+{
+	return cw_conntrack && inbound_in_conntrack(p->ctx, &p->tuple) != INBOUND_UNKNOWN;
+}
+
 /* Does Linux carry the connection that this packet answers? */
 always_inline bool inbound_known(struct packet *p, const struct config *config)
 {

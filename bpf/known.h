@@ -246,7 +246,9 @@ always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *v
 			*verdict = known_refuse(p, s);
 			return 0;
 		}
-		int wrong = known_resolve(stamp, s);
+		int wrong = honour_known(p, s);
+		if (wrong == CONTINUE)
+			wrong = known_resolve(stamp, s);
 		if (wrong != CONTINUE) {
 			*verdict = conclude(p, wrong);
 			return 0;

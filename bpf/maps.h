@@ -48,7 +48,7 @@ struct {
 TABLE(unaccounted_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, 1,
       0); /* carried, and no record of it had room */
 TABLE(egress_v1, BPF_MAP_TYPE_ARRAY, __u32, struct egress, EGRESS_ROWS, 0);
-TABLE(trust_v1, BPF_MAP_TYPE_ARRAY, __u32, struct trust, 1, 0);
+TABLE(trust_v2, BPF_MAP_TYPE_ARRAY, __u32, struct trust, 1, 0);
 TABLE(refused_v1, BPF_MAP_TYPE_ARRAY, __u32, __u64, REFUSED_ROWS, 0); /* tag << 32 | jiffies << 8 | reason (adopt.h) */
 TABLE(inbound_v1, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct inbound, 16384, 0);
 TABLE(fragment_v1, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 4096, 0);
@@ -61,14 +61,14 @@ struct {
 /* configuration */
 TABLE(active_v1, BPF_MAP_TYPE_ARRAY, __u32, struct active, 1, 0);
 TABLE(config_v3, BPF_MAP_TYPE_ARRAY, __u32, struct config, 2, 0); /* index: epoch & 1 */
-TABLE(service_v1, BPF_MAP_TYPE_HASH, struct service_key, struct service, 1, BPF_F_NO_PREALLOC);
+TABLE(service_v2, BPF_MAP_TYPE_HASH, struct service_key, struct service, 1, BPF_F_NO_PREALLOC);
 TABLE(claim_v1, BPF_MAP_TYPE_HASH, struct claim, __u32, 1, BPF_F_NO_PREALLOC); /* set; the value is 1 */
-TABLE(origin_v1, BPF_MAP_TYPE_HASH, struct service_key, struct origin, 1, BPF_F_NO_PREALLOC);
+TABLE(origin_v2, BPF_MAP_TYPE_HASH, struct service_key, struct origin, 1, BPF_F_NO_PREALLOC);
 TABLE(full_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1,
       0); /* jiffies, when a connection last went on without an entry; 0: none has */
 TABLE(wheel_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);	      /* slot -> endpoint id */
 TABLE(endpoint_v1, BPF_MAP_TYPE_ARRAY, __u32, struct endpoint, 1, 0); /* index: endpoint id */
-TABLE(nat_v1, BPF_MAP_TYPE_LPM_TRIE, struct nat_key, struct nat, 1, BPF_F_NO_PREALLOC);
+TABLE(nat_v2, BPF_MAP_TYPE_LPM_TRIE, struct nat_key, struct nat, 1, BPF_F_NO_PREALLOC);
 TABLE(rule_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);	 /* the control plane's: RULE_* in their order */
 TABLE(named_v1, BPF_MAP_TYPE_ARRAY, __u32, __u64, 1, 0); /* index: counter; made of the name of the rule that has it */
 

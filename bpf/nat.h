@@ -17,7 +17,7 @@ never_inline const struct nat *nat_lookup(__u32 epoch, __u32 ifindex, const stru
 			      .family = t->family,
 			      .source = t->src};
 
-	return bpf_map_lookup_elem(&nat_v1, &key);
+	return bpf_map_lookup_elem(&nat_v2, &key);
 }
 
 always_inline bool nat_device_address(const struct device *device, __u8 family, union addr *address)

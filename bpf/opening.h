@@ -17,6 +17,7 @@ struct opening {
 	bool to_linux;	/* it is carried by Linux */
 	bool plain;	/* the firewall has accepted it, and nothing of it is translated */
 	bool judged;	/* the firewall has accepted it, and not counted that */
+	bool honours;	/* Linux' rules are to be asked */
 };
 
 /* A TCP segment without SYN and without flow: pick up, or not. Only asked for traffic that is ours. */
@@ -63,6 +64,7 @@ always_inline void opening_answers(struct packet *p, struct opening *o, struct s
 	s->forward.leaves.src = origin->address;
 	s->forward.leaves.sport = origin->port;
 	o->answers = true;
+	o->honours = !origin->bypass;
 }
 
 always_inline int opening_route(struct packet *p, struct opening *o, struct scratch *s)
@@ -157,6 +159,7 @@ never_inline void opening_entries(struct packet *p, struct opening *o, struct sc
 	both |= o->service && o->service->mode == MODE_FULL_NAT ? FLOW_FULL_NAT : 0;
 	both |= o->nat ? FLOW_HAS_NAT : 0;
 	both |= o->to_linux ? FLOW_LINUX : 0;
+	both |= o->honours ? FLOW_HONOURS : 0;
 	both |= o->midstream ? FLOW_PICKED_UP | TCP_SCALE_MAX << FLOW_SCALE_SHIFT : 0;
 	__u32 sent = opening_sent(p, o, s), heard = (sent & FLOW_SENT) << (FLOW_HEARD_SHIFT - FLOW_SENT_SHIFT);
 	bool dest_nat = o->service;
@@ -365,7 +368,7 @@ always_inline int opening_failed(struct packet *p, int reason)
 {
 	if (reason == REFUSED)
 		return stage(p, STAGE_REFUSE);
-	if (reason < REASON_PUNT_NOT_IP || reason >= REASON_PUNT_TTL)
+	if (reason < REASON_PUNT_NOT_IP || reason == REASON_PUNT_TTL || reason >= REASON_DROP_ETHERNET_SHORT)
 		fragment_forget(p);
 	if (reason == REASON_ANSWER_TTL_EXCEEDED || reason == REASON_ANSWER_RESET)
 		return stage(p, STAGE_ANSWER);
@@ -396,7 +399,17 @@ always_inline bool opening_adopts(const struct packet *p, const struct opening *
 {
 	if (!cw_adoption || o->config->firewall || !adopt_is_plain(p))
 		return false;
-	return reason == REASON_PUNT_NOT_OURS || reason == REASON_PUNT_LOCAL;
+	return reason == REASON_PUNT_NOT_OURS || reason == REASON_PUNT_LOCAL || reason == REASON_PUNT_KEPT;
+}
+
+/* What Linux' rules make of what is to be opened, if they count. */
+never_inline int opening_honour(struct packet *p, struct opening *o, struct scratch *s)
+{
+	if (!o->answers)
+		o->honours = o->service ? !o->service->bypass : o->nat && !o->nat->bypass;
+	if (!o->honours || !honour_in_force())
+		return CONTINUE;
+	return o->answers ? honour_later(p, s, &s->forward.leaves) : honour_first(p, s);
 }
 
 always_inline int enter_open(struct packet *p, struct scratch *s)
@@ -410,6 +423,11 @@ always_inline int enter_open(struct packet *p, struct scratch *s)
 	int reason = opening_decide(p, &o, s);
 	if (o.config->firewall && !o.answers)
 		reason = opening_judge(p, &o, s, reason);
+	if (reason == CONTINUE || (o.midstream && (reason == REASON_DROP_MIDSTREAM || reason == REASON_ANSWER_RESET))) {
+		int honoured = opening_honour(p, &o, s);
+		if (honoured != CONTINUE)
+			reason = honoured;
+	}
 	if (reason == REASON_PUNT_NOT_OURS && !o.nat && (o.config->nats || o.config->origins))
 		inbound_note(p, o.config, s);
 	if (opening_adopts(p, &o, reason)) {
@@ -449,6 +467,8 @@ always_inline int enter_open(struct packet *p, struct scratch *s)
 	}
 	if (o.to_linux)
 		return conclude(p, REASON_PUNT_LOCAL);
+	if (o.honours && honour_in_force() && (reason = honour_opened(p, s)) != CONTINUE)
+		return opening_failed(p, reason);
 	if (o.service)
 		service_count(o.endpoint);
 	return opening_send(p, s, REASON_FORWARD_NEW, false);

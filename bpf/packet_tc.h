@@ -210,6 +210,7 @@ always_inline bool packet_resize(struct packet *p, __u32 keep, __u32 room)
 }
 
 #define packet_ct_lookup bpf_skb_ct_lookup
+#define packet_ct_alloc bpf_skb_ct_alloc
 
 /* IPv6 has no header checksum that would balance the change in what COMPLETE has summed. */
 always_inline void packet_hop_limit_decremented(struct packet *p)

@@ -63,6 +63,8 @@ enum reason {
 	REASON_DROP_REWRITE_FAILED,   /* the kernel refused to change the packet */
 	REASON_DROP_ANSWER_FAILED,    /* no room to build the answer, or no address to send it from */
 	REASON_DROP_FIREWALL,	      /* by a rule, or by the firewall's default */
+	REASON_DROP_UNPROVEN,	      /* clearway's own, while Linux' rules that have changed are not proved yet */
+	REASON_DROP_KEPT, /* clearway's own, which a rule of Linux' keeps by now: until a packet of its client hands it over */
 
 	REASON_COUNT = 192,
 };

@@ -92,6 +92,14 @@ struct judging {
 	__u8 linux_knows; /* enum inbound_direction: the packet's, in Linux' conntrack */
 };
 
+/* One direction of a connection, as it passes this machine. */
+struct passing {
+	struct tuple arrives;
+	struct tuple leaves;
+	__u32 inside; /* ifindex by which it comes in, as routes name it */
+	__u32 outside;
+};
+
 /* What of a connection's life Linux has not seen. */
 enum life {
 	LIFE_LINUX,    /* nothing: its timeout is Linux' own */
@@ -127,9 +135,10 @@ struct scratch {
 	struct tcp_options options;
 	struct judging judging;
 	struct adopting adopting;
-	bool adopted;	     /* the packet's flow is an adopted one that is to be asked about again */
-	struct tuple quoted; /* in an ICMP error */
-	__u32 stray;	     /* why the parser has left the packet to Linux (stray.h) */
+	struct passing passing; /* rules are asked about it (views.h) */
+	bool adopted;		/* the packet's flow is an adopted one that is to be asked about again */
+	struct tuple quoted;	/* in an ICMP error */
+	__u32 stray;		/* why the parser has left the packet to Linux (stray.h) */
 };
 
 struct {

@@ -7,7 +7,7 @@ never_inline const struct service *service_lookup(__u32 epoch, const struct tupl
 	struct service_key key = {
 		.epoch = epoch, .port = t->dport, .proto = t->proto, .family = t->family, .address = t->dst};
 
-	return bpf_map_lookup_elem(&service_v1, &key);
+	return bpf_map_lookup_elem(&service_v2, &key);
 }
 
 /* Is it the address of a service or of an endpoint? */

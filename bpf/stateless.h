@@ -10,7 +10,7 @@ never_inline const struct origin *stateless_origin(const struct config *config, 
 	struct service_key key = {
 		.epoch = config->epoch, .port = t->sport, .proto = t->proto, .family = t->family, .address = t->src};
 
-	return config->origins ? bpf_map_lookup_elem(&origin_v1, &key) : NULL;
+	return config->origins ? bpf_map_lookup_elem(&origin_v2, &key) : NULL;
 }
 
 /* From now on packets of endpoints are looked at. */

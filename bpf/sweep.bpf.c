@@ -376,6 +376,7 @@ const volatile union {
 	enum endpoint_state endpoint_state;
 	enum firewall firewall;
 	enum trusted trusted;
+	enum honours honours;
 	enum view view;
 	enum firewall_action firewall_action;
 	struct firewall_event firewall_event;

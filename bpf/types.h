@@ -79,6 +79,7 @@ enum flow_state {
 	FLOW_FOLDED = 1 << 28,	  /* has carried so much that carried_v1 has a row for it */
 	FLOW_LINUX = 1 << 29,	  /* accepted by the firewall and carried by Linux: to or from this machine, mostly */
 	FLOW_ADOPTED = 1 << 30,	  /* learned from Linux' conntrack (adopt.h) */
+	FLOW_HONOURS = 1u << 31,  /* Linux' rules are asked about it (honour.h) */
 };
 #define FLOW_SENT_SHIFT 8
 #define FLOW_HEARD_SHIFT 12
@@ -258,9 +259,11 @@ _Static_assert(sizeof(struct fragment) == 12, "struct fragment");
 /* What the control plane has proved about the rules of Linux. Written in two steps, `what` empty in between. */
 struct trust {
 	__u32 base_seq; /* the nftables ruleset that it holds for (include/net/netns/nftables.h) */
+	__u32 own_seq;	/* and the one that clearway itself makes of it, by changing its own table */
 	__u32 what;	/* enum trusted */
+	__u32 honours;	/* enum honours */
 };
-_Static_assert(sizeof(struct trust) == 8, "struct trust");
+_Static_assert(sizeof(struct trust) == 16, "struct trust");
 
 enum trusted {
 	TRUST_IPV4 = 1 << 0,
@@ -270,6 +273,14 @@ enum trusted {
 	TRUST_NAT_IPV4 =
 		1 << 4, /* there are rules of NAT: otherwise Linux translates nothing, whatever it did before */
 	TRUST_NAT_IPV6 = 1 << 5,
+	TRUST_HONOUR = 1 << 6,	 /* what rules do with traffic that clearway's own services and NAT claim (honour.h) */
+	TRUST_ASK_IPV4 = 1 << 7, /* there are rules on its way: it is asked about */
+	TRUST_ASK_IPV6 = 1 << 8,
+};
+
+enum honours {
+	HONOURS_RULES = 1 << 0, /* somebody proves them, so that services and NAT can respect them */
+	HONOURS_TABLE = 1 << 1, /* Linux can balance and translate what is left to it (compiler/nft_table.py) */
 };
 
 /* Where rules stand: what they see of a packet that is translated. */
@@ -280,7 +291,11 @@ enum view {
 	VIEWS,
 };
 
-#define KEEP_PLACES 16 /* of classifier_v2: the first of them */
+/* Places of classifier_v3, the first of each: what rules keep in Linux of adopted connections, of first packets of clearway's
+ * own, and of those that follow (both directions). By which of two sets << 3, view << 1, family. */
+#define KEEP_PLACES 16
+#define FIRST_PLACES 32
+#define LATER_PLACES 48
 #define REFUSED_ROWS 65536
 
 /* ---- inbound: a tuple whose packets answer what Linux forwarded, so that no NAT rule may claim them ---- */
@@ -375,7 +390,7 @@ struct service {
 	__u8 mode;	/* enum service_mode */
 	__u8 algorithm; /* enum service_algorithm */
 	__u8 stateless; /* without a place in the table its connections go on without an entry */
-	__u8 pad;
+	__u8 bypass;	/* Linux' rules are not asked */
 };
 _Static_assert(sizeof(struct service) == 20, "struct service");
 
@@ -383,7 +398,8 @@ _Static_assert(sizeof(struct service) == 20, "struct service");
 struct origin {
 	union addr address;
 	__be16 port;
-	__u8 pad[6]; /* to the alignment of an address */
+	__u8 bypass; /* Linux' rules are not asked */
+	__u8 pad[5]; /* to the alignment of an address */
 };
 _Static_assert(sizeof(struct origin) == 24, "struct origin");
 
@@ -426,7 +442,8 @@ struct nat {
 	__u32 addresses; /* size of the pool; 0: masquerade, take the egress device's address */
 	__u16 port_min;
 	__u16 port_max;
-	__u32 pad;	  /* to the alignment of an address */
+	__u8 bypass;	  /* Linux' rules are not asked */
+	__u8 pad[3];	  /* to the alignment of an address */
 	union addr first; /* of the pool */
 };
 _Static_assert(sizeof(struct nat) == 32, "struct nat");

@@ -14,6 +14,7 @@ const volatile bool cw_kernel_context = false;
 const volatile bool cw_csum_ipv6_flag = false;
 const volatile bool cw_conntrack = false;
 const volatile bool cw_adoption = false;
+const volatile bool cw_handover = false;
 
 /* Ones' complement sum of 16-bit words in as many bits as it takes, folded to 16. */
 always_inline __u16 fold(__u32 sum)

@@ -444,7 +444,17 @@ enum nf_ct_ext_id {
 
 #pragma clang attribute pop
 
-/* kfuncs: weak, used only where the loader has found them (cw_kernel_context, cw_conntrack) */
+/* A connection that is not in conntrack's table yet. */
+struct nf_conn___init {
+	struct nf_conn ct;
+};
+
+enum nf_nat_manip_type {
+	NF_NAT_MANIP_SRC,
+	NF_NAT_MANIP_DST,
+};
+
+/* kfuncs: weak, used only where the loader has found them (cw_kernel_context, cw_conntrack, cw_handover) */
 struct bpf_ct_opts {
 	__s32 netns_id;
 	__s32 error;
@@ -460,4 +470,15 @@ extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *ctx, struct bpf_sock_
 	__attribute__((section(".ksyms"), weak));
 extern void bpf_ct_release(struct nf_conn *ct) __attribute__((section(".ksyms"), weak));
 extern int bpf_ct_change_timeout(struct nf_conn *ct, __u32 timeout) __attribute__((section(".ksyms"), weak));
+extern struct nf_conn___init *bpf_xdp_ct_alloc(struct xdp_md *ctx, struct bpf_sock_tuple *tuple, __u32 tuple__sz,
+					       struct bpf_ct_opts *opts, __u32 opts__sz)
+	__attribute__((section(".ksyms"), weak));
+extern struct nf_conn___init *bpf_skb_ct_alloc(struct __sk_buff *ctx, struct bpf_sock_tuple *tuple, __u32 tuple__sz,
+					       struct bpf_ct_opts *opts, __u32 opts__sz)
+	__attribute__((section(".ksyms"), weak));
+extern int bpf_ct_set_nat_info(struct nf_conn___init *ct, union nf_inet_addr *address, int port,
+			       enum nf_nat_manip_type manip) __attribute__((section(".ksyms"), weak));
+extern void bpf_ct_set_timeout(struct nf_conn___init *ct, __u32 timeout) __attribute__((section(".ksyms"), weak));
+extern int bpf_ct_set_status(const struct nf_conn___init *ct, __u32 status) __attribute__((section(".ksyms"), weak));
+extern struct nf_conn *bpf_ct_insert_entry(struct nf_conn___init *ct) __attribute__((section(".ksyms"), weak));
 extern void *bpf_cast_to_kern_ctx(void *obj) __attribute__((section(".ksyms"), weak));

@@ -50,7 +50,7 @@ class Lookups:
         return np.frombuffer(mmap.mmap(self.loaded.map_fd(name), size), np.uint64, words)
 
     def put(self, classifier: Classifier, place: int = 0) -> None:
-        put_lines(self.loaded.map_fd("classifier_v2"), place, classifier.lines)
+        put_lines(self.loaded.map_fd("classifier_v3"), place, classifier.lines)
 
     def ask(self, packets: Array, place: int = 0) -> Array:
         """By packet (n, WORDS) the number of the first rule that it meets, or NO_RULE."""

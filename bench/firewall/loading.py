@@ -32,7 +32,7 @@ BESIDE = 1000  # rules
 BLOCKED = "blocked"
 MEMORY = "memory of the rules"
 CLEARWAY, NFT, IPTABLES = "clearway", "nft", "iptables"
-RULE_TABLES = ("classifier_v2", "rule_v1", "named_v1", "judged_v1")
+RULE_TABLES = ("classifier_v3", "rule_v1", "named_v1", "judged_v1")
 
 
 def measure(node: Node, report: Report, progress: Progress) -> None:

@@ -42,6 +42,11 @@ class Instance:
         return self.state_dir / "state.json"
 
     @property
+    def nft_table(self) -> str:
+        """The name of its tables of nftables (compiler/nft_table.py)."""
+        return self.name if self.name == DEFAULT_NAME else f"{DEFAULT_NAME}-{self.name}"
+
+    @property
     def config(self) -> Path:
         """The configuration file that `clearway run` takes when none is named."""
         return Path("/etc/clearway") / f"{self.name}.yaml"

@@ -215,7 +215,7 @@ class Kernel:
 
     def serve(self, link: Link, epoch: int) -> None:
         """Rows of a service and its endpoint, which say what the connection does."""
-        services, endpoints = self.datapath.table("service_v1"), self.datapath.table("endpoint_v1")
+        services, endpoints = self.datapath.table("service_v2"), self.datapath.table("endpoint_v1")
         keys, values = services.rows(1)
         keys["epoch"], keys["family"], keys["proto"] = epoch, link.client.family, link.client.proto
         keys["address"], keys["port"] = list(link.client.dst.ljust(16, b"\0")), link.client.dport
@@ -227,7 +227,7 @@ class Kernel:
         endpoints.update(keys, values)
 
     def serve_no_more(self, epoch: int) -> None:
-        services = self.datapath.table("service_v1")
+        services = self.datapath.table("service_v2")
         keys, _ = services.items()
         services.delete(keys[keys["epoch"] == epoch])
 

@@ -18,14 +18,14 @@ from tests.packet.stack import STACK_BYTES, deepest
 ROOT = Path(__file__).parents[2]
 OBJECTS = ("xdp", "tc", "sweep")
 SIZES = {
-    "service_v1": 8,
+    "service_v2": 8,
     "claim_v1": 8,
-    "origin_v1": 8,
+    "origin_v2": 8,
     "endpoint_v1": 8,
     "opened_v1": 8,
     "cursor_v1": 8,
     "wheel_v1": 64,
-    "nat_v1": 8,
+    "nat_v2": 8,
     "rule_v1": 8,
     "named_v1": 8,
     "judged_v1": 8,

@@ -36,10 +36,10 @@ def test_without_a_configuration_everything_goes_to_linux(node: Node, net: Net) 
 def test_rows_of_the_next_epoch_are_not_seen_before_the_switch(node: Node, net: Net) -> None:
     tables = node.apply([service(net)])
     following = tables.epoch + 1
-    row = node.datapath.table("service_v1").items()[1][0]
+    row = node.datapath.table("service_v2").items()[1][0]
     fields = {name: row[name] for name in ("id", "wheel_base", "wheel_slots", "mode", "algorithm")}
     key = {"epoch": following, "port": 80, "proto": 6, "family": net.family}
-    node.write("service_v1", {**key, "address": packed(net.other_vip)}, fields)
+    node.write("service_v2", {**key, "address": packed(net.other_vip)}, fields)
     node.write("config_v3", following & 1, {"epoch": following, "services": 1})
     assert Conversation(node, net, to=net.other_vip).first().reason == "punt_not_ours"
     assert Conversation(node, net).first().reason == "forward_new"

@@ -48,10 +48,10 @@ SERVICE = np.dtype(
         ("mode", "u1"),
         ("algorithm", "u1"),
         ("stateless", "u1"),
-        ("pad", "u1"),
+        ("bypass", "u1"),
     ]
 )
-ORIGIN = np.dtype([("address", *ADDRESS), ("port", ">u2"), ("pad", "u1", (6,))])
+ORIGIN = np.dtype([("address", *ADDRESS), ("port", ">u2"), ("bypass", "u1"), ("pad", "u1", (5,))])
 CLAIM = np.dtype([("epoch", "<u4"), ("family", "<u4"), ("address", *ADDRESS)])
 ENDPOINT = np.dtype(
     [("address", *ADDRESS), ("port", ">u2"), ("family", "u1"), ("state", "u1"), ("service", "<u4")]
@@ -65,7 +65,8 @@ NAT = np.dtype(
         ("addresses", "<u4"),
         ("port_min", "<u2"),
         ("port_max", "<u2"),
-        ("pad", "<u4"),
+        ("bypass", "u1"),
+        ("pad", "u1", (3,)),
         ("first", *ADDRESS),
     ]
 )
@@ -184,12 +185,12 @@ class FakeDatapath:
 
         self.tables = {
             "config_v3": table("config_v3", NUMBER, CONFIG, 2, True),
-            "service_v1": table("service_v1", SERVICE_KEY, SERVICE, 2 * services, False),
+            "service_v2": table("service_v2", SERVICE_KEY, SERVICE, 2 * services, False),
             "claim_v1": table("claim_v1", CLAIM, NUMBER, 2 * (services + endpoints), False),
-            "origin_v1": table("origin_v1", SERVICE_KEY, ORIGIN, 2 * endpoints, False),
+            "origin_v2": table("origin_v2", SERVICE_KEY, ORIGIN, 2 * endpoints, False),
             "endpoint_v1": table("endpoint_v1", NUMBER, ENDPOINT, endpoints, True),
             "wheel_v1": table("wheel_v1", NUMBER, NUMBER, wheel_slots, True),
-            "nat_v1": table("nat_v1", NAT_KEY, NAT, 2 * nats, False),
+            "nat_v2": table("nat_v2", NAT_KEY, NAT, 2 * nats, False),
             "rule_v1": table("rule_v1", NUMBER, NUMBER, 2 * (rules + 1), True),
             "named_v1": table("named_v1", NUMBER, IDENTITY, rules + 1, True),
             "judged_v1": table("judged_v1", NUMBER, JUDGED, 2 * (rules + 1), True),
@@ -212,11 +213,11 @@ class FakeDatapath:
         self.epoch = epoch
 
     def put_classifier(self, place: int, lines: Array) -> None:
-        self.writes.one("write classifier_v2")
+        self.writes.one("write classifier_v3")
         self.classifiers[place] = lines.tobytes()
 
     def copy_classifier(self, source: int, place: int) -> None:
-        self.writes.one("write classifier_v2")
+        self.writes.one("write classifier_v3")
         self.classifiers[place] = self.classifiers[source]
 
     def drop_classifier(self, place: int) -> None:

@@ -48,7 +48,7 @@ def visible(fake: FakeDatapath) -> dict[str, object]:
     """What packets would meet: found as the data path finds it, from the epoch on."""
     epoch = fake.epoch
     services = {}
-    for key, value in zip(*fake.table("service_v1").items(), strict=True):
+    for key, value in zip(*fake.table("service_v2").items(), strict=True):
         if key["epoch"] == epoch:
             slots = np.arange(value["wheel_base"], value["wheel_base"] + value["wheel_slots"])
             ids = fake.table("wheel_v1").lookup(slots)[0]
@@ -60,7 +60,7 @@ def visible(fake: FakeDatapath) -> dict[str, object]:
             services[key["address"].tobytes(), int(key["port"])] = (plain, wheel)
     rules = {
         key.tobytes()[8:] + key["prefixlen"].tobytes(): value.tobytes()
-        for key, value in zip(*fake.table("nat_v1").items(), strict=True)
+        for key, value in zip(*fake.table("nat_v2").items(), strict=True)
         if key["epoch"] == epoch
     }
     settings_row = fake.table("config_v3").lookup([epoch & 1])[0][0].tobytes()[4:]  # after its epoch
@@ -263,8 +263,8 @@ def test_kill_at_any_write_is_mended_by_the_next_daemon() -> None:
 
 
 def check_nothing_left(fake: FakeDatapath, tables: Tables) -> None:
-    assert set(fake.table("service_v1").items()[0]["epoch"].tolist()) <= {tables.epoch}
-    assert set(fake.table("nat_v1").items()[0]["epoch"].tolist()) <= {tables.epoch}
+    assert set(fake.table("service_v2").items()[0]["epoch"].tolist()) <= {tables.epoch}
+    assert set(fake.table("nat_v2").items()[0]["epoch"].tolist()) <= {tables.epoch}
     claims = fake.table("claim_v1").items()[0]
     assert set(claims["epoch"].tolist()) <= {tables.epoch}
     addresses = {row.address for row in tables.services} | {row.address for row in tables.endpoints}
@@ -332,7 +332,7 @@ def test_table_that_is_too_small_is_told_and_nothing_changes() -> None:
     fake, previous = started()
     rows = content(fake)
     many = [service(f"s{n}", n, []) for n in range(1, 20)]
-    with pytest.raises(DatapathError, match="table service_v1 is full"):
+    with pytest.raises(DatapathError, match="table service_v2 is full"):
         apply_tables(fake, previous, compile_tables(config(*many), FACTS, previous))
     assert content(fake) == rows
 
@@ -355,11 +355,11 @@ def test_ipv6_and_full_nat_and_pools_survive_the_tables() -> None:
     fake = FakeDatapath(wheel_slots=200_000)
     tables = put(fake, wanted, Tables()).tables
     assert read_tables(fake) == tables
-    key = fake.table("service_v1").items()[0]
+    key = fake.table("service_v2").items()[0]
     assert (
         key.tobytes()[:8] == b"\x01\x00\x00\x00" + b"\x00\x35" + b"\x11" + b"\x06"
     )  # epoch, port, UDP, IPv6
-    lengths = fake.table("nat_v1").items()[0]["prefixlen"].tolist()
+    lengths = fake.table("nat_v2").items()[0]["prefixlen"].tolist()
     assert sorted(lengths) == [96, 96 + 8]
 
 

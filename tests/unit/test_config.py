@@ -179,7 +179,7 @@ REFUSED = {
     "name that has no meaning here": (
         WEB + "    policy: drop",
         "services[0].policy (line 6): unknown key; known here: name, address, port, protocol,"
-        " mode, algorithm, maglev_size, ports, endpoints",
+        " mode, algorithm, maglev_size, ports, netfilter, endpoints",
     ),
     "TCP flags without quotes": (
         RULE + "tcp_flags: fin/fin,syn}",

@@ -39,14 +39,14 @@ def test_measured_rate_is_rounded_to_what_kernels_are_built_with(measured: float
 def test_tables_hold_both_epochs() -> None:
     sizes = Sizes(max_flows=1000, services=20, endpoints=300, wheel_slots=4000, nats=5, rules=7)
     assert sizes.rows() == {
-        "service_v1": 40,
+        "service_v2": 40,
         "claim_v1": 640,
-        "origin_v1": 600,
+        "origin_v2": 600,
         "cursor_v1": 20,
         "endpoint_v1": 300,
         "opened_v1": 300,
         "wheel_v1": 4000,
-        "nat_v1": 10,
+        "nat_v2": 10,
         "rule_v1": 16,
         "named_v1": 8,
         "judged_v1": 8 * bpf.possible_cpus(),

@@ -175,7 +175,7 @@ def test_plan_tells_the_memory_of_classifiers() -> None:
     config = configured(rule("a"))
     tables = compile_tables(config, FACTS)
     names = [table.name for table in plan_configs(None, config, FACTS, tables).memory.tables]
-    assert {"classifier_v2, IPv4", "classifier_v2, IPv6", "rule_v1", "judged_v1"} <= set(names)
+    assert {"classifier_v3, IPv4", "classifier_v3, IPv6", "rule_v1", "judged_v1"} <= set(names)
 
 
 SAME = "firewall: rule b is never reached: rule a before it decides about all that it asks for"

@@ -79,6 +79,9 @@ def service_add(
     algorithm: Annotated[
         Literal["maglev", "round-robin"], typer.Option(help="How endpoints are chosen.")
     ] = "maglev",
+    netfilter: Annotated[
+        Literal["honour", "bypass"], typer.Option(help="Whether Linux' own rules decide about its traffic.")
+    ] = "honour",
     endpoint: Annotated[
         list[str] | None,
         typer.Option(help="ADDRESS:PORT, or ADDRESS:PORT,weight=N; as often as there are endpoints."),
@@ -99,6 +102,7 @@ def service_add(
         "protocol": protocol,
         "mode": mode,
         "algorithm": algorithm,
+        "netfilter": netfilter,
         "endpoints": [_endpoint_data(text) for text in endpoint or ()],
     }
     show_plan(client.post("services", body=data), output)

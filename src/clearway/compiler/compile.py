@@ -167,6 +167,7 @@ def _service_row(service: Service, facts: HostFacts, number: int, base: int, whe
         ports=_ports(service.ports, facts) if service.mode == "full-nat" else None,
         wheel_base=base,
         wheel=wheel,
+        bypass=service.netfilter == "bypass",
     )
 
 
@@ -201,6 +202,7 @@ def _nat_rows(config: Config, facts: HostFacts, before: Tables) -> tuple[list[Na
             facts.interfaces[nat.interface],
             nat.pool,
             _ports(nat.ports, facts),
+            nat.netfilter == "bypass",
         )
         for nat in config.nat
     ]

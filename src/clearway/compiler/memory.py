@@ -160,7 +160,7 @@ def _flow_tables(max_flows: int) -> Iterator[TableMemory]:
 
 def _classifiers(firewall: FirewallTables | None) -> Iterator[TableMemory]:
     for (after, family), classifier in ((firewall and firewall.classifiers) or {}).items():
-        name = f"classifier_v2, IPv{family}{', after translation' if after else ''}"
+        name = f"classifier_v3, IPv{family}{', after translation' if after else ''}"
         yield _mapped_array(name, len(classifier.lines), CLASSIFIER_LINE)
 
 
@@ -185,14 +185,14 @@ def _other_tables(limits: Limits, cpus: int) -> Iterator[TableMemory]:
     yield _array("refused_v1", REFUSED_ROWS, IDENTITY)
     yield _lru_hash("inbound_v1", INBOUND_ROWS, TUPLE, INBOUND)
     yield _lru_hash("fragment_v1", FRAGMENT_ROWS, FRAGMENT_KEY, FRAGMENT)
-    yield _hash("service_v1", 2 * services, SERVICE_KEY, SERVICE)
+    yield _hash("service_v2", 2 * services, SERVICE_KEY, SERVICE)
     yield _hash("claim_v1", 2 * (services + endpoints), CLAIM, NUMBER)
-    yield _hash("origin_v1", 2 * endpoints, SERVICE_KEY, ORIGIN)
+    yield _hash("origin_v2", 2 * endpoints, SERVICE_KEY, ORIGIN)
     yield _array("wheel_v1", limits.wheel_slots, NUMBER)
     yield _array("endpoint_v1", endpoints, ENDPOINT)
     yield _array("cursor_v1", services, NUMBER)
     yield _cpu_array("opened_v1", endpoints, OPENED, cpus)
-    yield _trie("nat_v1", 2 * limits.nats, NAT_KEY, NAT)
+    yield _trie("nat_v2", 2 * limits.nats, NAT_KEY, NAT)
     yield _array("rule_v1", 2 * (limits.rules + 1), NUMBER)
     yield _array("named_v1", limits.rules + 1, IDENTITY)
     yield _array("judged_v1", cpus * (limits.rules + 1), JUDGED)

@@ -125,7 +125,12 @@ def _title(name: str, rest: str) -> str:
 
 
 def _service(service: Service) -> Item:
-    fields = {"name": service.name, "mode": service.mode, "algorithm": service.algorithm}
+    fields = {
+        "name": service.name,
+        "mode": service.mode,
+        "algorithm": service.algorithm,
+        "netfilter": service.netfilter,
+    }
     if service.algorithm == "maglev":
         fields["maglev_size"] = str(service.maglev_size)
     if service.mode == "full-nat":
@@ -150,7 +155,12 @@ def _endpoint(endpoint: Endpoint) -> Item:
 
 
 def _nat(nat: Nat) -> Item:
-    fields = {"name": nat.name, "to": _text(nat.pool or "masquerade"), "ports": _text(nat.ports)}
+    fields = {
+        "name": nat.name,
+        "to": _text(nat.pool or "masquerade"),
+        "ports": _text(nat.ports),
+        "netfilter": nat.netfilter,
+    }
     title = _title(nat.name, f"{nat.source} on {nat.interface}")
     summary = f"-> {fields['to']}, ports {fields['ports']}"
     return Item("nat", (nat.source, nat.interface), nat.name, title, summary, fields)
@@ -212,7 +222,12 @@ def _service_of_row(
 ) -> Item:
     name = names.get(row.identity, "")
     title = _title(name, f"{host_port(row.address, row.port)}/{row.protocol}")
-    fields = {"mode": row.mode, "algorithm": row.algorithm, "slots": str(len(row.wheel))}
+    fields = {
+        "mode": row.mode,
+        "algorithm": row.algorithm,
+        "slots": str(len(row.wheel)),
+        "netfilter": _netfilter(row.bypass),
+    }
     if row.ports is not None:
         fields["ports"] = str(row.ports)
     numbers, counts = np.unique(row.wheel.slots, return_counts=True)
@@ -229,10 +244,18 @@ def _endpoint_of_row(row: EndpointRow, share: float) -> Item:
 
 
 def _nat_of_row(row: NatRow, name: str, interfaces: Mapping[int, str]) -> Item:
-    fields = {"to": _text(row.pool or "masquerade"), "ports": str(row.ports)}
+    fields = {
+        "to": _text(row.pool or "masquerade"),
+        "ports": str(row.ports),
+        "netfilter": _netfilter(row.bypass),
+    }
     interface = interfaces.get(row.ifindex, f"interface {row.ifindex}")
     title = _title(name, f"{row.source} on {interface}")
     return Item("nat", row.identity, name, title, f"-> {fields['to']}, ports {row.ports}", fields)
+
+
+def _netfilter(bypass: bool) -> str:
+    return "bypass" if bypass else "honour"
 
 
 def _conntrack(timeouts: Timeouts, midstream: str, when_full: str) -> Iterator[Item]:

@@ -69,7 +69,7 @@ class Area:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRow:
-    """A row of service_v1, and the wheel it points to."""
+    """A row of service_v2, and the wheel it points to."""
 
     id: int
     address: IPAddress
@@ -81,6 +81,8 @@ class ServiceRow:
     """Source ports towards the endpoints; None for mode nat."""
     wheel_base: int
     wheel: Wheel
+    bypass: bool = False
+    """Linux' rules are not asked."""
 
     @property
     def identity(self) -> ServiceIdentity:
@@ -104,7 +106,7 @@ class EndpointRow:
 
 @dataclass(frozen=True, slots=True)
 class NatRow:
-    """A row of nat_v1."""
+    """A row of nat_v2."""
 
     id: int
     source: IPNetwork
@@ -112,6 +114,7 @@ class NatRow:
     pool: AddressRange | None
     """None: masquerade."""
     ports: PortRange
+    bypass: bool = False
 
     @property
     def identity(self) -> NatIdentity:

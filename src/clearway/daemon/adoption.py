@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps true under what connections of Linux may be carried: reads its rules when they have changed, proves
-what they mean for established connections (clearway.proof), and tells the data path.
+"""Keeps true under what connections of Linux may be carried, and what Linux' rules say of clearway's own:
+reads them when they have changed, proves what they mean (clearway.proof), and tells the data path.
 
 The data path sees by itself that rules have changed, and leaves everything to Linux until it is told of the
 new ones (bpf/adopt.h, struct trust). So nothing here is urgent but for speed; a thread of its own does it.
@@ -13,20 +13,32 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from clearway.daemon.accounts import Rules
 from clearway.daemon.grace import wait_for_readers
-from clearway.datapath import Datapath, DatapathError
+from clearway.daemon.honour import Claims, LinuxTable, Wanted
+from clearway.datapath import Datapath, DatapathError, features
 from clearway.linux import nftables, traffic_control
 from clearway.linux.libnftables import NftablesError
 from clearway.linux.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener, NetlinkError
 from clearway.linux.packet_sockets import PacketSocket, packet_sockets
 from clearway.linux.rtnetlink import Link
 from clearway.linux.ruleset import legacy_tables, read_ruleset
-from clearway.proof import Keep, Obstacle, Proof, Sources, View, classifiers, prove
+from clearway.proof import (
+    Keep,
+    Obstacle,
+    Proof,
+    Region,
+    Rulings,
+    Sources,
+    View,
+    classifiers,
+    prove,
+    prove_claimed,
+)
 
 log = structlog.get_logger()
 
@@ -34,8 +46,10 @@ LOOK_EVERY = 0.1
 """Seconds; packet sockets and tables of iptables-legacy are announced by nobody."""
 AGAIN_EVERY = 1.0
 """Seconds until rules that could not be read are tried again."""
-PLACES = 16
-"""The first place of classifiers that keep packets in Linux (KEEP_PLACES of bpf/types.h)."""
+PLACES = {Region.CARRIED: 16, Region.FIRST: 32, Region.LATER: 48}
+"""The first place of classifiers that keep packets in Linux (KEEP_PLACES, FIRST_PLACES, LATER_PLACES of
+bpf/types.h).
+"""
 FAMILIES = (4, 6)
 REFUSALS = (DatapathError, NetlinkError, NftablesError, OSError)
 
@@ -44,25 +58,35 @@ Links = Mapping[int, Link]
 
 @dataclass(frozen=True)
 class Basis:
-    """What a proof depends on. `generation`: of nftables. `above`: devices on top of others."""
+    """What a proof depends on. `generation`: of nftables. `above`: devices on top of others. `claims`:
+    something is configured that honours rules.
+    """
 
     generation: int
     legacy: frozenset[int]
     obstacles: tuple[Obstacle, ...]
     above: tuple[tuple[str, frozenset[str]], ...]
+    claims: bool
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Under what connections are adopted. `why`: why none is, if so. `seconds`: what reading and proving
-    took.
+    """Under what connections are adopted. `claimed`: what rules keep of that which clearway's own
+    configuration claims, if that honours them. `why`: why nothing is known, if so. `seconds`: what reading
+    and proving took.
     """
 
     basis: Basis | None = None
     proof: Proof | None = None
+    claimed: Mapping[Region, Rulings] = field(default_factory=dict)
     keeps: tuple[Keep, ...] = ()
     why: str = "Linux' rules have not been read yet"
     seconds: float = 0.0
+
+    @property
+    def asked(self) -> frozenset[int]:
+        """Families in which rules are asked about what is claimed."""
+        return frozenset(family for rulings in self.claimed.values() for family in rulings.asked)
 
 
 class Adoption:
@@ -71,6 +95,7 @@ class Adoption:
     def __init__(
         self,
         datapath: Datapath,
+        nft_table: str,
         links: Callable[[], Links],
         ours: Callable[[], frozenset[int]],
         listened: Callable[[frozenset[PacketSocket]], None],
@@ -79,11 +104,11 @@ class Adoption:
         changed: Callable[[str], None],
         proved: Callable[[Rules], None],
     ) -> None:
-        """links: every device. ours: ifindexes of clearway's interfaces. listened: is called with the packet
-        sockets when they have changed. shaped: with the interfaces of which tc looks at what leaves.
-        known: with the names of the devices that were known when the data path was told of rules.
-        changed: when flows have to be asked about again. proved: with the rules that packets are carried
-        around from when it returns on; until then none is.
+        """nft_table: the name of clearway's own tables of nftables. links: every device. ours: ifindexes of
+        clearway's interfaces. listened: is called with the packet sockets when they have changed. shaped:
+        with the interfaces of which tc looks at what leaves. known: with the names of the devices that were
+        known when the data path was told of rules. changed: when flows have to be asked about again. proved:
+        with the rules that packets are carried around from when it returns on; until then none is.
         """
         self.datapath = datapath
         self.standing = Standing()
@@ -91,6 +116,11 @@ class Adoption:
         self._links, self._ours = links, ours
         self._listened, self._shaped, self._known = listened, shaped, known
         self._changed, self._proved = changed, proved
+        self._adopts = features.has_adoption()
+        self.claims = Claims()
+        self._tables = Wanted(nft_table)
+        self._table = LinuxTable(datapath, nft_table)
+        self._looking = threading.Lock()
         self._other = False  # which of the two sets of classifiers is in force
         self._names: Mapping[int, str] = {}  # of devices that the classifiers in force know
         self._control = traffic_control.TrafficControl()
@@ -100,6 +130,22 @@ class Adoption:
 
     def start(self) -> None:
         self._thread.start()
+
+    def prepare(self, claims: Claims) -> None:
+        """What is to be claimed from a moment on: afterwards rules are known for it, and Linux can take its
+        part. DatapathError when there are rules and that cannot be.
+        """
+        with self._looking:
+            before, self.claims = self.claims, claims
+            self.datapath.honour_rules()
+            try:
+                self._look()
+            except (NetlinkError, NftablesError) as error:
+                if claims.honours:
+                    self.claims = before
+                    raise DatapathError(
+                        f"Linux' rules cannot be honoured: {error} (`netfilter: bypass` does without)"
+                    ) from error
 
     def stop(self) -> None:
         """Returns when the thread uses the data path no more."""
@@ -121,7 +167,8 @@ class Adoption:
                     if control.drain():
                         self._controlled = None
                     rules.drain()
-                    self._look()
+                    with self._looking:
+                        self._look()
                     complained = ""
                 except Exception as error:  # a ruleset that nobody has thought of must not end the thread
                     expected = isinstance(error, REFUSALS)
@@ -139,12 +186,19 @@ class Adoption:
             self.sockets = sockets
             self._listened(sockets)
         links = self._links()
-        basis = Basis(nftables.generation(), legacy_tables(), self._obstacles(links), _above(links))
-        standing = self.standing
-        if basis != standing.basis:
+        basis = Basis(
+            nftables.generation(),
+            legacy_tables(),
+            self._obstacles(links),
+            _above(links),
+            self.claims.honours,
+        )
+        if basis != self.standing.basis:
             self._prove(basis, links)
-        elif standing.proof and self._names != _names(links):
-            self._put(standing.proof, basis.generation, links)
+        elif self._names != _names(links):
+            self._put(basis.generation, links)
+        if basis == self.standing.basis:
+            self._bring(basis, links)
 
     # ---- proving ----
 
@@ -152,17 +206,20 @@ class Adoption:
         begin = time.monotonic()
         trusted, what = self.datapath.trust()
         if what and trusted == basis.generation:  # nothing tells the data path that this holds no more
-            self.datapath.set_trust(trusted, 0)
+            self.datapath.set_trust(trusted, what & self._of_claimed())
             self._changed("what Linux' rules depend on has changed")
-        ruleset = read_ruleset()
+        ruleset = read_ruleset(self._table.name)
         if ruleset is None or ruleset.generation != basis.generation:
             return  # once more, with what is there by then
         sources = Sources(ruleset.nft, ruleset.saves, ruleset.legacy, basis.obstacles, dict(basis.above))
         proof = prove(sources)
+        regions = (Region.FIRST, Region.LATER) if basis.claims else ()
+        standing = Standing(basis, proof, {region: prove_claimed(proof, region) for region in regions})
         self._proved(Rules.of(ruleset, proof))
-        keeps = self._put(proof, basis.generation, links)
+        self.standing = replace(standing, why="")
+        keeps = self._put(basis.generation, links)
         seconds = time.monotonic() - begin
-        self.standing = Standing(basis, proof, keeps, "", seconds)
+        self.standing = replace(self.standing, keeps=keeps, seconds=seconds)
         log.info(
             "Linux' rules are read",
             generation=basis.generation,
@@ -171,27 +228,64 @@ class Adoption:
             seconds=round(seconds, 3),
         )
 
-    def _put(self, proof: Proof, generation: int, links: Links) -> tuple[Keep, ...]:
+    def _bring(self, basis: Basis, links: Links) -> None:
+        """What rules may keep of what is claimed, Linux can do by itself."""
+        standing = self.standing
+        wanted = self._tables.of(self.claims, _names(links), standing.asked)
+        made = self._table.bring(wanted)
+        if made is None or made == basis.generation or standing.proof is None:
+            return  # others have changed it as well: once more
+        self.datapath.set_trust(made, self._what(standing.proof) | self._of_set(other=self._other))
+        self.standing = replace(standing, basis=replace(basis, generation=made))
+
+    def _put(self, generation: int, links: Links) -> tuple[Keep, ...]:
         """Tells the data path. What it did until then goes on to hold for packets that are under way."""
-        names = _names(links)
-        compiled = classifiers(proof, {name: ifindex for ifindex, name in names.items()})
-        trusted, views = self.datapath.enum("trusted"), self.datapath.enum("view")
+        proof, names = self.standing.proof, _names(links)
+        if proof is None:
+            return ()
         other = not self._other
+        keeps = self._put_region(Region.CARRIED, proof, other, names)
+        for region, rulings in self.standing.claimed.items():
+            self._put_region(region, rulings, other, names)
+        if self._adopts:
+            self.datapath.be_lenient()
+        self.datapath.set_trust(generation, self._what(proof) | self._of_set(other=other))
+        wait_for_readers()
+        self._other, self._names = other, names
+        self._known(names)
+        return keeps
+
+    def _what(self, proof: Proof) -> int:
+        """Bits of enum trusted."""
+        trusted, ours = self.datapath.enum("trusted"), frozenset(self._table.made)
+        words = ["TRUST_HONOUR"] if self.standing.claimed else []
+        words += [f"TRUST_ASK_IPV{family}" for family in self.standing.asked]
+        if self._adopts:
+            words += [f"TRUST_IPV{family}" for family in proof.tracks | ours]
+            words += [f"TRUST_NAT_IPV{family}" for family in proof.translates | ours]
+            words += ["TRUST_UNMARKED"] if proof.requires_unmarked else []
+        return sum(trusted[word] for word in words)
+
+    def _of_set(self, *, other: bool) -> int:
+        return self.datapath.enum("trusted")["TRUST_OTHER"] * other
+
+    def _of_claimed(self) -> int:
+        """Bits of enum trusted that depend on nothing but rules."""
+        trusted = self.datapath.enum("trusted")
+        return sum(trusted[f"TRUST_{name}"] for name in ("HONOUR", "ASK_IPV4", "ASK_IPV6", "OTHER"))
+
+    def _put_region(
+        self, region: Region, rulings: Rulings, other: bool, names: Mapping[int, str]
+    ) -> tuple[Keep, ...]:
+        compiled = classifiers(rulings, {name: ifindex for ifindex, name in names.items()})
+        views = self.datapath.enum("view")
         for view in View:
             for family in FAMILIES:
-                place = PLACES | other << 3 | views[f"VIEW_{view.name}"] << 1 | (family == 6)
+                place = PLACES[region] | other << 3 | views[f"VIEW_{view.name}"] << 1 | (family == 6)
                 if classifier := compiled.classifiers.get((view, family)):
                     self.datapath.put_classifier(place, classifier.lines)
                 else:
                     self.datapath.drop_classifier(place)
-        what = sum(trusted[f"TRUST_IPV{family}"] for family in proof.tracks)
-        what |= sum(trusted[f"TRUST_NAT_IPV{family}"] for family in proof.translates)
-        what |= trusted["TRUST_OTHER"] * other | trusted["TRUST_UNMARKED"] * proof.requires_unmarked
-        self.datapath.be_lenient()
-        self.datapath.set_trust(generation, what)
-        wait_for_readers()
-        self._other, self._names = other, names
-        self._known(names)
         return compiled.keeps
 
     # ---- what else stands in the way ----

@@ -96,7 +96,7 @@ def read_tables(datapath: DatapathTables) -> Tables:
     if epoch == 0:
         return Tables()
     config, _ = datapath.table("config_v3").lookup([epoch & 1])
-    services, nats = datapath.table("service_v1"), datapath.table("nat_v1")
+    services, nats = datapath.table("service_v2"), datapath.table("nat_v2")
     service_keys, service_values = _rows_of(services, epoch)
     wheels = _read_wheels(
         datapath.table("wheel_v1"),
@@ -134,7 +134,7 @@ def settle(datapath: DatapathTables, tables: Tables) -> None:
     Deletes rows of other epochs, frees endpoints that are not there, and sets the states of those that are.
     Touches nothing that packets of this epoch read, but for the state of an endpoint.
     """
-    for name in ("service_v1", "claim_v1", "origin_v1", "nat_v1"):
+    for name in ("service_v2", "claim_v1", "origin_v2", "nat_v2"):
         table = datapath.table(name)
         keys, _ = table.items()
         others = keys[keys["epoch"] != tables.epoch]
@@ -188,14 +188,14 @@ def _write_beside(datapath: DatapathTables, previous: Tables, desired: Tables) -
     config = datapath.table("config_v3")
     counters = datapath.table("named_v1").max_entries
     _update(config, rows.config_row(config, datapath.enum, desired, counters))
-    services = datapath.table("service_v1")
+    services = datapath.table("service_v2")
     modes, algorithms = datapath.enum("service_mode"), datapath.enum("service_algorithm")
     _update(services, rows.service_rows(services, modes, algorithms, desired))
     claims = datapath.table("claim_v1")
     _update(claims, rows.claim_rows(claims, desired))
-    origins = datapath.table("origin_v1")
+    origins = datapath.table("origin_v2")
     _update(origins, rows.origin_rows(origins, desired))
-    nats = datapath.table("nat_v1")
+    nats = datapath.table("nat_v2")
     _update(nats, rows.nat_rows(nats, desired.nats, desired.epoch))
 
 

@@ -152,7 +152,7 @@ class DaemonControl:
         return report.rules(daemon.config, daemon.engine.tables, datapath.judged(), datapath.clock())
 
     def linux_counters(self) -> LinuxCounterViews:
-        return counted.counter_views(self._daemon.accountant)
+        return counted.counter_views(self._daemon.accountant, self._daemon.instance.nft_table)
 
     def ask_firewall(self, question: FirewallQuestion) -> FirewallDecision:
         daemon = self._daemon
@@ -161,7 +161,8 @@ class DaemonControl:
     def explain_flow(self, question: FlowQuestion) -> FlowExplanation:
         daemon = self._daemon
         picture = daemon.mirror.watch.picture
-        return explain.explain_flow(question, picture, daemon.adoption.standing, self._carries)
+        adoption = daemon.adoption
+        return explain.explain_flow(question, picture, adoption.standing, adoption.claims, self._carries)
 
     def explain_rules(self) -> LinuxRules:
         return explain.explain_rules(self._daemon.adoption.standing)

@@ -11,10 +11,10 @@ from clearway.linux.libnftables import NftablesError
 from clearway.linux.ruleset import read_ruleset
 
 
-def counter_views(accountant: Accountant) -> LinuxCounterViews:
-    """As both are now. NetlinkError and DatapathError."""
+def counter_views(accountant: Accountant, own: str) -> LinuxCounterViews:
+    """As both are now. own: the name of clearway's own tables. NetlinkError and DatapathError."""
     try:
-        ruleset = read_ruleset()
+        ruleset = read_ruleset(own)
     except NftablesError as error:
         return LinuxCounterViews(linux=[], why=str(error))
     if ruleset is None:

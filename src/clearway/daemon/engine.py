@@ -48,6 +48,8 @@ class Engine:
         self._reasons: dict[str, str] = {}  # interface -> why this hook
         self.kept: frozenset[Hop] = frozenset()  # next hops towards endpoints, as keep() has found them
         self._kernel = Conversation(NETLINK_ROUTE)
+        self.prepare: Callable[[Tables, Config], None] = lambda _tables, _config: None
+        """Is called with what is to be in force in a moment; raises DatapathError when that must not be."""
 
     def close(self) -> None:
         self._kernel.close()
@@ -167,6 +169,7 @@ class Engine:
     def _switch(
         self, desired: Tables, config: Config, facts: HostFacts, exchange: Callable[[], None]
     ) -> None:
+        self.prepare(desired, config)
         applied = apply_tables(self.datapath, self.tables, desired, exchange=exchange)
         self.tables = applied.tables
         self.past = self.past.then(config, self.tables, facts.interfaces)

@@ -17,13 +17,13 @@ from clearway.api.views import (
 )
 from clearway.compiler.explain import QuestionError, parse_packet
 from clearway.daemon.adoption import Standing
-from clearway.linux import conntrack, rtnetlink
+from clearway.daemon.explain_claim import claim_of, explain_claim
+from clearway.daemon.honour import Claims
+from clearway.daemon.passing import direction, passage_of
+from clearway.linux import conntrack
 from clearway.linux.conntrack import Held, Tuple
-from clearway.linux.netlink import NETLINK_ROUTE, Conversation, NetlinkError
 from clearway.linux.picture import Picture
-from clearway.model import host_port
 from clearway.model.protocols import TCP
-from clearway.proof import Passage
 
 Carries = Callable[[Tuple], str | None]
 
@@ -34,20 +34,23 @@ NOT_HELD = (
 
 
 def explain_flow(
-    question: FlowQuestion, picture: Picture, standing: Standing, carries: Carries
+    question: FlowQuestion, picture: Picture, standing: Standing, claims: Claims, carries: Carries
 ) -> FlowExplanation:
     """carries: who owns the flow that a tuple is a direction of. FilterError for a question without sense."""
     asked = _asked(question)
+    claim = claim_of(asked, claims, picture)
     owner = carries(asked)
     held = conntrack.find(asked)
+    if claim is not None and owner != "linux":
+        return explain_claim(claim, standing, picture, carried=owner is not None)
     if owner == "clearway":
-        why = "clearway's own configuration claims it: Linux' rules do not see its packets"
+        why = "clearway's firewall has accepted it: Linux' rules do not see its packets"
         return FlowExplanation(owner=owner, carried=True, can_be=True, why=why, directions=[])
     original = held.original if held else asked
     reply = held.reply if held else asked.reversed
     directions = [
-        _direction("original", original, reply.reversed, picture, standing),
-        _direction("reply", reply, original.reversed, picture, standing),
+        _adopted("original", original, reply.reversed, picture, standing),
+        _adopted("reply", reply, original.reversed, picture, standing),
     ]
     wrong = _wrong(held, standing) or next((one.why for one in directions if one.kept), "")
     carried = owner == "linux"
@@ -109,53 +112,12 @@ def _wrong(held: Held | None, standing: Standing) -> str:
     return ""
 
 
-def _direction(
-    name: str, arrives: Tuple, leaves: Tuple, picture: Picture, standing: Standing
-) -> DirectionView:
-    inside, outside = _interface(arrives.source, picture), _interface(leaves.destination, picture)
-    keep = None
-    if standing.proof is not None:
-        passage = Passage(
-            family=arrives.source.version,
-            protocol=arrives.protocol,
-            arrives=(arrives.source, arrives.sport, arrives.destination, arrives.dport),
-            leaves=(leaves.source, leaves.sport, leaves.destination, leaves.dport),
-            inside=inside or "",
-            outside=outside or "",
-        )
-        keep = standing.proof.why_kept(passage)
-    if keep is not None:
-        why = keep.why
-    elif inside is None or outside is None:
+def _adopted(name: str, arrives: Tuple, leaves: Tuple, picture: Picture, standing: Standing) -> DirectionView:
+    passage = passage_of(arrives, leaves, picture)
+    keep = standing.proof.why_kept(passage) if standing.proof else None
+    why = ""
+    if not passage.inside or not passage.outside:
         why = "no route leads there through this machine"
-    elif inside == outside:
-        why = f"it leaves by {outside}, where it came in: Linux may tell its sender of a shorter way"
-    else:
-        why = ""
-    return DirectionView(
-        direction=name,
-        arrives=_ends(arrives),
-        leaves=_ends(leaves),
-        interface_in=inside,
-        interface_out=outside,
-        kept=bool(why),
-        why=why,
-        rule=str(keep.rule) if keep and keep.rule else None,
-    )
-
-
-def _ends(tuple_: Tuple) -> str:
-    return f"{host_port(tuple_.source, tuple_.sport)} -> {host_port(tuple_.destination, tuple_.dport)}"
-
-
-def _interface(address: rtnetlink.Ip, picture: Picture) -> str | None:
-    """By which a packet to that address leaves; None for this machine's own, and where no route leads."""
-    if any(one.ip == address for one in picture.addresses.values()):
-        return None
-    try:
-        with Conversation(NETLINK_ROUTE) as kernel:
-            hop = rtnetlink.route(kernel, address)
-    except NetlinkError:
-        return None
-    link = picture.links.get(hop.ifindex) if hop else None
-    return link.name if link else None
+    elif passage.inside == passage.outside:
+        why = f"it leaves by {passage.outside}, where it came in: Linux may tell its sender of a shorter way"
+    return direction(name, arrives, leaves, passage, keep, why)

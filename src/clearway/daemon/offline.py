@@ -11,6 +11,7 @@ from clearway.compiler import HostFacts, Plan, compile_tables, plan_configs, pla
 from clearway.daemon import advice, state
 from clearway.daemon.apply import read_tables
 from clearway.daemon.engine import hand_back
+from clearway.daemon.honour import remove_table
 from clearway.daemon.lock import DataPathLock
 from clearway.datapath import Datapath
 from clearway.instance import Instance
@@ -57,6 +58,7 @@ def remove(instance: Instance) -> bool:
         with _where_it_lives(instance), Conversation(NETLINK_ROUTE) as kernel:
             neighbours.release_all(kernel)
             datapath.remove(instance.name, hand_back)
+            remove_table(instance.nft_table)
         instance.socket.unlink(missing_ok=True)
         state.remove(instance.state)
     return True

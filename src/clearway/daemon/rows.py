@@ -35,7 +35,7 @@ PLACES = [(after, family) for after in (False, True) for family in (4, 6)]
 
 
 def place_of(epoch: int, after: bool, family: int) -> int:
-    """A place of classifier_v2 (bpf/firewall.h, firewall_place)."""
+    """A place of classifier_v3 (bpf/firewall.h, firewall_place)."""
     return (epoch & 1) << 2 | after << 1 | (family == 6)
 
 
@@ -68,7 +68,7 @@ def endpoint_rows(table: Table, states: Names, endpoints: Sequence[EndpointRow])
 
 
 def service_rows(table: Table, modes: Names, algorithms: Names, tables: Tables) -> tuple[Array, Array]:
-    """Rows of service_v1 of one epoch."""
+    """Rows of service_v2 of one epoch."""
     keys, values = table.rows(len(tables.services))
     stateless = {service.id for service in tables.origins.values()}
     for key, value, service in zip(keys, values, tables.services, strict=True):
@@ -85,11 +85,12 @@ def service_rows(table: Table, modes: Names, algorithms: Names, tables: Tables) 
         value["mode"] = modes[_constant("MODE", service.mode)]
         value["algorithm"] = algorithms[_constant("ALGORITHM", service.algorithm)]
         value["stateless"] = service.id in stateless
+        value["bypass"] = service.bypass
     return keys, values
 
 
 def origin_rows(table: Table, tables: Tables) -> tuple[Array, Array]:
-    """Rows of origin_v1 of one epoch."""
+    """Rows of origin_v2 of one epoch."""
     keys, values = table.rows(len(tables.origins))
     for key, value, ((address, port, protocol), service) in zip(
         keys, values, tables.origins.items(), strict=True
@@ -101,6 +102,7 @@ def origin_rows(table: Table, tables: Tables) -> tuple[Array, Array]:
         key["address"] = _address_bytes(address)
         value["address"] = _address_bytes(service.address)
         value["port"] = service.port
+        value["bypass"] = service.bypass
     return keys, values
 
 
@@ -117,7 +119,7 @@ def claim_rows(table: Table, tables: Tables) -> tuple[Array, Array]:
 
 
 def nat_rows(table: Table, nats: Sequence[NatRow], epoch: int) -> tuple[Array, Array]:
-    """Rows of nat_v1 of one epoch."""
+    """Rows of nat_v2 of one epoch."""
     keys, values = table.rows(len(nats))
     for key, value, nat in zip(keys, values, nats, strict=True):
         key["prefixlen"] = _fixed_bits(table) + nat.source.prefixlen
@@ -127,6 +129,7 @@ def nat_rows(table: Table, nats: Sequence[NatRow], epoch: int) -> tuple[Array, A
         key["source"] = _address_bytes(nat.source.network_address)
         value["id"] = nat.id
         value["port_min"], value["port_max"] = nat.ports.first, nat.ports.last
+        value["bypass"] = nat.bypass
         if nat.pool is not None:
             value["addresses"] = nat.pool.count
             value["first"] = _address_bytes(nat.pool.first)
@@ -196,7 +199,7 @@ def read_endpoint(number: int, value: Array, states: Names) -> EndpointRow:
 
 
 def read_service(key: Array, value: Array, wheel: Wheel, modes: Names, algorithms: Names) -> ServiceRow:
-    """One row of service_v1."""
+    """One row of service_v2."""
     mode = cast(Mode, _word("MODE", modes, int(value["mode"])))
     return ServiceRow(
         id=int(value["id"]),
@@ -208,11 +211,12 @@ def read_service(key: Array, value: Array, wheel: Wheel, modes: Names, algorithm
         ports=PortRange(int(value["port_min"]), int(value["port_max"])) if mode == "full-nat" else None,
         wheel_base=int(value["wheel_base"]),
         wheel=wheel,
+        bypass=bool(value["bypass"]),
     )
 
 
 def read_nat(table: Table, key: Array, value: Array) -> NatRow:
-    """One row of nat_v1."""
+    """One row of nat_v2."""
     family = int(key["family"])
     address = _address(key["source"], family)
     count = int(value["addresses"])
@@ -222,6 +226,7 @@ def read_nat(table: Table, key: Array, value: Array) -> NatRow:
         ifindex=int(key["ifindex"]),
         pool=AddressRange(_address(value["first"], family), count) if count else None,
         ports=PortRange(int(value["port_min"]), int(value["port_max"])),
+        bypass=bool(value["bypass"]),
     )
 
 

@@ -26,6 +26,7 @@ from clearway.daemon.adoption import Adoption
 from clearway.daemon.deletions import Deletions
 from clearway.daemon.engine import Engine, Machine, endpoint_addresses
 from clearway.daemon.filewatch import LOOK_EVERY, FileWatch, Signature, signature
+from clearway.daemon.honour import Claims, remove_table
 from clearway.daemon.listen import Announcements, logged
 from clearway.daemon.mirror import Mirror
 from clearway.daemon.notify import Notifier
@@ -108,6 +109,7 @@ class Daemon:
         )
         self.adoption = Adoption(
             engine.datapath,
+            instance.nft_table,
             links=lambda: dict(mirror.watch.picture.links),
             ours=self._ours,
             listened=lambda sockets: self._in_loop(self._note_listened, sockets),
@@ -117,6 +119,9 @@ class Daemon:
             proved=self.accountant.go_on_with,
         )
         self._deletions = Deletions(engine.datapath, lost=lambda why: self._in_loop(self.mirror.bump, [why]))
+        engine.prepare = lambda tables, config: self.adoption.prepare(
+            Claims(tables, tuple(interface.name for interface in config.interfaces))
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._announcements = Announcements(
             mirror,
@@ -132,15 +137,15 @@ class Daemon:
         self.mirror.set_attachments(self.engine.attachments.values())
         self.mirror.bump(["nobody has listened to the kernel until now"])
         self._announcements.start()
-        async with self._changing:
-            await self._settle()
-            self._keep_state(self.config)
         self._loop = asyncio.get_running_loop()
         if features.has_adoption():
             self._deletions.start()
             self._resets.start()
             self.accountant.start()
-            self.adoption.start()
+        async with self._changing:
+            await self._settle()
+            self._keep_state(self.config)
+        self.adoption.start()
 
     async def run(self) -> None:
         """Until stop() is called."""
@@ -250,6 +255,7 @@ class Daemon:
             await asyncio.to_thread(self._stop_adopting)
             await self._stop_sweeping()
             await self._in_worker(self.engine.remove)
+            await asyncio.to_thread(remove_table, self.instance.nft_table)
             state.remove(self.instance.state)
             log.info("the data path is removed; Linux carries the traffic alone")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts classifiers in force: each is an array of lines of its own (classifier_v2), exchanged as a whole."""
+"""Puts classifiers in force: each is an array of lines of its own (classifier_v3), exchanged as a whole."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from clearway.datapath import bpf, libbpf
 from clearway.datapath.inner import create_inner, put_inner
 
 LINE = 64
-TABLE = "classifier_v2"
+TABLE = "classifier_v3"
 
 
 def put_lines(outer_fd: int, place: int, lines: NDArray[np.uint64]) -> None:
-    """The classifier at `place` of the table classifier_v2 is this one from now on; a packet sees the old or
+    """The classifier at `place` of the table classifier_v3 is this one from now on; a packet sees the old or
     the new one. lines: (n, 8). DatapathError when there is no memory for it.
     """
     fd = create_inner("classifier", LINE, len(lines), "no memory for a classifier: it takes {}")

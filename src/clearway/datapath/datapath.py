@@ -341,20 +341,47 @@ class Datapath:
 
     def trust(self) -> tuple[int, int]:
         """The generation of nftables' ruleset that connections may be adopted under; bits of enum trusted."""
-        values, _ = self.table("trust_v1").lookup([0])
-        return int(values["base_seq"][0]), int(values["what"][0])
+        values, _ = self.table("trust_v2").lookup([0])
+        return int(values["own_seq"][0]), int(values["what"][0])
 
     def set_trust(self, base_seq: int, what: int) -> None:
         """Connections may be adopted under that ruleset, as `what` says. A packet that reads the row
         meanwhile finds that none may.
         """
-        table = self.table("trust_v1")
-        keys, values = table.rows(1)
-        values["base_seq"] = self.trust()[0]
-        table.update(keys, values)
-        values["base_seq"] = base_seq
-        table.update(keys, values)
+        table = self.table("trust_v2")
+        keys, values = table.items()
+        if values["own_seq"][0] != base_seq:
+            values["what"] = 0
+            table.update(keys, values)
+            values["base_seq"] = values["own_seq"] = base_seq
+            table.update(keys, values)
         values["what"] = what
+        table.update(keys, values)
+
+    def expect(self, now: int, then: int) -> None:
+        """What is trusted, if it holds for the ruleset `now`, holds for `then` as well, which differs in
+        nothing but clearway's own table.
+        """
+        table = self.table("trust_v2")
+        keys, values = table.items()
+        if now in (values["base_seq"][0], values["own_seq"][0]):
+            values["base_seq"], values["own_seq"] = now, then
+            table.update(keys, values)
+
+    def honour_rules(self) -> None:
+        """From now on Linux' rules decide about what services and NAT claim: nothing of it is carried that
+        they are not known to let pass.
+        """
+        self._set_honours("HONOURS_RULES", there=True)
+
+    def set_table(self, there: bool) -> None:
+        """Linux can, or cannot, balance and translate by itself what is left to it."""
+        self._set_honours("HONOURS_TABLE", there=there)
+
+    def _set_honours(self, name: str, *, there: bool) -> None:
+        table, bit = self.table("trust_v2"), self.enum("honours")[name]
+        keys, values = table.items()
+        values["honours"] = int(values["honours"][0]) & ~bit | bit * there
         table.update(keys, values)
 
     def be_lenient(self) -> None:
@@ -426,7 +453,7 @@ class Datapath:
                 enums={name: self.enum(name) for name in ("flow_state", "timeout")},
                 carried=self._carried,
                 endpoints=endpoints,
-                services=self.table("service_v1").items(),
+                services=self.table("service_v2").items(),
                 ifindexes=egress["ifindex"],
             )
             return flows.connections(tables, meaning)

@@ -179,7 +179,7 @@ def has_nft_generation() -> bool:
 
 def has_conntrack() -> bool:
     """Whether a program can ask Linux' conntrack for a connection (since 5.18 on XDP and TC)."""
-    return _in_kernel(_conntrack_in)
+    return _in_kernel(lambda types: _function_in(types, "nf_conntrack", "bpf_xdp_ct_lookup"))
 
 
 def has_adoption() -> bool:
@@ -187,6 +187,11 @@ def has_adoption() -> bool:
     in the very next packet.
     """
     return has_kernel_context() and has_nft_generation() and has_conntrack()
+
+
+def has_handover() -> bool:
+    """Whether a program can give conntrack a connection with its translation (since 6.1)."""
+    return has_conntrack() and _in_kernel(lambda types: _function_in(types, "nf_nat", "bpf_ct_set_nat_info"))
 
 
 def has_csum_ipv6_flag() -> bool:
@@ -286,11 +291,12 @@ def _context_in(types: Btf) -> bool:
     )
 
 
-def _conntrack_in(types: Btf) -> bool:
-    if types.find("bpf_xdp_ct_lookup", btf.FUNC) is not None:
+def _function_in(types: Btf, module: str, name: str) -> bool:
+    """Whether the kernel, or this module of it, has the function."""
+    if types.find(name, btf.FUNC) is not None:
         return True
-    with suppress(OSError), types.of_module("nf_conntrack") as module:
-        return module.find("bpf_xdp_ct_lookup", btf.FUNC) is not None
+    with suppress(OSError), types.of_module(module) as of_module:
+        return of_module.find(name, btf.FUNC) is not None
     return False
 
 

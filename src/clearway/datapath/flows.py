@@ -82,7 +82,7 @@ CONNECTION = np.dtype(
 class Meaning:
     """What is needed to understand entries. `jiffies`, `hz`: the kernel's clock. `enums`: the data path's
     `flow_state` and `timeout`. `carried`: looks up rows of carried_v1, by family, table and slot, and tells
-    which there are. `endpoints`: rows of endpoint_v1 by id. `services`: keys and values of service_v1.
+    which there are. `endpoints`: rows of endpoint_v1 by id. `services`: keys and values of service_v2.
     `ifindexes`: devices by row of egress_v1.
     """
 

@@ -45,14 +45,14 @@ class Sizes:
         are made apart from the rest, and can change (flowstore.py).
         """
         return {
-            "service_v1": 2 * self.services,
+            "service_v2": 2 * self.services,
             "claim_v1": 2 * (self.services + self.endpoints),
-            "origin_v1": 2 * self.endpoints,
+            "origin_v2": 2 * self.endpoints,
             "cursor_v1": self.services,
             "endpoint_v1": self.endpoints,
             "opened_v1": self.endpoints,
             "wheel_v1": self.wheel_slots,
-            "nat_v1": 2 * self.nats,
+            "nat_v2": 2 * self.nats,
             "rule_v1": 2 * (self.rules + 1),
             "named_v1": self.rules + 1,
             "judged_v1": possible_cpus() * (self.rules + 1),
@@ -63,10 +63,10 @@ class Sizes:
         """The sizes that tables of these max_entries were made for."""
         return cls(
             max_flows=max_flows,
-            services=rows["service_v1"] // 2,
+            services=rows["service_v2"] // 2,
             endpoints=rows["endpoint_v1"],
             wheel_slots=rows["wheel_v1"],
-            nats=rows["nat_v1"] // 2,
+            nats=rows["nat_v2"] // 2,
             rules=rows["named_v1"] - 1,
         )
 
@@ -184,6 +184,7 @@ def _rodata(clock: Clock) -> dict[str, int | bool]:
         "cw_csum_ipv6_flag": features.has_csum_ipv6_flag(),
         "cw_conntrack": features.has_conntrack(),
         "cw_adoption": features.has_adoption(),
+        "cw_handover": features.has_handover(),
     }
 
 

@@ -37,18 +37,29 @@ class Ruleset:
     legacy: frozenset[int]
 
 
-def read_ruleset() -> Ruleset | None:
-    """The ruleset of the calling thread's network namespace; None: it does not stop changing. Raises
-    NftablesError and NetlinkError.
+def read_ruleset(own: str = "") -> Ruleset | None:
+    """The ruleset of the calling thread's network namespace; None: it does not stop changing. own: the name
+    of clearway's own tables, which may be large and are left out. Raises NftablesError and NetlinkError.
     """
     for _ in range(READ_TRIES):
         before = nftables.generation()
-        nft = list_ruleset()
+        nft = _listed(own)
         of_iptables = OF_IPTABLES.search(nft)
         saves = {family: _saved(command) for family, command in SAVES.items()} if of_iptables else {}
         if nftables.generation() == before:
             return Ruleset(before, nft, saves, legacy_tables())
     return None
+
+
+def _listed(own: str) -> str:
+    tables = nftables.tables()
+    others = [table for table in tables if table.partition(" ")[2] != own]
+    try:
+        return list_ruleset(None if others == tables else others)
+    except NftablesError:
+        if nftables.base_chains():
+            raise
+        return ""  # no hook leads to any rule
 
 
 def legacy_tables() -> frozenset[int]:

@@ -35,6 +35,7 @@ Mode = Literal["nat", "full-nat"]
 Algorithm = Literal["maglev", "round-robin"]
 Midstream = Literal["pick-up", "drop", "reset"]
 WhenFull = Literal["drop", "stateless"]
+Netfilter = Literal["honour", "bypass"]
 
 
 class Interface(Model):
@@ -100,6 +101,12 @@ class Service(Model):
         "within 1024-65535 that stays clear of the host's own local port range "
         "(`net.ipv4.ip_local_port_range`).",
     )
+    netfilter: Netfilter = Field(
+        default="honour",
+        description="Linux' own rules (nftables, iptables) for what is forwarded: `honour` lets them decide"
+        " about the service's traffic as if Linux carried it (what a rule may match that only Linux can"
+        " follow is balanced by Linux), `bypass` does not ask them. A change is for new connections.",
+    )
     endpoints: Several[Endpoint] = Field(
         default=(),
         description="The servers. None, or none that takes new connections: these are dropped and counted.",
@@ -134,6 +141,12 @@ class Nat(Model):
         default=None,
         description="Source ports to translate to. Without it: the largest range within 1024-65535 that "
         "stays clear of the host's own local port range (`net.ipv4.ip_local_port_range`).",
+    )
+
+    netfilter: Netfilter = Field(
+        default="honour",
+        description="Linux' own rules for what is forwarded: `honour` lets them decide about what is"
+        " translated as if Linux did it, `bypass` does not ask them. A change is for new connections.",
     )
 
     @model_validator(mode="after")

@@ -171,8 +171,8 @@ def test_other_sizes_are_refused_and_nothing_changes(datapath: Datapath, objects
     before = pinned_under(instance)
     with pytest.raises(DatapathError) as error:
         Datapath.load(instance, replace(SIZES, services=65, nats=17), objects=objects)
-    assert "table service_v1 has max_entries 128, needed 130" in str(error.value)
-    assert "table nat_v1 has max_entries 32, needed 34" in str(error.value)
+    assert "table service_v2 has max_entries 128, needed 130" in str(error.value)
+    assert "table nat_v2 has max_entries 32, needed 34" in str(error.value)
     assert f"`clearway --instance {instance} down`" in str(error.value)
     assert pinned_under(instance) == before
 

@@ -21,16 +21,16 @@ from tests.net.datapath.conftest import bpftool
 
 Array = npt.NDArray[Any]
 SIZES = {
-    "service_v1": 512,
+    "service_v2": 512,
     "claim_v1": 1 << 20,
     "endpoint_v1": 300,
     "opened_v1": 300,
     "cursor_v1": 16,
     "wheel_v1": 70_000,
-    "nat_v1": 64,
+    "nat_v2": 64,
 }
 # One of each map type: hash, LRU hash, array, LPM trie, per-CPU array.
-KINDS = ["service_v1", "fragment_v1", "endpoint_v1", "nat_v1", "opened_v1"]
+KINDS = ["service_v2", "fragment_v1", "endpoint_v1", "nat_v2", "opened_v1"]
 
 
 @pytest.fixture
@@ -63,11 +63,11 @@ def filled(table: Table, count: int, first: int = 0) -> tuple[Array, Array]:
     """Rows that differ in key and value, ready to be written."""
     keys, values = table.rows(count)
     numbers = np.arange(first, first + count)
-    if table.name == "service_v1":
+    if table.name == "service_v2":
         keys["port"], keys["epoch"], values["id"] = numbers & 0xFFFF, numbers >> 16, numbers
     elif table.name == "fragment_v1":
         keys["id"], values["seen"] = numbers, numbers
-    elif table.name == "nat_v1":
+    elif table.name == "nat_v2":
         keys["prefixlen"], keys["epoch"], values["id"] = 224, numbers, numbers
     elif table.name == "endpoint_v1":
         keys[:], values["service"] = numbers, numbers
@@ -137,7 +137,7 @@ def test_lookup_tells_which_rows_are_there(of: Tables, name: str) -> None:
     assert found_values[..., 5:].tobytes() == bytes(found_values[..., 5:].nbytes)
 
 
-@pytest.mark.parametrize("name", ["service_v1", "fragment_v1", "nat_v1"])
+@pytest.mark.parametrize("name", ["service_v2", "fragment_v1", "nat_v2"])
 def test_delete_counts_what_was_there_and_goes_on_behind_what_was_not(of: Tables, name: str) -> None:
     table = of[name]
     table.update(*filled(table, 30))
@@ -151,8 +151,8 @@ def test_delete_counts_what_was_there_and_goes_on_behind_what_was_not(of: Tables
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("service_v1", r"table service_v1 is full \(max 512\)"),
-        ("nat_v1", r"table nat_v1 is full \(max 64\)"),
+        ("service_v2", r"table service_v2 is full \(max 512\)"),
+        ("nat_v2", r"table nat_v2 is full \(max 64\)"),
         ("endpoint_v1", r"table endpoint_v1 has no such index \(max 300\)"),
     ],
 )
@@ -163,7 +163,7 @@ def test_full_table_says_so_and_keeps_what_fitted(of: Tables, name: str, message
     assert len(table.items()[0]) == table.max_entries
 
 
-@pytest.mark.parametrize("name", ["service_v1", "nat_v1"])
+@pytest.mark.parametrize("name", ["service_v2", "nat_v2"])
 def test_create_only_does_not_overwrite(of: Tables, name: str) -> None:
     table = of[name]
     keys, values = filled(table, 5)
@@ -185,7 +185,7 @@ def test_plain_numbers_serve_as_keys_and_values(of: Tables) -> None:
 
 
 def test_nothing_is_written_or_deleted_for_no_rows(of: Tables) -> None:
-    table = of["service_v1"]
+    table = of["service_v2"]
     table.update(*table.rows(0))
     assert table.delete(table.rows(0)[0]) == 0
     assert table.lookup(table.rows(0)[0])[0].shape == (0,)
@@ -201,7 +201,7 @@ def test_per_cpu_values_have_a_row_for_each_cpu(of: Tables) -> None:
     assert table.lookup(keys)[0]["connections"].tolist() == values["connections"].tolist()
 
 
-@pytest.mark.parametrize("name", ["service_v1", "fragment_v1", "nat_v1", "opened_v1", "endpoint_v1"])
+@pytest.mark.parametrize("name", ["service_v2", "fragment_v1", "nat_v2", "opened_v1", "endpoint_v1"])
 def test_kernel_without_batches_gives_the_same(
     of: Tables, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +221,7 @@ def test_kernel_without_batches_gives_the_same(
 
 def test_bucket_larger_than_a_batch_is_read(of: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "ROWS_A_CALL", 1)
-    table = of["service_v1"]
+    table = of["service_v2"]
     keys, values = filled(table, 500)
     table.update(keys, values)
     read, _ = table.items()
@@ -252,7 +252,7 @@ def test_rows_that_stay_are_read_once_while_others_come_and_go(of: Tables) -> No
 
 
 def test_trie_is_read_whole_while_it_changes(of: Tables) -> None:
-    table, other = of["nat_v1"], of["nat_v1"]
+    table, other = of["nat_v2"], of["nat_v2"]
     table.update(*filled(table, 20))
     stop = threading.Event()
 

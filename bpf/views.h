@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What was proved of Linux' rules (struct trust; src/clearway/proof), and what they keep in Linux. What a packet looks like to
+ * rules depends on where they stand: before any translation, between the two, behind both.
+ *
+ *   trust_what        what is known of the rules that are in force now
+ *   views_keep        might a rule that only Linux can follow meet the packet, or one that does not accept it?
+ */
+#pragma once
+
+always_inline const struct trust *trust_now(void)
+{
+	const __u32 zero = 0;
+
+	return bpf_map_lookup_elem(&trust_v2, &zero);
+}
+
+/* enum trusted; 0: of these rules nothing is. Kernels before 6.17 do not show which rules are in force: there what was told
+ * last is believed. A generation's stamp must have been read before. */
+always_inline __u32 trust_what(struct net *net)
+{
+	const struct trust *trust = trust_now();
+
+	if (!trust)
+		return 0;
+	if (net && bpf_core_field_exists(net->nft)) {
+		__u32 in_force = net->nft.base_seq;
+		if (READ_ONCE(trust->base_seq) != in_force && READ_ONCE(trust->own_seq) != in_force)
+			return 0;
+	}
+	return READ_ONCE(trust->what);
+}
+
+/* Where the classifiers that are in force begin. */
+always_inline __u32 trust_places(__u32 first, __u32 trusted)
+{
+	return first | !!(trusted & TRUST_OTHER) << 3;
+}
+
+/* About scratch.passing, by classifiers from this place on. */
+__noinline int views_keep(__u32 places)
+{
+	struct scratch *s = scratch_get();
+	__u32 zero = 0;
+	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
+
+	if (!s || !c)
+		return 1;
+	struct asked *a = &s->judging.asked;
+	const struct passing *passing = &s->passing;
+	__builtin_memset(a, 0, sizeof(*a));
+	a->ifindex_in = passing->inside;
+	a->ifindex_out = passing->outside;
+	s->answer.key = passing->arrives;
+	for (__u32 view = 0; view < VIEWS; view++) {
+		if (view == VIEW_BETWEEN) {
+			s->answer.key.dst = passing->leaves.dst;
+			s->answer.key.dport = passing->leaves.dport;
+		} else if (view == VIEW_AFTER) {
+			s->answer.key.src = passing->leaves.src;
+			s->answer.key.sport = passing->leaves.sport;
+		}
+		fields_write(&c->fields, &s->answer.key, a);
+		if (classify(c, places | view << 1 | (passing->arrives.family == FAMILY_IPV6)) != CLASSIFY_NONE &&
+		    c->told) /* 0: lets them pass */
+			return 1;
+	}
+	return 0;
+}

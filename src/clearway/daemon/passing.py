@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A direction of a connection through this machine, as a proof asks for it and as `explain` shows it."""
+
+from __future__ import annotations
+
+from clearway.api.views import DirectionView
+from clearway.linux import rtnetlink
+from clearway.linux.conntrack import Tuple
+from clearway.linux.netlink import NETLINK_ROUTE, Conversation, NetlinkError
+from clearway.linux.picture import Picture
+from clearway.model import host_port
+from clearway.proof import Keep, Passage
+
+
+def passage_of(arrives: Tuple, leaves: Tuple, picture: Picture) -> Passage:
+    """By the interfaces that routes lead to; "" for this machine itself, and where none leads."""
+    return Passage(
+        family=arrives.source.version,
+        protocol=arrives.protocol,
+        arrives=(arrives.source, arrives.sport, arrives.destination, arrives.dport),
+        leaves=(leaves.source, leaves.sport, leaves.destination, leaves.dport),
+        inside=interface_to(arrives.source, picture) or "",
+        outside=interface_to(leaves.destination, picture) or "",
+    )
+
+
+def direction(
+    name: str, arrives: Tuple, leaves: Tuple, passage: Passage, keep: Keep | None, why: str = ""
+) -> DirectionView:
+    """why: it stays in Linux for another reason than a rule."""
+    return DirectionView(
+        direction=name,
+        arrives=_ends(arrives),
+        leaves=_ends(leaves),
+        interface_in=passage.inside or None,
+        interface_out=passage.outside or None,
+        kept=bool(keep or why),
+        why=keep.why if keep else why,
+        rule=str(keep.rule) if keep and keep.rule else None,
+    )
+
+
+def interface_to(address: rtnetlink.Ip, picture: Picture) -> str | None:
+    """By which a packet to that address leaves; None for this machine's own, and where no route leads."""
+    if any(one.ip == address for one in picture.addresses.values()):
+        return None
+    try:
+        with Conversation(NETLINK_ROUTE) as kernel:
+            hop = rtnetlink.route(kernel, address)
+    except NetlinkError:
+        return None
+    link = picture.links.get(hop.ifindex) if hop else None
+    return link.name if link else None
+
+
+def _ends(tuple_: Tuple) -> str:
+    return f"{host_port(tuple_.source, tuple_.sport)} -> {host_port(tuple_.destination, tuple_.dport)}"
