@@ -90,6 +90,11 @@ class Stream:
     def close(self) -> None:
         self._stack.close()
 
+    @property
+    def port(self) -> int:
+        """The one it comes from."""
+        return int(self.out.sender.getsockname()[1])
+
     def talks(self) -> bool:
         return bool(self.out.arrived and self.back.arrived)
 

@@ -7,19 +7,17 @@ import json
 import re
 import socket
 import struct
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clearway.lab.daemon import remove_instance
-from clearway.lab.namespace import Namespace, end_processes
-from clearway.lab.run import run, stop, wait_until
+from clearway.lab.namespace import Namespace
+from clearway.lab.run import stop, wait_until
+from tests.net.gateway import Gateway, made
 
 PORT = 5001
 ENOUGH = 50  # exchanges that are certainly carried, once a connection is
@@ -38,43 +36,6 @@ table inet gateway {
 }
 """
 NETWORKS = {4: ("10.71.0.{}", "10.72.0.{}"), 6: ("fd71::{}", "fd72::{}")}
-LENGTHS = {4: 24, 6: 64}
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """A client, the gateway, and a server that answers what it is told."""
-
-    client: Namespace
-    router: Namespace
-    server: Namespace
-    instance: str
-    directory: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"CLEARWAY_STATE_DIR": str(self.directory)}
-
-    def clearway(self, *words: str) -> str:
-        argv = self.router.argv(sys.executable, "-m", "clearway", "--instance", self.instance, *words)
-        return run(argv, env=self.environment, timeout=120).stdout
-
-    def json(self, *words: str) -> Any:
-        return json.loads(self.clearway(*words, "-o", "json"))
-
-    def forwarded(self) -> int:
-        rows = self.json("get", "reasons")["reasons"]
-        return sum(row["packets"] for row in rows if row["verdict"] == "forward")
-
-    def conntrack(self, family: int) -> str:
-        return self.router.run("conntrack", "-L", "-f", f"ipv{family}").stdout
-
-    def proved(self, rule_count: int) -> None:
-        """Returns when that many rules are known and proved."""
-        wait_until(
-            f"{rule_count} rules are proved",
-            lambda: self.json("status")["adoption"]["rules"] == rule_count,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -82,38 +43,15 @@ def gateway(
     lab_names: Iterator[str], hook: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:
     """Set up and taken by `clearway up`."""
-    name = f"cw-{next(lab_names)}"
-    client, router, server = (Namespace(f"{name}-{who}") for who in ("client", "node", "server"))
-    made = Gateway(client, router, server, name, tmp_path_factory.mktemp("state"))
-    with ExitStack() as undo:
-        for namespace in (made.client, made.router, made.server):
-            namespace.create()
-            undo.callback(namespace.delete)
-        undo.callback(end_processes, [made.client, made.router, made.server])
-        undo.callback(remove_instance, made.router, made.instance, made.environment)
-        _wire(made)
-        made.router.run("nft", "-f", "-", stdin=RULES)
-        threading.Thread(target=_serve, args=(made.server,), daemon=True).start()
-        made.clearway("up", "lan", "wan", "--hook", hook)
-        made.proved(3)
-        yield made
-
-
-def _wire(gateway: Gateway) -> None:
-    links = (("lan", gateway.client, 0), ("wan", gateway.server, 1))
-    for device, far, _side in links:
-        gateway.router.ip("link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", far.name)
-    for device, far, side in links:
-        for family, networks in NETWORKS.items():
-            network, length = networks[side], LENGTHS[family]
-            for namespace, where, number in ((gateway.router, device, 1), (far, "eth0", 2)):
-                namespace.ip("addr", "add", f"{network.format(number)}/{length}", "dev", where, "nodad")
-        gateway.router.ip("link", "set", device, "up")
-        far.ip("link", "set", "eth0", "up")
-        far.run("ethtool", "-K", "eth0", "tx", "off", "gro", "on")
-        for networks in NETWORKS.values():
-            far.ip("route", "add", "default", "via", networks[side].format(1))
-    gateway.router.sysctl({"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1})
+    with made(f"cw-{next(lab_names)}", tmp_path_factory.mktemp("state")) as gateway:
+        for side, (device, far) in enumerate((("lan", gateway.client), ("wan", gateway.server))):
+            gateway.link(device, far, "eth0", NETWORKS, side)
+            gateway.default_route(far, NETWORKS, side)
+        gateway.router.run("nft", "-f", "-", stdin=RULES)
+        threading.Thread(target=_serve, args=(gateway.server,), daemon=True).start()
+        gateway.clearway("up", "lan", "wan", "--hook", hook)
+        gateway.proved(3)
+        yield gateway
 
 
 def _serve(server: Namespace) -> None:
