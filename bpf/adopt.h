@@ -317,6 +317,8 @@ always_inline int enter_adopt(struct packet *p, struct scratch *s)
 {
 	__u32 stamp = generation(p); /* before all that it stands for is read */
 
+	if (packet_bridged(p))
+		return conclude(p, s->adopting.reason);
 	s->entry.key = p->tuple;
 	return flow_peek(&s->entry) ? adopt_known(p, stamp, s) : adopt_new(p, stamp, s);
 }

@@ -32,10 +32,11 @@ always_inline bool adopt_is_plain(const struct packet *p)
 	return p->tuple.proto == IPPROTO_TCP ? adopt_is_plain_tcp(p->tcp_flags) : p->tuple.proto == IPPROTO_UDP;
 }
 
-/* May the entry not carry this packet as it is? Linux is to be asked again, or to judge it. */
+/* May the entry not carry this packet as it is? Linux is to be asked again, or to judge it; or it belongs to a bridge, behind which
+ * the same connection may be carried. */
 always_inline bool adopt_asks(const struct packet *p, const struct flow *f)
 {
-	return now() - f->tcp_next > ticks(ADOPT_AGAIN_MS) || adopt_has_extension(p) ||
+	return packet_bridged(p) || now() - f->tcp_next > ticks(ADOPT_AGAIN_MS) || adopt_has_extension(p) ||
 	       (p->tuple.proto == IPPROTO_TCP && !adopt_is_plain_tcp(p->tcp_flags));
 }
 
@@ -101,6 +102,8 @@ always_inline int adopt_refused(const struct packet *p, __u32 stamp, bool known)
 
 	if (!cw_adoption || !adopt_is_plain(p))
 		return CONTINUE;
+	if (packet_bridged(p)) /* no row: it would be the bridge's as well */
+		return adopt_may_be_claimed() ? CONTINUE : REASON_PUNT_NOT_OURS;
 	__u64 *row = adopt_row(p, stamp, &tag);
 	if (!row)
 		return CONTINUE;

@@ -16,7 +16,7 @@
  *                    the ways out
  *   packet_resize    cut the layer 3 part and make room in front of it (answers)
  *   packet_partial   is the layer 4 checksum left for the device to finish? Layer 3 must be found again afterwards
- *   packet_net       the network namespace of the receiving device, from the kernel's own context
+ *   packet_device    the receiving device, from the kernel's own context
  */
 #pragma once
 
@@ -91,6 +91,22 @@ always_inline struct ipv6hdr *packet_ipv6(const struct packet *p)
 	struct ipv6hdr *ip = p->l3;
 
 	return (void *)(ip + 1) > p->end ? NULL : ip;
+}
+
+/* The network namespace of the receiving device. */
+always_inline struct net *packet_net(const struct packet *p)
+{
+	return packet_device(p)->nd_net.net;
+}
+
+/* Has it come in by a port of a bridge? Whether the bridge takes it, and as whose, is still to be seen. false where the kernel
+ * does not let us see. */
+always_inline bool packet_bridged(const struct packet *p)
+{
+	if (!cw_kernel_context)
+		return false;
+	struct net_device *device = packet_device(p);
+	return BPF_CORE_READ_BITFIELD(device, priv_flags) & IFF_BRIDGE_PORT;
 }
 
 /* Tags and link addresses of the next hop; everything above layer 2 is finished by then. */

@@ -218,9 +218,9 @@ always_inline void packet_hop_limit_decremented(struct packet *p)
 	bpf_csum_update(p->ctx, (__u16)~bpf_htons(1));
 }
 
-always_inline struct net *packet_net(struct packet *p)
+always_inline struct net_device *packet_device(const struct packet *p)
 {
 	struct sk_buff *skb = bpf_cast_to_kern_ctx(p->ctx);
 
-	return skb->dev->nd_net.net;
+	return skb->dev;
 }

@@ -144,9 +144,9 @@ always_inline void packet_hop_limit_decremented(struct packet *p)
 {
 }
 
-always_inline struct net *packet_net(struct packet *p)
+always_inline struct net_device *packet_device(const struct packet *p)
 {
 	struct xdp_buff *xdp = bpf_cast_to_kern_ctx(p->ctx);
 
-	return xdp->rxq->dev->nd_net.net;
+	return xdp->rxq->dev;
 }

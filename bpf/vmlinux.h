@@ -352,7 +352,12 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+enum netdev_priv_flags {
+	IFF_BRIDGE_PORT = 512,
+};
+
 struct net_device {
+	unsigned long priv_flags : 32;
 	possible_net_t nd_net;
 };
 
