@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ def test_what_was_kept_is_known(accounts: Accounts, tmp_path: Path) -> None:
     kept.settle(connection(packets=4, bytes=400), NOBODY, NAMES)
     assert sum(one.packets for one in kept.sums.values()) == sum(one.packets for one in ONCE.values()) + 2
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_bridges_that_filtered_are_known(accounts: Accounts, tmp_path: Path) -> None:
+    filtered = replace(ruleset(*SIMPLE), filtering={4: frozenset({"br0", "br1"}), 6: frozenset()})
+    accounts.go_on_with(rules_of(filtered))
+    AccountBook(tmp_path).settle(accounts, 100)
+    again = AccountBook(tmp_path).read()
+    assert again is not None
+    assert again[0].rules is not None
+    assert again[0].rules.ruleset == filtered
 
 
 def test_batch_of_ends_goes_on_from_the_settlement(accounts: Accounts, tmp_path: Path) -> None:

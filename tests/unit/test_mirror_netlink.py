@@ -63,6 +63,16 @@ def test_vlan_device_is_understood() -> None:
     assert found.vlan == rtnetlink.Vlan(100, rtnetlink.VLAN_8021AD, False)
 
 
+@pytest.mark.parametrize(("settings", "families"), [((0, 0), set()), ((1, 0), {4}), ((0, 1), {6})])
+def test_bridge_that_filters_is_known(settings: tuple[int, int], families: set[int]) -> None:
+    data = b"".join(attribute(36 + number, bytes([value])) for number, value in enumerate(settings))
+    info = attribute(1, b"bridge\0") + attribute(2, data)
+    body = struct.pack("=BxHiII", 0, 0, 5, 0, 0) + attribute(3, b"br0\0") + attribute(18, info)
+    found = rtnetlink.decode_link(Message(rtnetlink.RTM_NEWLINK, 0, body))
+    assert found is not None
+    assert found.filters == families
+
+
 def test_own_address_of_a_point_to_point_link_counts() -> None:
     body = struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, 5)
     body += attribute(1, bytes([10, 0, 0, 2])) + attribute(2, bytes([10, 0, 0, 1]))

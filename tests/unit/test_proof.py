@@ -267,6 +267,14 @@ def test_counters_come_as_often_as_packets_meet_them() -> None:
     assert texts(proof.traversed(passage(inside="x", outside="y"))) == ["policy accept"]
 
 
+def test_bridge_that_filters_has_counted_what_comes_in_by_it() -> None:
+    proof = of_nft([{"counter": "early"}], hook="prerouting", prio=-150)
+    filtering = replace(proof, filtering={4: frozenset({"lan0"})})
+    passages = [passage(), passage(inside="wan", outside="lan0"), SIX]
+    counted = [texts(filtering.traversed(one)) for one in passages]
+    assert counted == [[], ["early"], ["early"]]
+
+
 def test_counter_before_a_condition_counts_all() -> None:
     condition = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "lan1"}}
     assert texts(of_nft([{"counter": "all"}, condition, {"counter": "few"}]).traversed(passage())) == ["all"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -95,8 +96,10 @@ def _identity() -> list[str | int]:
 
 
 def _words(ruleset: Ruleset) -> dict[str, object]:
-    return {**asdict(ruleset), "legacy": sorted(ruleset.legacy)}
+    filtering = {family: sorted(names) for family, names in ruleset.filtering.items()}
+    return {**asdict(ruleset), "legacy": sorted(ruleset.legacy), "filtering": filtering}
 
 
-def _ruleset(words: dict[str, object]) -> Ruleset:
-    return Ruleset(**{**words, "legacy": frozenset(words["legacy"])})  # type: ignore[call-overload]
+def _ruleset(words: dict[str, Any]) -> Ruleset:
+    filtering = {int(family): frozenset(names) for family, names in words["filtering"].items()}
+    return Ruleset(**{**words, "legacy": frozenset(words["legacy"]), "filtering": filtering})

@@ -54,7 +54,9 @@ class Rules:
     @classmethod
     def of(cls, ruleset: Ruleset, proof: Proof | None = None) -> Rules:
         """proof: if it is there already."""
-        proof = proof or prove(Sources(ruleset.nft, ruleset.saves, ruleset.legacy))
+        proof = proof or prove(
+            Sources(ruleset.nft, ruleset.saves, ruleset.legacy, filtering=ruleset.filtering)
+        )
         return cls(proof, linux_counters(ruleset), ruleset)
 
 

@@ -26,7 +26,7 @@ from clearway.linux.libnftables import NftablesError
 from clearway.linux.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener, NetlinkError
 from clearway.linux.packet_sockets import PacketSocket, packet_sockets
 from clearway.linux.rtnetlink import Link
-from clearway.linux.ruleset import legacy_tables, read_ruleset
+from clearway.linux.ruleset import filtered_on_bridges, legacy_tables, read_ruleset
 from clearway.proof import (
     Keep,
     Obstacle,
@@ -58,14 +58,16 @@ Links = Mapping[int, Link]
 
 @dataclass(frozen=True)
 class Basis:
-    """What a proof depends on. `generation`: of nftables. `above`: devices on top of others. `claims`:
-    something is configured that honours rules.
+    """What a proof depends on. `generation`: of nftables. `above`: devices on top of others. `filtering`: by
+    family, bridges whose frames meet rules on their way in. `claims`: something is configured that honours
+    rules.
     """
 
     generation: int
     legacy: frozenset[int]
     obstacles: tuple[Obstacle, ...]
     above: tuple[tuple[str, frozenset[str]], ...]
+    filtering: tuple[tuple[int, frozenset[str]], ...]
     claims: bool
 
 
@@ -191,6 +193,7 @@ class Adoption:
             legacy_tables(),
             self._obstacles(links),
             _above(links),
+            _filtering(links),
             self.claims.honours,
         )
         if basis != self.standing.basis:
@@ -208,10 +211,17 @@ class Adoption:
         if what and trusted == basis.generation:  # nothing tells the data path that this holds no more
             self.datapath.set_trust(trusted, what & self._of_claimed())
             self._changed("what Linux' rules depend on has changed")
-        ruleset = read_ruleset(self._table.name)
+        ruleset = read_ruleset(self._table.name, dict(basis.filtering))
         if ruleset is None or ruleset.generation != basis.generation:
             return  # once more, with what is there by then
-        sources = Sources(ruleset.nft, ruleset.saves, ruleset.legacy, basis.obstacles, dict(basis.above))
+        sources = Sources(
+            ruleset.nft,
+            ruleset.saves,
+            ruleset.legacy,
+            basis.obstacles,
+            dict(basis.above),
+            ruleset.filtering,
+        )
         proof = prove(sources)
         regions = (Region.FIRST, Region.LATER) if basis.claims else ()
         standing = Standing(basis, proof, {region: prove_claimed(proof, region) for region in regions})
@@ -322,3 +332,13 @@ def _above(links: Links) -> tuple[tuple[str, frozenset[str]], ...]:
             if lower in links and upper is not None:
                 found.setdefault(links[lower].name, set()).add(upper.name)
     return tuple(sorted((name, frozenset(names)) for name, names in found.items()))
+
+
+def _filtering(links: Links) -> tuple[tuple[int, frozenset[str]], ...]:
+    """By family, the bridges that apply its rules to their frames, as all of them do or by themselves."""
+    every = filtered_on_bridges()
+    bridges = [link for link in links.values() if link.kind == "bridge"]
+    return tuple(
+        (family, frozenset(link.name for link in bridges if family in every | link.filters))
+        for family in FAMILIES
+    )

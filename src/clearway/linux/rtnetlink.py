@@ -71,6 +71,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
 _IFLA_MASTER, _IFLA_WIRELESS, _IFLA_LINKINFO = 10, 11, 18
 _IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 29, 37
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_BR_NF_CALL = {4: 36, 6: 37}
 _IFLA_VLAN_ID, _IFLA_VLAN_EGRESS_QOS, _IFLA_VLAN_PROTOCOL = 1, 3, 5
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS = 1, 2, 6, 8
@@ -109,6 +110,7 @@ class Link:
     lower: int = 0  # ifindex of the device below; 0: none, or in another network namespace
     vlan: Vlan | None = None
     master: int = 0  # ifindex of the bridge, bond, VRF... that it belongs to
+    filters: frozenset[int] = frozenset()  # families whose rules a bridge applies to its frames by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ def decode_link(message: Message) -> Link | None:
         return None
     info = attributes(found.get(_IFLA_LINKINFO, b""))
     kind = text(info.get(_IFLA_INFO_KIND, b""))
+    data = attributes(info.get(_IFLA_INFO_DATA, b""))
     # With IFLA_LINK_NETNSID the device below is in another namespace, where its number means something else.
     below = 0 if _IFLA_LINK_NETNSID in found else u32(found.get(_IFLA_LINK, bytes(4)))
     return Link(
@@ -162,8 +165,9 @@ def decode_link(message: Message) -> Link | None:
         mtu=u32(found.get(_IFLA_MTU, bytes(4))),
         kind=kind,
         lower=below if below != ifindex else 0,
-        vlan=_decode_vlan(attributes(info.get(_IFLA_INFO_DATA, b""))) if kind == "vlan" else None,
+        vlan=_decode_vlan(data) if kind == "vlan" else None,
         master=u32(found.get(_IFLA_MASTER, bytes(4))),
+        filters=_decode_filters(data) if kind == "bridge" else frozenset(),
     )
 
 
@@ -172,6 +176,10 @@ def _decode_vlan(data: dict[int, bytes]) -> Vlan | None:
         return None
     protocol = int.from_bytes(data[_IFLA_VLAN_PROTOCOL], "big") if _IFLA_VLAN_PROTOCOL in data else VLAN_8021Q
     return Vlan(u16(data[_IFLA_VLAN_ID]), protocol, bool(data.get(_IFLA_VLAN_EGRESS_QOS)))
+
+
+def _decode_filters(data: dict[int, bytes]) -> frozenset[int]:
+    return frozenset(family for family, number in _IFLA_BR_NF_CALL.items() if any(data.get(number, b"")))
 
 
 def decode_address(message: Message) -> Address | None:

@@ -11,13 +11,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clearway.linux import nftables
 from clearway.linux.libnftables import NftablesError, list_ruleset
 
 SAVES = {"ip": "iptables-nft-save", "ip6": "ip6tables-nft-save"}
+FILTERING = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
 LEGACY = {4: "ip_tables_names", 6: "ip6_tables_names"}
 OF_IPTABLES = re.compile(r'"xt"|"name": "(?:PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)"')
 """What the JSON has of every table of iptables-nft: its base chains have these names."""
@@ -28,18 +29,21 @@ SAVE_SECONDS = 30
 @dataclass(frozen=True)
 class Ruleset:
     """`generation`: of nftables, which all of the text is of. `nft`: JSON. `saves`: by nft's word for the
-    family, with counters. `legacy`: families that have tables of iptables-legacy.
+    family, with counters. `legacy`: families that have tables of iptables-legacy. `filtering`: by family,
+    bridges that apply its rules to their frames.
     """
 
     generation: int
     nft: str
     saves: Mapping[str, str]
     legacy: frozenset[int]
+    filtering: Mapping[int, frozenset[str]] = field(default_factory=dict)
 
 
-def read_ruleset(own: str = "") -> Ruleset | None:
+def read_ruleset(own: str = "", filtering: Mapping[int, frozenset[str]] | None = None) -> Ruleset | None:
     """The ruleset of the calling thread's network namespace; None: it does not stop changing. own: the name
-    of clearway's own tables, which may be large and are left out. Raises NftablesError and NetlinkError.
+    of clearway's own tables, which may be large and are left out. filtering: as of Ruleset, for who asks
+    for it. Raises NftablesError and NetlinkError.
     """
     for _ in range(READ_TRIES):
         before = nftables.generation()
@@ -47,7 +51,7 @@ def read_ruleset(own: str = "") -> Ruleset | None:
         of_iptables = OF_IPTABLES.search(nft)
         saves = {family: _saved(command) for family, command in SAVES.items()} if of_iptables else {}
         if nftables.generation() == before:
-            return Ruleset(before, nft, saves, legacy_tables())
+            return Ruleset(before, nft, saves, legacy_tables(), filtering or {})
     return None
 
 
@@ -65,6 +69,18 @@ def _listed(own: str) -> str:
 def legacy_tables() -> frozenset[int]:
     """Families in which iptables-legacy has tables."""
     return frozenset(family for family, name in LEGACY.items() if _names(name))
+
+
+def filtered_on_bridges() -> frozenset[int]:
+    """Families whose rules every bridge applies to its frames (br_netfilter)."""
+    return frozenset(family for family, name in FILTERING.items() if _is_set(name))
+
+
+def _is_set(name: str) -> bool:
+    try:
+        return (Path("/proc/sys/net/bridge") / name).read_text().strip() != "0"
+    except FileNotFoundError:  # a kernel without it, or before the module is loaded
+        return False
 
 
 def _names(name: str) -> str:

@@ -27,11 +27,11 @@ class Counting:
     chains: Chains
     passages: Passages
 
-    def met(self) -> Iterator[Met]:
-        """Counters with the passages that meet them, in the order of the rules. A counter comes again where
-        several jumps lead to it; a passage meets it as often as it is named.
+    def met(self, rows: Rows) -> Iterator[Met]:
+        """Counters with those of these passages that meet them, in the order of the rules. A counter comes
+        again where several jumps lead to it; a passage meets it as often as it is named.
         """
-        left = yield from self._through(self.base, np.arange(len(self.passages)))
+        left = yield from self._through(self.base, rows)
         if self.base.counts and len(left):
             yield Counted(self.base.policy), left
 

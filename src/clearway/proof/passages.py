@@ -117,6 +117,11 @@ class Passages:
     def __len__(self) -> int:
         return len(self.protocol)
 
+    def not_from(self, names: frozenset[str]) -> Rows:
+        """Those that come in by other devices."""
+        numbers = [number for name, number in self.interfaces.items() if name in names]
+        return np.flatnonzero(~np.isin(self.inside, numbers))
+
     def within(self, box: Box, whole: Box, view: View, rows: Rows) -> Mask:
         """Which of these rows are in the box, a part of the whole that all are in."""
         met = np.ones(len(rows), np.bool_)

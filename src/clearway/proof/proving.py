@@ -67,13 +67,15 @@ class Proof(Rulings):
     """For which established, forwarded connections a path around netfilter gives what Linux gives.
 
     `requires_unmarked`: only where conntrack's mark is 0. `chains`: all that there are. `always`: what is
-    kept of whatever meets rules, because they could not be read or see frames at a device.
+    kept of whatever meets rules, because they could not be read or see frames at a device. `filtering`: as of
+    Sources.
     """
 
     rules: tuple[Classified, ...]
     requires_unmarked: bool
     chains: Chains
     always: tuple[tuple[View, int, Line], ...]
+    filtering: Mapping[int, frozenset[str]]
 
     @property
     def tracks(self) -> frozenset[int]:
@@ -98,10 +100,16 @@ class Proof(Rulings):
 
     def counted(self, passages: Passages) -> list[tuple[Counted, Rows]]:
         """Counters with the numbers of the passages whose packets meet them, in order; a passage meets a
-        counter once for each time that it is named with it. Only for what is not kept.
+        counter once for each time that it is named with it. Only for what is not kept. What a bridge has
+        counted already, before the fast path sees the packet, is not among them.
         """
-        mine = (chain for chain in self.path if passages.family in chain.families)
-        return [met for chain in mine for met in Counting(chain, self.chains, passages).met()]
+        met: list[tuple[Counted, Rows]] = []
+        for chain in self.path:
+            if passages.family in chain.families:
+                counted = self.filtering.get(passages.family) if chain.hook == "prerouting" else None
+                rows = passages.not_from(counted or frozenset())
+                met += Counting(chain, self.chains, passages).met(rows)
+        return met
 
 
 def prove(sources: Sources) -> Proof:
@@ -111,7 +119,7 @@ def prove(sources: Sources) -> Proof:
     path = _path(chains, Region.CARRIED)
     keeps, rulings, marked = _walked(path, chains, Region.CARRIED, (*always, *_beside(sources.obstacles)))
     rules = tuple(_classified(chains, path, {keep.rule for keep in keeps}))
-    return Proof(keeps, rulings, path, rules, marked, chains, tuple(always))
+    return Proof(keeps, rulings, path, rules, marked, chains, tuple(always), sources.filtering)
 
 
 def prove_claimed(proof: Proof, region: Region) -> Rulings:

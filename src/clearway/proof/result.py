@@ -120,6 +120,7 @@ class Sources:
     """`nft`: what `nft -j list ruleset` prints, "" for nothing. `saves`: what `iptables-nft-save` and
     `ip6tables-nft-save` print, by "ip" and "ip6". `legacy`: families that have tables of iptables-legacy.
     `above`: for a device those on top of it (VLANs, a bridge or bond): rules may know its packets by these.
+    `filtering`: by family, bridges that have their frames meet prerouting before they are anybody's.
     """
 
     nft: str = ""
@@ -127,3 +128,4 @@ class Sources:
     legacy: frozenset[int] = frozenset()
     obstacles: tuple[Obstacle, ...] = ()
     above: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    filtering: Mapping[int, frozenset[str]] = field(default_factory=dict)
