@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clearway.lab.daemon import remove_instance
 from clearway.lab.namespace import Namespace, end_processes
@@ -19,6 +19,7 @@ from tests.net.streams import Stream
 LENGTHS = {4: 24, 6: 64}
 LEAST = 20  # packets of a direction by which a connection is seen to be carried
 
+Way = Literal["there", "back"]
 Networks = Mapping[int, tuple[str, ...]]
 """By family: of each side, how its addresses are made of a number."""
 
@@ -61,13 +62,15 @@ class Gateway:
     def interfaces(self) -> dict[str, Any]:
         return {one["name"]: one for one in self.json("get", "interfaces")["interfaces"]}
 
-    def counted(self) -> dict[int, tuple[int, int]]:
+    def counted(self) -> dict[int, dict[Way, int]]:
         """Of each connection that is adopted, by its client's port: packets carried there and back."""
         flows = self.json("get", "flows", "--owner", "linux")["flows"]
-        return {flow["client_port"]: (flow["packets"], flow["reply_packets"]) for flow in flows}
+        return {
+            flow["client_port"]: {"there": flow["packets"], "back": flow["reply_packets"]} for flow in flows
+        }
 
-    def carried(self, *streams: Stream) -> None:
-        """Returns when clearway carries both directions of all of them; LabError when it does not."""
+    def carried(self, *streams: Stream, directions: Sequence[Way] = ("there", "back")) -> None:
+        """Returns when clearway carries these directions of all of them; LabError when it does not."""
         ports = [stream.port for stream in streams]
 
         def all_are() -> bool:
@@ -75,11 +78,11 @@ class Gateway:
             return all(
                 port in first
                 and port in then
-                and all(now - was >= LEAST for was, now in zip(first[port], then[port], strict=True))
+                and all(then[port][way] - first[port][way] >= LEAST for way in directions)
                 for port in ports
             )
 
-        wait_until(f"{', '.join(map(str, streams))}: carried", all_are)
+        wait_until(f"{', '.join(map(str, streams))}: carried {' and '.join(directions)}", all_are)
 
     # ---- wiring ----
 

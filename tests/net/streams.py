@@ -98,6 +98,10 @@ class Stream:
     def talks(self) -> bool:
         return bool(self.out.arrived and self.back.arrived)
 
+    @property
+    def complete(self) -> bool:
+        return self.out.complete and self.back.complete
+
     def __str__(self) -> str:
         return self.name
 
