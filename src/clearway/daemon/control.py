@@ -45,7 +45,7 @@ from clearway.linux import conntrack, namespace
 from clearway.linux.packet_sockets import owners
 from clearway.model import Config
 
-HANDED_TO_TC = "XDP hands what leaves by it to TC, because its driver takes no redirected frames"
+HANDED_TO_TC = "XDP hands what leaves by it to TC, because"
 USAGE_SECONDS = 1.0  # counts of connections may be this old, so that asking often costs little
 
 
@@ -270,8 +270,8 @@ class DaemonControl:
         if failure := daemon.failure(interface):
             return failure
         reason = daemon.engine.reason(interface)
-        handed = daemon.mirror.hands_to_tc(daemon.machine().ifindexes().get(interface, 0))
-        return f"{reason}; {HANDED_TO_TC}" if handed else reason
+        why = daemon.mirror.why_handed_to_tc(daemon.machine().ifindexes().get(interface, 0))
+        return f"{reason}; {HANDED_TO_TC} {why}" if why else reason
 
     def _tell_ended(self, records: Array) -> bytes:
         enums = {name: self._datapath.enum(name) for name in ended.ENUMS}

@@ -76,12 +76,18 @@ class Mirror:
         self.bump(sentences)
         return self.watch.picture.links != before
 
-    def hands_to_tc(self, ifindex: int) -> bool:
-        """Whether an interface is on XDP, and XDP cannot send what is to leave by that device."""
+    def why_handed_to_tc(self, ifindex: int) -> str:
+        """Why XDP does not send what is to leave by that device; "" if it does, or if none is on XDP."""
         if self._written is None or all(a.hook == "tc" for a in self._attachments):
-            return False
+            return ""
         device = self._written.devices.get(ifindex)
-        return device is not None and not device.xdp_transmit
+        if device is None or device.xdp_transmit:
+            return ""
+        if ifindex in self._shaped:
+            return "tc shapes or filters what leaves"
+        if ifindex in self._listened:
+            return "somebody listens (tcpdump)"
+        return "its driver takes no redirected frames"
 
     def bump(self, sentences: list[str]) -> None:
         """Have the next hop of every flow resolved again, at the flow's next packet."""
