@@ -94,13 +94,14 @@ class Gateway:
                 address = f"{of_sides[side].format(number)}/{LENGTHS[family]}"
                 namespace.ip("addr", "add", address, "dev", where, "nodad")
 
-    def cable(self, device: str, far: Namespace, far_device: str) -> None:
-        """The same without addresses; far_device is what a network card is to XDP."""
+    def cable(self, device: str, far: Namespace, far_device: str, *, card: bool = True) -> None:
+        """The same without addresses. card: what arrives looks as if a network card had received it."""
         peer = ("peer", "name", far_device, "netns", far.name)
         self.router.ip("link", "add", device, "type", "veth", *peer)
         self.router.ip("link", "set", device, "up")
         far.ip("link", "set", far_device, "up")
-        far.run("ethtool", "-K", far_device, "tx", "off", "gro", "on")
+        if card:
+            far.run("ethtool", "-K", far_device, "tx", "off", "gro", "on")
 
     def default_route(self, far: Namespace, networks: Networks, side: int) -> None:
         for of_sides in networks.values():

@@ -15,6 +15,7 @@ from clearway.lab.namespace import Namespace
 from tests.corpus.rulesets import read
 from tests.net.gateway import Gateway, made
 from tests.net.streams import Pump, Stream
+from tests.net.traffic import pattern, transfer
 
 BRIDGE = "br-9c1f04d7a3be"  # of tests/corpus/docker*
 WEB, OTHER = "vethweb", "vethother"
@@ -59,7 +60,7 @@ class Host:
     def plug_in(self, port: str) -> None:
         """A container's cable, with its addresses and routes."""
         router, container = self.gateway.router, self.container(port)
-        self.gateway.cable(port, container, "eth0")
+        self.gateway.cable(port, container, "eth0", card=False)
         if port == WEB:
             router.ip("link", "set", port, "address", LOW)
         router.ip("link", "set", port, "master", BRIDGE)
@@ -144,7 +145,7 @@ def test_whatever_is_taken_containers_are_reached_as_before(host: Host, pump: Pu
     assert [str(one) for one in (*streams, *among) if not one.complete] == []
 
 
-def test_rules_count_once_what_the_bridge_has_had_them_count(taken: Host, pump: Pump, family: int) -> None:
+def test_rules_count_once_what_the_bridge_has_had_them_count(taken: Host, pump: Pump) -> None:
     """br_netfilter has frames meet prerouting before they are the host's."""
 
     def counted() -> list[int]:
@@ -152,48 +153,66 @@ def test_rules_count_once_what_the_bridge_has_had_them_count(taken: Host, pump: 
         return [one["packets"] for one in rules if one["table"] == "counting" and one["kind"] == "rule"]
 
     before = counted()
-    [stream] = pump.add([taken.leaving(socket.SOCK_DGRAM, family)])
-    taken.gateway.carried(stream)
+    streams = pump.add(taken.leaving(socket.SOCK_DGRAM, family) for family in (4, 6))
+    taken.gateway.carried(*streams)
     pump.fall_silent(0.3)
-    assert stream.complete
-    out, back = 1 + stream.out.sent, stream.back.sent  # the first says hello
+    assert all(one.complete for one in streams)
+    out = sum(1 + one.out.sent for one in streams)  # the first says hello
+    back = sum(one.back.sent for one in streams)
     assert [now - was for was, now in zip(before, counted(), strict=True)] == [out, back, out, back]
 
 
-def test_container_that_goes_away_takes_nobody_along(taken: Host, pump: Pump, family: int) -> None:
+def test_segments_that_a_container_leaves_to_its_device_arrive(taken: Host, family: int) -> None:
+    """64 KB each, with checksums that nobody has finished."""
+    gateway, to = taken.gateway, (OUTSIDE[family].format(SERVER), 5003)
+    content = pattern(20_000_000)
+    with (
+        gateway.server.listen(to) as listening,
+        gateway.client.connect(to) as near,
+        listening.accept()[0] as far,
+    ):
+        far.settimeout(10)
+        transfer(near, far, content)
+        transfer(far, near, content)
+        carried = gateway.counted()[near.getsockname()[1]]
+    assert all(packets > 200 for packets in carried.values())
+
+
+def test_container_that_goes_away_takes_nobody_along(taken: Host, pump: Pump) -> None:
     gateway = taken.gateway
-    leaving, published = pump.add([taken.leaving(socket.SOCK_STREAM, family), taken.published(family)])
-    gateway.carried(leaving, published)
+    leaving = pump.add(taken.leaving(socket.SOCK_STREAM, family) for family in (4, 6))
+    published = pump.add(taken.published(family) for family in (4, 6))
+    gateway.carried(*leaving, *published)
     gateway.router.ip("link", "delete", OTHER)
-    gateway.carried(published)
-    pump.remove(leaving)
+    gateway.carried(*published)
+    for stream in leaving:
+        pump.remove(stream)
     taken.plug_in(OTHER)
-    [again] = pump.add([taken.leaving(socket.SOCK_STREAM, family)])
-    gateway.carried(again, published)
+    again = pump.add(taken.leaving(socket.SOCK_STREAM, family) for family in (4, 6))
+    gateway.carried(*again, *published)
     pump.fall_silent(0.3)
-    assert published.complete
-    assert again.complete
+    assert all(one.complete for one in (*again, *published))
 
 
-def test_port_that_the_bridge_has_locked_is_locked(taken: Host, pump: Pump, family: int) -> None:
+def test_port_that_the_bridge_has_locked_is_locked(taken: Host, pump: Pump) -> None:
     """Though it is taken as well, and has the link address that frames to the host go to."""
     gateway = taken.gateway
     taken.take("eth0", BRIDGE, *PORTS)
-    [published] = pump.add([taken.published(family)])
-    gateway.carried(published)
+    published = pump.add(taken.published(family) for family in (4, 6))
+    gateway.carried(*published)
     port = ("bridge", "link", "set", "dev", WEB)
     gateway.router.run(*port, "locked", "on", "learning", "off")
     try:
         gateway.router.ip("link", "set", WEB, "type", "bridge_slave", "fdb_flush")
         time.sleep(0.05)
-        heard = len(published.back.arrived)
+        heard = [len(one.back.arrived) for one in published]
         time.sleep(0.3)
-        assert len(published.back.arrived) == heard
+        assert [len(one.back.arrived) for one in published] == heard
     finally:
         gateway.router.run(*port, "locked", "off", "learning", "on")
-    gateway.carried(published)
+    gateway.carried(*published)
     pump.fall_silent(0.3)
-    assert published.complete
+    assert all(one.complete for one in published)
 
 
 def test_docker_may_change_its_firewall_backend(taken: Host, pump: Pump) -> None:
