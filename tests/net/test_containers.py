@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -48,6 +49,7 @@ class Host:
     gateway: Gateway
     web: Namespace
     hook: str
+    said: str = ""  # by `clearway up`
 
     def take(self, *interfaces: str) -> None:
         """These, and no others; a bridge has no XDP."""
@@ -106,8 +108,7 @@ def host(lab_names: Iterator[str], hook: str, tmp_path_factory: pytest.TempPathF
                 namespace.ip("addr", "add", address, "dev", "eth0", "nodad")
         for rules in (*(text for _how, text in read("docker-nftables").texts), COUNTING):
             router.run("nft", "-f", "-", stdin=rules)
-        gateway.clearway("up", "eth0", "--hook", hook)
-        yield host
+        yield replace(host, said=gateway.clearway("up", "eth0", BRIDGE, "--hook", hook))
 
 
 @pytest.fixture
@@ -213,6 +214,13 @@ def test_port_that_the_bridge_has_locked_is_locked(taken: Host, pump: Pump) -> N
     gateway.carried(*published)
     pump.fall_silent(0.3)
     assert all(one.complete for one in published)
+
+
+def test_up_says_what_it_could_not_take(host: Host) -> None:
+    assert "eth0: taken\n" in host.said
+    refused = re.search(rf"^{BRIDGE}: not taken yet: .*use hook: auto, tc", host.said, re.MULTILINE)
+    assert bool(refused) == (host.hook == "xdp")
+    assert (f"{BRIDGE}: taken" in host.said) == (host.hook == "tc")
 
 
 def test_docker_may_change_its_firewall_backend(taken: Host, pump: Pump) -> None:

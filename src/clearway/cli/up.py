@@ -64,8 +64,19 @@ def up(
         options.client().get("status")
     except UnreachableError:
         if _start(options, interfaces, hook):
+            _tell(options, interfaces)
             return
     show_plan(_take(options, interfaces, hook), output)
+
+
+def _tell(options: Options, interfaces: list[str]) -> None:
+    """Say which of these interfaces the daemon has taken with its start, and why not the others."""
+    if options.output is not Output.TABLE:
+        return
+    found = {one["name"]: one for one in options.client().get("interfaces")["interfaces"]}
+    for name in interfaces:
+        attached = found[name]["state"] == "attached"
+        say(f"{name}: taken" if attached else f"{name}: not taken yet: {found[name]['reason']}")
 
 
 def _take(options: Options, interfaces: list[str], hook: Hook) -> dict[str, Any]:
@@ -110,8 +121,6 @@ def _start(options: Options, interfaces: list[str], hook: Hook) -> bool:
     _wait_until_it_answers(options, daemon, log)
     if options.output is Output.TABLE:
         say(f"a daemon is running (pid {daemon.pid}; its log: {log})")
-        if own:
-            say(f"{', '.join(interfaces)}: taken")
     elif own:
         print_json({"pid": daemon.pid, "log": str(log), "interfaces": interfaces})
     return own
