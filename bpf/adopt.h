@@ -34,6 +34,67 @@ always_inline bool adopt_keeps(struct packet *p, struct scratch *s)
 	return views_keep(trust_places(KEEP_PLACES, s->adopting.trusted));
 }
 
+/* enum back: what rules want of the way to the sender of the packet, as it arrived. 0: nothing. */
+__noinline int adopt_wants_back(void)
+{
+	struct scratch *s = scratch_get();
+	__u32 zero = 0;
+	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
+
+	if (!s || !c)
+		return BACK_STRICT;
+	views_asked(s);
+	fields_write(&c->fields, &s->answer.key, &s->judging.asked);
+	__u32 place = trust_places(KEEP_PLACES, s->adopting.trusted) | VIEW_BACK << 1;
+	return classify(c, place | (s->passing.arrives.family == FAMILY_IPV6)) != CLASSIFY_NONE ? c->told : 0;
+}
+
+/* Is it so, for the way from that address? Rules look it up as if this machine itself sent an answer (`iif lo`); nftables' with the
+ * protocol, which policy rules may ask for, and iptables' over IPv4 without (net/ipv4/netfilter/nft_fib_ipv4.c, ipt_rpfilter.c). */
+never_inline bool adopt_leads_back(const struct packet *p, struct scratch *s, const union addr *from, __u32 back,
+				   bool both)
+{
+	struct bpf_fib_lookup *fib = &s->back;
+
+	for (__u32 i = 0; i < 2; i++) {
+		route_back_ask(p, from, fib);
+		fib->ifindex = LOOPBACK_IFINDEX;
+		fib->l4_protocol = i ? 0 : p->tuple.proto;
+		if (!route_back_found(p, fib) || (back != BACK_LOOSE && fib->ifindex != p->ifindex))
+			return false;
+		if (!both)
+			break;
+	}
+	return true;
+}
+
+/* Are there policy rules besides those that are there from the start? */
+always_inline bool adopt_policy_rules(struct packet *p)
+{
+	struct net *net = packet_net(p);
+
+	if (p->tuple.family == FAMILY_IPV4)
+		return bpf_core_field_exists(net->ipv4.fib_has_custom_rules) && net->ipv4.fib_has_custom_rules;
+	return bpf_core_field_exists(net->ipv6.fib6_has_custom_rules) && net->ipv6.fib6_has_custom_rules;
+}
+
+/* Do rules that look for a way to the sender find one? Those that stand behind the translation of the destination look from
+ * there. Strict ones of ip6tables have policy rules look at the device as well (ip6t_rpfilter.c), which no program can. */
+always_inline bool adopt_is_answerable(struct packet *p, struct scratch *s)
+{
+	__u32 back = adopt_wants_back();
+	const union addr *from = &p->tuple.dst, *leaves = &s->forward.leaves.dst;
+
+	if (!back)
+		return true;
+	bool policy = adopt_policy_rules(p);
+	if (back == BACK_DEVICE && policy)
+		return false;
+	bool both = policy && p->tuple.family == FAMILY_IPV4;
+	return adopt_leads_back(p, s, from, back, both) &&
+	       (addr_equal(from, leaves) || adopt_leads_back(p, s, leaves, back, both));
+}
+
 /* ---- what Linux' conntrack holds ---- */
 
 #define ADOPT_NEEDED (IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED)
@@ -185,7 +246,7 @@ never_inline int adopt_decide(struct packet *p, struct scratch *s)
 	s->adopting.way.outside = s->route.fib.ifindex;
 	if (p->ifindex > WAY_MAX || s->route.fib.ifindex > WAY_MAX)
 		return s->adopting.reason;
-	return adopt_keeps(p, s) ? REASON_PUNT_KEPT : CONTINUE;
+	return adopt_keeps(p, s) || !adopt_is_answerable(p, s) ? REASON_PUNT_KEPT : CONTINUE;
 }
 
 /* Both entries. The other direction's next hop is found, and its rules are asked, when its first packet comes. */

@@ -20,6 +20,8 @@
  */
 #pragma once
 
+#define LOOPBACK_IFINDEX 1 /* in every network namespace (net/core/net_namespace.c, loopback_net_init) */
+
 /* Returned by a stage that has not decided: the packet goes on to the next one. All other results are
  * reasons. */
 #define CONTINUE (-1)

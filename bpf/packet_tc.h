@@ -5,7 +5,6 @@
 
 #define HEADERS_MAX 192 /* what must lie in the skb's linear part: tags, two IPv6 headers, TCP */
 #define VLAN_VID_MASK 0xfff
-#define LOOPBACK_IFINDEX 1 /* in every network namespace (net/core/net_namespace.c, loopback_net_init) */
 #define CHECKSUM_UNNECESSARY 1
 #define CHECKSUM_PARTIAL 3
 

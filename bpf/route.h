@@ -51,6 +51,32 @@ always_inline bool route_through(const struct route *r)
 	return route_found(r) || r->result == BPF_FIB_LKUP_RET_UNSUPP_LWT;
 }
 
+/* The question for the way from an address to the packet's sender. */
+always_inline void route_back_ask(const struct packet *p, const union addr *from, struct bpf_fib_lookup *fib)
+{
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->tot_len = 1;
+	if (p->tuple.family == FAMILY_IPV4) {
+		fib->family = AF_INET;
+		fib->tos = p->tos;
+		fib->ipv4_src = from->v4;
+		fib->ipv4_dst = p->tuple.src.v4;
+	} else {
+		fib->family = AF_INET6;
+		fib->flowinfo = bpf_htonl((__u32)p->tos << 20);
+		__builtin_memcpy(fib->ipv6_src, from, sizeof(*from));
+		__builtin_memcpy(fib->ipv6_dst, &p->tuple.src, sizeof(p->tuple.src));
+	}
+}
+
+/* Is there one? fib->ifindex: by which device. */
+always_inline bool route_back_found(const struct packet *p, struct bpf_fib_lookup *fib)
+{
+	int result = bpf_fib_lookup(p->ctx, fib, sizeof(*fib), 0);
+
+	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
+}
+
 /* Does the way to the sender lead out by the device that the packet came in by? Where it does not, or the sender is this machine,
  * it is for Linux to say whether the packet may be true (rp_filter, RFC 3704; net/ipv4/fib_frontend.c). Over IPv6 it does not
  * ask. */
@@ -60,19 +86,12 @@ never_inline bool route_back(const struct packet *p, struct scratch *s)
 
 	if (p->tuple.family != FAMILY_IPV4)
 		return true;
-	__builtin_memset(fib, 0, sizeof(*fib));
-	fib->family = AF_INET;
+	route_back_ask(p, &p->tuple.dst, fib);
 	fib->ifindex = p->ifindex;
 	fib->l4_protocol = p->tuple.proto;
 	fib->sport = p->tuple.dport;
 	fib->dport = p->tuple.sport;
-	fib->tot_len = 1;
-	fib->tos = p->tos;
-	fib->ipv4_src = p->tuple.dst.v4;
-	fib->ipv4_dst = p->tuple.src.v4;
-	int result = bpf_fib_lookup(p->ctx, fib, sizeof(*fib), 0);
-	return (result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH) &&
-	       fib->ifindex == p->ifindex;
+	return route_back_found(p, fib) && fib->ifindex == p->ifindex;
 }
 
 /* Does clearway take packets from this device? */

@@ -289,6 +289,14 @@ enum view {
 	VIEW_BETWEEN, /* with the destination that it leaves with */
 	VIEW_AFTER,   /* as it leaves */
 	VIEWS,
+	VIEW_BACK = VIEWS, /* no view: the place of the classifier that tells of whom a way back is asked, enum back */
+};
+
+/* What rules want to be true of the route to a packet's sender. */
+enum back {
+	BACK_LOOSE = 1, /* there is one */
+	BACK_STRICT,	/* it leaves by the device that the packet came in by */
+	BACK_DEVICE,	/* likewise, and policy rules are asked by that device */
 };
 
 /* Places of classifier_v3, the first of each: what rules keep in Linux of adopted connections, of first packets of clearway's

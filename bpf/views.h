@@ -30,6 +30,17 @@ always_inline __u32 trust_what(struct net *net)
 	return READ_ONCE(trust->what);
 }
 
+/* What rules can ask of s->passing besides its tuple, and that as it arrives in s->answer.key. */
+always_inline void views_asked(struct scratch *s)
+{
+	struct asked *a = &s->judging.asked;
+
+	__builtin_memset(a, 0, sizeof(*a));
+	a->ifindex_in = s->passing.inside;
+	a->ifindex_out = s->passing.outside;
+	s->answer.key = s->passing.arrives;
+}
+
 /* Where the classifiers that are in force begin. */
 always_inline __u32 trust_places(__u32 first, __u32 trusted)
 {
@@ -45,12 +56,8 @@ __noinline int views_keep(__u32 places)
 
 	if (!s || !c)
 		return 1;
-	struct asked *a = &s->judging.asked;
 	const struct passing *passing = &s->passing;
-	__builtin_memset(a, 0, sizeof(*a));
-	a->ifindex_in = passing->inside;
-	a->ifindex_out = passing->outside;
-	s->answer.key = passing->arrives;
+	views_asked(s);
 	for (__u32 view = 0; view < VIEWS; view++) {
 		if (view == VIEW_BETWEEN) {
 			s->answer.key.dst = passing->leaves.dst;
@@ -59,7 +66,7 @@ __noinline int views_keep(__u32 places)
 			s->answer.key.src = passing->leaves.src;
 			s->answer.key.sport = passing->leaves.sport;
 		}
-		fields_write(&c->fields, &s->answer.key, a);
+		fields_write(&c->fields, &s->answer.key, &s->judging.asked);
 		if (classify(c, places | view << 1 | (passing->arrives.family == FAMILY_IPV6)) != CLASSIFY_NONE &&
 		    c->told) /* 0: lets them pass */
 			return 1;

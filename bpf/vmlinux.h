@@ -304,6 +304,7 @@ typedef struct {
 
 struct netns_ipv4 {
 	atomic_t rt_genid;
+	bool fib_has_custom_rules;
 };
 
 struct rt6_statistics {
@@ -313,6 +314,7 @@ struct rt6_statistics {
 struct netns_ipv6 {
 	struct rt6_statistics *rt6_stats;
 	atomic_t fib6_sernum;
+	bool fib6_has_custom_rules;
 };
 
 struct netns_nftables {

@@ -140,7 +140,12 @@ CASES = (
     Case("status of few", "udp dport 53 ct status dnat accept", "dns"),
     Case("type of address", "fib daddr type { local, broadcast } drop", "", family="ip"),
     Case("type of address before NAT", "iifname wan fib daddr type local drop", "back", BEFORE, family="ip"),
-    Case("reverse path", "meta nfproto ipv6 fib saddr . iif oif missing drop", "six", BEFORE),
+    Case("reverse path", "meta nfproto ipv6 fib saddr . iif oif missing log drop", "", BEFORE),
+    Case("reverse path by marks", "fib saddr . mark . iif oif missing counter drop", "", BEFORE),
+    Case("reverse path exists", "iifname lan0 fib saddr oif exists accept\nudp dport 53 drop", "", BEFORE),
+    Case("path of the destination", "udp dport 53 fib daddr . iif oif missing drop", "dns", BEFORE),
+    Case("another way back", 'udp dport 53 fib saddr . iif oif "lo" accept', "dns", BEFORE),
+    Case("reverse path behind routing", "iifname lan0 fib saddr . iif oif missing drop", "web dns six"),
     Case("link broadcast", "meta pkttype { broadcast, multicast } log drop", ""),
     Case("source before NAT", "ip saddr 10.1.0.5 drop", "web dns", "postrouting priority 90; policy accept;"),
     Case("source after NAT", "ip saddr 203.0.113.1 log", "web dns", AFTER),
@@ -287,6 +292,7 @@ IPTABLES = (
     ("notrack", "-t raw -A PREROUTING -p udp -m udp --dport 53 -j CT --notrack", "", "dns"),
     ("random", "-A FORWARD -i wan -m statistic --mode random --probability 0.5 -j DROP", "", "back"),
     ("everything is counted", "-A FORWARD -s 10.1.0.0/16 -m dscp --dscp 46", "", "web dns"),
+    ("reverse path", "-t raw -A PREROUTING -i wan -m rpfilter --loose --invert -j DROP", "", ""),
     ("new docker", "-A FORWARD ! -i lan0 -o lan0 -j DROP", "", "back"),
 )  # fmt: skip
 
@@ -300,6 +306,28 @@ def test_iptables(router: Namespace, name: str, first: str, then: str, expected:
     proof = prove(sources(router))
     assert kept(proof) == expected
     assert proof.requires_unmarked == ("CONNMARK" in first or "connmark" in first)
+
+
+LEADING = (
+    ("nft", "iifname wan fib saddr . iif oif missing drop\nfib saddr oif missing drop", "211"),
+    ("nft", "tcp dport 443 fib saddr . iif oif exists counter", "022"),
+    ("iptables", "-i lan0 -m rpfilter --validmark --invert -j DROP", "020"),
+    ("ip6tables", "-m rpfilter --invert -j DROP", "003"),
+)
+
+
+@pytest.mark.parametrize(("tool", "rules", "expected"), LEADING, ids=[one[1] for one in LEADING])
+def test_way_back_is_required_where_rules_ask_for_it(
+    router: Namespace, tool: str, rules: str, expected: str
+) -> None:
+    router.run("nft", "flush", "ruleset")
+    if tool == "nft":
+        router.run("nft", "-f", "-", stdin=Case("", rules, "", BEFORE).text())
+    else:
+        router.run(f"{tool}-nft", "-t", "mangle", "-A", "PREROUTING", *rules.split())
+    proof = prove(sources(router))
+    assert kept(proof) == ""
+    assert "".join(str(int(proof.back(one) or 0)) for one in (BACK, WEB, SIX)) == expected
 
 
 def test_rules_of_iptables_have_its_words_and_its_counters(router: Namespace) -> None:

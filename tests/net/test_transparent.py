@@ -151,6 +151,33 @@ def test_what_only_linux_can_follow_stays_there(gateway: Gateway, connection: so
     wait_until("it is carried again", lambda: _is_carried(gateway, connection))
 
 
+def test_reverse_path_filter_is_followed(gateway: Gateway, family: int, connection: socket.socket) -> None:
+    """And has its say as soon as routes change."""
+
+    def dropped() -> int:
+        listed = gateway.router.run("nft", "list", "table", "inet", "early").stdout
+        return int(re.findall(r"packets (\d+)", listed)[0])
+
+    early = (
+        "table inet early { chain c { type filter hook prerouting priority -290;"
+        " fib saddr . iif oif missing counter drop;\n}\n}\n"
+    )
+    gateway.router.run("nft", "-f", "-", stdin=early)
+    client = f"{NETWORKS[family][0].format(2)}/{128 if family == 6 else 32}"
+    try:
+        gateway.proved(4)
+        wait_until("it is carried again", lambda: _is_carried(gateway, connection))
+        assert dropped() == 0
+        gateway.router.ip("route", "add", client, "dev", "wan")
+        connection.sendall(b"x" * 8)
+        wait_until("the rule drops it", lambda: dropped() > 0)
+        gateway.router.ip("route", "del", client, "dev", "wan")
+        assert connection.recv(8, socket.MSG_WAITALL) == b"x" * 8  # sent again
+    finally:
+        gateway.router.run("nft", "delete", "table", "inet", "early")
+    gateway.proved(3)
+
+
 def test_rules_count_what_was_carried_around_them(gateway: Gateway, connection: socket.socket) -> None:
     def counted() -> int:
         rules = gateway.json("get", "rules")["linux"]

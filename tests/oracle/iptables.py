@@ -43,6 +43,8 @@ def matches(draw: st.DrawFn, family: int, table: str, chain: str) -> str:
             "-p tcp -m connmark --mark 2",
             "-p tcp -m connbytes --connbytes 4: --connbytes-dir both --connbytes-mode packets",
         ]
+    if chain == "PREROUTING" and table in ("raw", "mangle"):
+        asked += ["-p tcp -m rpfilter --invert", "-p tcp -m rpfilter", "-p udp -m rpfilter --loose --invert"]
     asked.append({"PREROUTING": "-i lan0", "INPUT": "-i lan0"}.get(chain, "-o wan0 -p tcp"))
     return draw(st.sampled_from(asked))
 

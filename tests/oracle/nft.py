@@ -108,6 +108,9 @@ def matches(family: int, port: int, where: str, hook: str, early: bool) -> list[
         ]
     if hook != "postrouting":
         asked += ["iifname lan0", ""]
+    if hook == "prerouting":
+        back = ("saddr . iif oif missing", "saddr . iif oif exists", "saddr . mark . iif oif missing")
+        asked += [f"meta l4proto {{ tcp, udp }} fib {one}" for one in (*back, "saddr oif missing")]
     return asked if hook in ("prerouting", "input") else [*asked, "oifname wan0 meta l4proto { tcp, udp }"]
 
 

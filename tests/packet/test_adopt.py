@@ -16,7 +16,7 @@ import pytest
 from clearway.compiler.classifier import Condition, Sets, compile_classifier
 from clearway.datapath import features
 from clearway.linux import nftables
-from tests.packet.addresses import BACK, FRONT, NARROW, NARROW_MTU, Net, device_mac, neighbour_mac
+from tests.packet.addresses import BACK, FRONT, NARROW, NARROW_MTU, SPARE, Net, device_mac, neighbour_mac
 from tests.packet.conversation import Conversation, masquerade, service
 from tests.packet.flowtable import PROTOCOLS as NUMBERS
 from tests.packet.flowtable import Tuple, packed
@@ -309,6 +309,58 @@ def test_what_a_rule_may_meet_is_kept(node: Node, net: Net, view: int) -> None:
     node.datapath.drop_classifier(place)
     node.datapath.bump_mirror()
     assert talk.client(payload=b"x").reason == "forward_adopted"
+
+
+LOOSE, STRICT, DEVICE = 1, 2, 3  # enum back
+
+
+def way_back(node: Node, net: Net, back: int, source: str) -> None:
+    """Rules want such a way back to that sender."""
+    told = compile_classifier([Condition(source=(ip_network(source),))], Sets(), net.family, [back])
+    node.datapath.put_classifier(16 | 3 << 1 | (net.family == 6), told.lines)
+    trust(node)
+
+
+@pytest.mark.parametrize("back", [LOOSE, STRICT], ids=["loose", "strict"])
+@pytest.mark.parametrize("source", ["", "translated"])
+def test_a_way_back_is_asked_for_where_rules_ask(node: Node, net: Net, back: int, source: str) -> None:
+    way_back(node, net, back, net.inside)
+    talk = Held(node, net, source=net.node(FRONT) if source else "")
+    assert talk.client(payload=b"x").reason == "forward_adopted"
+    assert talk.server(payload=b"y").reason == "forward_resolved"  # of this one they do not ask it
+
+
+@pytest.mark.parametrize(("back", "carried"), [(0, True), (LOOSE, True), (STRICT, False), (DEVICE, False)])
+def test_the_way_back_is_looked_up_as_rules_do(node: Node, net: Net, back: int, carried: bool) -> None:
+    """A policy rule about what comes in by the device is not asked: the strict filter of the kernel itself
+    (rp_filter) finds the sender behind it, and those of rules do not.
+    """
+    way_back(node, net, back, net.inside)
+    talk = Held(node, net)
+    six = ["-6"] if net.family == 6 else []
+    whole = f"{net.inside}/{128 if net.family == 6 else 32}"
+    node.world.node.run("ip", *six, "route", "add", whole, "dev", BACK, "table", "77")
+    node.world.node.run("ip", *six, "rule", "add", "iif", BACK, "lookup", "77", "pref", "77")
+    try:
+        with node.world.route("add", whole, "dev", SPARE):
+            node.datapath.bump_mirror()
+            assert (talk.client(payload=b"x").reason == "forward_adopted") is carried
+        node.datapath.bump_mirror()
+        assert talk.client(payload=b"x").reason.startswith("forward") is (back != DEVICE)
+    finally:
+        node.world.node.run("ip", *six, "rule", "del", "pref", "77")
+        node.world.node.run("ip", *six, "route", "flush", "table", "77")
+
+
+@pytest.mark.parametrize("back", [LOOSE, STRICT], ids=["loose", "strict"])
+def test_a_way_back_that_goes_away_counts_with_the_next_packet(node: Node, net: Net, back: int) -> None:
+    way_back(node, net, back, net.server)
+    talk = Held(node, net)
+    assert talk.server(payload=b"y").reason == "forward_adopted"
+    assert talk.server(payload=b"y").reason == "forward_flow"
+    whole = f"{net.server}/{128 if net.family == 6 else 32}"
+    with node.world.route("add", "unreachable", whole):
+        assert talk.server(payload=b"y").reason in {"punt_kept", "punt_not_ours"}
 
 
 def test_a_kept_direction_ends_the_adoption(node: Node, net: Net) -> None:

@@ -26,7 +26,7 @@ INTERFACES = {"lan0": 2, "lan1": 3, "wan": 4}
 @dataclass(frozen=True)
 class Packet:
     """As a chain sees it. `state`: conntrack's, once it has looked. `luck`: how conditions turn out that no
-    packet shows.
+    packet shows; `back`: how a route leads to the sender.
     """
 
     seen: Tuple
@@ -39,6 +39,7 @@ class Packet:
     ttl: int
     tracked: bool
     luck: bool
+    back: int
     state: str = "established"
 
 
@@ -124,6 +125,26 @@ INSIDE = (
     Condition(match(meta("iifname"), "lan0"), "-i lan0", lambda one: one.inside == "lan0"),
     Condition(match(meta("iifname"), "lan0", "!="), "! -i lan0", lambda one: one.inside != "lan0"),
     Condition(match(meta("iifname"), {"set": ["lan1", "wan"]}), None, lambda one: one.inside != "lan0"),
+)
+NO_WAY, LOOSE, STRICT = range(3)
+"""How a route leads to a packet's sender: not at all, somehow, by where the packet came in."""
+
+
+def fib(*flags: str) -> Any:
+    return {"fib": {"result": "oif", "flags": ["saddr", *flags]}}
+
+
+def _leads(least: int) -> Callable[[Packet], bool]:
+    """Behind routing rules look it up otherwise."""
+    return lambda one: one.back >= least if one.hook == PREROUTING else one.luck
+
+
+BACK = (
+    Condition(match(fib("iif"), False), "-m rpfilter --invert", lambda one: not _leads(STRICT)(one)),
+    Condition(match(fib("mark", "iif"), True), "-m rpfilter --validmark", _leads(STRICT)),
+    Condition(match(fib("iif"), True, "!="), "-m rpfilter --invert", lambda one: not _leads(STRICT)(one)),
+    Condition(match(fib(), False), "-m rpfilter --loose --invert", lambda one: not _leads(LOOSE)(one)),
+    Condition(match(fib(), True), "-m rpfilter --loose", _leads(LOOSE)),
 )
 OUTSIDE = (
     Condition(match(meta("oifname"), "wan"), "-o wan", lambda one: one.hook > 0 and one.outside == "wan"),
@@ -234,8 +255,10 @@ def random_ruleset(random: Random, *, exact: bool, iptables: bool) -> Ruleset:
 def _random_rule(random: Random, chain: Chain, handle: int, *, exact: bool, iptables: bool) -> Rule:
     pool = [*EXACT, *INSIDE] if chain.hook != POSTROUTING or not iptables else [*EXACT]
     pool += [] if iptables and chain.hook == PREROUTING else OUTSIDE
+    if chain.hook == PREROUTING:
+        pool += BACK
     if not exact:
-        pool += INEXACT * 2
+        pool += (*INEXACT, *INEXACT, *BACK)
     if iptables:
         pool = [one for one in pool if one.iptables is not None]
     conditions = tuple(random.choice(pool) for _ in range(random.choice((1, 1, 2))))
@@ -335,6 +358,7 @@ class Followed:
     """The way of one packet: which counters it meets, by rule and base chain."""
 
     ruleset: Ruleset
+    back: int = STRICT
     counted: list[tuple[str, int]] = field(default_factory=list)
     base: Chain = field(default_factory=lambda: Chain(""))
 
@@ -349,9 +373,8 @@ class Followed:
             tracked = base.hook != PREROUTING or base.priority > -200
             left = ttl if base.hook == PREROUTING else ttl - 1
             inside, outside = passage.inside, passage.outside
-            one = Packet(
-                seen, passage.protocol, inside, outside, base.hook, flags, dscp, left, tracked, luck, state
-            )
+            fields = (base.hook, flags, dscp, left, tracked, luck, self.back, state)
+            one = Packet(seen, passage.protocol, inside, outside, *fields)
             verdict = self._through(base, one)
             if verdict == "drop" or (verdict != "accept" and base.drops):
                 return "drop"
@@ -398,13 +421,14 @@ def _seen(passage: Passage, hook: int, priority: int) -> Tuple:
     return (*passage.arrives[:2], *passage.leaves[2:])
 
 
-def followed(ruleset: Ruleset, passage: Passage) -> list[tuple[str, int]] | None:
+def followed(ruleset: Ruleset, passage: Passage, back: int = STRICT) -> list[tuple[str, int]] | None:
     """The counters that every packet of the passage meets; None when Linux has to have it: some packet is
-    dropped, meets what cannot be done without it, or meets other counters than the rest.
+    dropped, meets what cannot be done without it, or meets other counters than the rest. `back`: how a route
+    leads to who sends them.
     """
     found = []
     for flags, dscp, ttl, luck in product((0x10, 0x18, 0x30), (0, 46), (2, 64), (False, True)):
-        way = Followed(ruleset)
+        way = Followed(ruleset, back)
         try:
             if way.verdict(passage, flags=flags, dscp=dscp, ttl=ttl, luck=luck) == "drop":
                 return None
@@ -421,9 +445,9 @@ def accepted(ruleset: Ruleset, passage: Passage, region: Region) -> bool:
     """Whether Linux lets every such packet pass and does nothing else with any."""
     state = "new" if region is Region.FIRST else "established"
     flags_of = FLAGS[region] if passage.protocol == TCP else (0,)
-    for flags, dscp, ttl, luck in product(flags_of, (0, 46), (2, 64), (False, True)):
+    for flags, dscp, ttl, luck, back in product(flags_of, (0, 46), (2, 64), (False, True), (NO_WAY, STRICT)):
         try:
-            way = Followed(ruleset)
+            way = Followed(ruleset, back)
             if way.verdict(passage, flags=flags, dscp=dscp, ttl=ttl, luck=luck, state=state) == "drop":
                 return False
         except SpoiledError:

@@ -289,10 +289,12 @@ class Adoption:
     ) -> tuple[Keep, ...]:
         compiled = classifiers(rulings, {name: ifindex for ifindex, name in names.items()})
         views = self.datapath.enum("view")
-        for view in View:
-            for family in FAMILIES:
-                place = PLACES[region] | other << 3 | views[f"VIEW_{view.name}"] << 1 | (family == 6)
-                if classifier := compiled.classifiers.get((view, family)):
+        for family in FAMILIES:
+            wanted = {f"VIEW_{view.name}": compiled.classifiers.get((view, family)) for view in View}
+            wanted["VIEW_BACK"] = compiled.backs.get(family)
+            for name, classifier in wanted.items():
+                place = PLACES[region] | other << 3 | views[name] << 1 | (family == 6)
+                if classifier:
                     self.datapath.put_classifier(place, classifier.lines)
                 else:
                     self.datapath.drop_classifier(place)

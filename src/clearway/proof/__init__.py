@@ -3,7 +3,7 @@
 what has to stay in Linux out.
 
     nft.py, iptables.py -> steps.py: rules as steps, in the boxes of importer/box.py
-    settled.py: what is known of marks and fragments
+    settled.py: what is known of marks and fragments; back.py: rules that look for a route to the sender
     region.py: what is carried at all, and what a chain at each hook sees of it
     walk.py: a base chain as lines, kept or passing; lines.py: those of several chains as one list
     proving.py: all of it, as a Proof; kinds.py: every rule by itself
@@ -18,6 +18,7 @@ from .passages import Addresses, Passages, Side
 from .proving import Proof, Ruling, Rulings, prove, prove_claimed
 from .region import Region
 from .result import (
+    Back,
     Classified,
     Counted,
     Keep,
@@ -31,6 +32,7 @@ from .result import (
 
 __all__ = [
     "Addresses",
+    "Back",
     "Classified",
     "Compiled",
     "Counted",

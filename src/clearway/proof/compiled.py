@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, summarize_address_range
 
 from clearway.compiler.classifier import Classifier, Condition, Sets, TooBigError, compile_classifier
-from clearway.importer.box import BITS, PORTS, Box, all_addresses, whole
+from clearway.importer.box import BITS, PORTS, Box, Boxes, all_addresses, whole
 from clearway.importer.ranges import Names, Ranges
 from clearway.importer.words import prefixes_of
 from clearway.model import IPNetwork, PortRange
 from clearway.model.protocols import TCP, UDP
 
 from .proving import Ruling, Rulings, Views
-from .result import Keep
+from .result import Back, Keep
 
 PREFIXES_MAX = 65_536
 LISTED_MAX = 16
@@ -32,11 +32,13 @@ CARRIED = (TCP, UDP)
 class Compiled:
     """`classifiers`: by view and family, absent where nothing is kept. They tell, for what is kept, the place
     in `keeps` plus 1; 0, or no rule at all, is what passes. `keeps`: those of the proof, and why a family is
-    kept whose classifier would be too big.
+    kept whose classifier would be too big. `backs`: by family, absent where no route back is required of
+    anybody; they tell a Back.
     """
 
     classifiers: Mapping[Views, Classifier]
     keeps: tuple[Keep, ...]
+    backs: Mapping[int, Classifier]
 
 
 def classifiers(proof: Rulings, interfaces: Mapping[str, int]) -> Compiled:
@@ -55,7 +57,16 @@ def classifiers(proof: Rulings, interfaces: Mapping[str, int]) -> Compiled:
         except TooBigError as error:
             keeps.append(Keep(view, (whole(family),), str(error)))
             found[key] = compile_classifier([Condition()], Sets(), family, [len(keeps)])
-    return Compiled(found, tuple(keeps))
+    backs = {family: _back_classifier(proof, family, interfaces) for family in proof.backs}
+    return Compiled(found, tuple(keeps), backs)
+
+
+def _back_classifier(proof: Rulings, family: int, interfaces: Mapping[str, int]) -> Classifier:
+    asked = back_question(proof, family, interfaces)
+    try:
+        return compile_classifier(asked.conditions, asked.sets, family, asked.told)
+    except TooBigError:
+        return compile_classifier([Condition()], Sets(), family, [max(Back)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,14 @@ def question(proof: Rulings, key: Views, interfaces: Mapping[str, int]) -> Quest
     return Question(writer.conditions, writer.told, Sets(addresses=writer.addresses))
 
 
+def back_question(proof: Rulings, family: int, interfaces: Mapping[str, int]) -> Question:
+    """Of a family of which a route back is required."""
+    writer = _Writer(family, interfaces)
+    for boxes, back in proof.backs[family]:
+        writer.write_all(boxes, back, larger=True)
+    return Question(writer.conditions, writer.told, Sets(addresses=writer.addresses))
+
+
 class _UnsayableError(Exception):
     """No condition can say this."""
 
@@ -91,13 +110,16 @@ class _Writer:
 
     def write(self, ruling: Ruling) -> None:
         kept = ruling.keep is not None
-        for box in ruling.boxes:
+        self.write_all(ruling.boxes, 0 if ruling.keep is None else ruling.keep + 1, larger=kept)
+
+    def write_all(self, boxes: Boxes, told: int, *, larger: bool) -> None:
+        for box in boxes:
             try:
-                condition = self._condition(box, larger=kept)
+                condition = self._condition(box, larger=larger)
             except _UnsayableError:
                 continue
             self.conditions.append(condition)
-            self.told.append(0 if ruling.keep is None else ruling.keep + 1)
+            self.told.append(told)
 
     def _condition(self, box: Box, *, larger: bool) -> Condition:
         """`larger`: rather than not at all. _UnsayableError also for what no packet meets."""

@@ -26,13 +26,14 @@ from clearway.importer.iptables import (
 )
 from clearway.importer.nft_rule import Table
 
+from .back import back_of_rpfilter
 from .nft import LIMITS
 from .result import RuleName
 from .steps import Act, Chains, StepChain, StepRule, Steps, unproven
 
 VERDICTS = {"ACCEPT": Act.ACCEPT, "DROP": Act.DROP, "REJECT": Act.DROP, "RETURN": Act.RETURN}
 OF_MARKS = {"mark": "meta mark", "connmark": "ct mark"}
-KNOWN = MODULES | set(OF_MARKS) | {"pkttype"}
+KNOWN = MODULES | set(OF_MARKS) | {"pkttype", "rpfilter"}
 TRACKING = frozenset(
     [
         *(("-m", name) for name in ("conntrack", "state", "connmark")),
@@ -40,6 +41,7 @@ TRACKING = frozenset(
     ]
 )
 """For whose sake the kernel tracks connections."""
+RPFILTER = ("--loose", "--validmark", "--accept-local", "--invert")
 HEADERS = frozenset({"rt", "frag", "hbh", "dst"})
 """Modules for extension headers of IPv6, which meet nothing where there is none."""
 
@@ -89,11 +91,13 @@ def _rule(text: str, chain: StepChain, family: int, chains: Chains) -> StepRule:
 
 
 class _Matches(Steps):
-    """The matches of a rule. `module`: of which the options are read."""
+    """The matches of a rule. `module`: of which the options are read. `rpfilter`: its options so far."""
 
     def __init__(self, family: int) -> None:
         super().__init__(Table(limits=LIMITS), (family,))
+        self.family = family
         self.module = ""
+        self.rpfilter: list[str] = []
 
     def read(self, line: Line, words: list[str]) -> None:
         options: Mapping[str, Reader] = {
@@ -102,6 +106,7 @@ class _Matches(Steps):
             "-f": _fragment,
             "--mark": self._mark,
             "--pkt-type": _packet_type,
+            **{option: self._rpfilter(option) for option in RPFILTER},
         }
         asked = doubted = 0
         for _option in reading(line, words, options):
@@ -114,12 +119,31 @@ class _Matches(Steps):
                 else:  # a value is missing, or looks like an option: what follows may mean anything
                     self.opaque(why)
             asked, doubted = len(line.conditions), len(line.reasons)
+        self._filter()
+
+    def _rpfilter(self, option: str) -> Reader:
+        def read(_line: Line, _values: list[str], _negated: bool) -> None:
+            if self.module != "rpfilter":
+                raise InexactError("it is not known here")
+            self.rpfilter.append(option)
+
+        return read
+
+    def _filter(self) -> None:
+        """When all options of -m rpfilter have been read. It matters to what meets all other matches."""
+        if self.rpfilter:
+            back, marked = back_of_rpfilter(self.rpfilter, self.family)
+            self.ask_back(back, exists="--invert" not in self.rpfilter, marked=marked)
+        self.rpfilter = []
 
     def _module(self, _line: Line, values: list[str], _negated: bool) -> None:
         """Of known ones the options say everything; others may count, or change, with every packet."""
         self.module = values[0]
         if self.module in HEADERS:
             self.never()
+        elif self.module == "rpfilter":
+            self._filter()
+            self.rpfilter = ["-m rpfilter"]
         elif self.module not in KNOWN:
             self.opaque(f"-m {self.module} is not known to be the same for every packet")
             raise InexactError("it is not known here")

@@ -26,6 +26,7 @@ from clearway.importer.nft_json import (
 from clearway.importer.nft_rule import FAMILIES_OF, Table, Verdict, VerdictMap, map_elements, rejected
 from clearway.importer.ruleset import Verb
 
+from .back import back_of
 from .result import RuleName
 from .steps import Act, Chains, StepChain, Steps, unproven
 from .written import written
@@ -232,6 +233,10 @@ class _Statements(Steps):
         if "exthdr" in left:
             self._header(content)
             return
+        if asked := back_of(left):
+            back, marked = asked
+            self.ask_back(back, exists=_exists(content), marked=marked)
+            return
         condition = None
         with suppress(InexactError):
             condition = match_of(content)
@@ -283,6 +288,13 @@ class _Statements(Steps):
             if "field" in key.get("payload", ()):
                 self.narrow([key["payload"]["protocol"]])
             self.opaque(f"`{written([{'mangle': content}])}` changes packets or their connection")
+
+
+def _exists(content: Json) -> bool:
+    """Of a match whether something is there, rather than missing. ValueError for other matches."""
+    if not isinstance(content["right"], bool) or content["op"] not in {"==", "!="}:
+        raise ValueError(content)
+    return bool(content["right"] == (content["op"] == "=="))
 
 
 def _has(part: Any, word: str) -> bool:

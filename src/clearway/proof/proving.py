@@ -17,7 +17,7 @@ from .lines import joined
 from .nft import NftRuleset, read_nft
 from .passages import Passages, Rows
 from .region import HOOKS, Region
-from .result import Classified, Counted, Keep, Obstacle, Passage, RuleName, Sources, View
+from .result import Back, Classified, Counted, Keep, Obstacle, Passage, RuleName, Sources, View
 from .steps import Chains, StepChain
 from .walk import Cause, Line, Walk
 
@@ -36,12 +36,16 @@ class Ruling:
 @dataclass(frozen=True)
 class Rulings:
     """What is kept in Linux. `rulings`: by view and family, first match first; none where nothing is kept.
-    `path`: the base chains that packets meet, in order.
+    `path`: the base chains that packets meet, in order. `requires_unmarked`: holds only where conntrack's
+    mark is 0. `backs`: by family, of which packets as they arrive a route to the sender is required, first
+    match first.
     """
 
     keeps: tuple[Keep, ...]
     rulings: Mapping[Views, tuple[Ruling, ...]]
     path: tuple[StepChain, ...]
+    requires_unmarked: bool
+    backs: Mapping[int, tuple[tuple[Boxes, Back], ...]]
 
     @property
     def asked(self) -> frozenset[int]:
@@ -61,18 +65,23 @@ class Rulings:
                     break
         return None
 
+    def back(self, passage: Passage) -> Back | None:
+        """What is required of the route to who sends the packets of this direction."""
+        for boxes, back in self.backs.get(passage.family, ()):
+            if _within(passage, View.BEFORE, boxes):
+                return back
+        return None
+
 
 @dataclass(frozen=True)
 class Proof(Rulings):
     """For which established, forwarded connections a path around netfilter gives what Linux gives.
 
-    `requires_unmarked`: only where conntrack's mark is 0. `chains`: all that there are. `always`: what is
-    kept of whatever meets rules, because they could not be read or see frames at a device. `filtering`: as of
-    Sources.
+    `chains`: all that there are. `always`: what is kept of whatever meets rules, because they could not be
+    read or see frames at a device. `filtering`: as of Sources.
     """
 
     rules: tuple[Classified, ...]
-    requires_unmarked: bool
     chains: Chains
     always: tuple[tuple[View, int, Line], ...]
     filtering: Mapping[int, frozenset[str]]
@@ -116,37 +125,51 @@ def prove(sources: Sources) -> Proof:
     """Never raises for what the kernel has accepted: what cannot be read keeps its families in Linux."""
     chains, always = _read(sources)
     always += _at_all_devices(sources, chains)
-    path = _path(chains, Region.CARRIED)
-    keeps, rulings, marked = _walked(path, chains, Region.CARRIED, (*always, *_beside(sources.obstacles)))
-    rules = tuple(_classified(chains, path, {keep.rule for keep in keeps}))
-    return Proof(keeps, rulings, path, rules, marked, chains, tuple(always), sources.filtering)
+    mine = _walked(chains, Region.CARRIED, (*always, *_beside(sources.obstacles)))
+    rules = tuple(_classified(chains, mine.path, {keep.rule for keep in mine.keeps}))
+    return Proof(
+        keeps=mine.keeps,
+        rulings=mine.rulings,
+        path=mine.path,
+        requires_unmarked=mine.requires_unmarked,
+        backs=mine.backs,
+        rules=rules,
+        chains=chains,
+        always=tuple(always),
+        filtering=sources.filtering,
+    )
 
 
 def prove_claimed(proof: Proof, region: Region) -> Rulings:
     """The same rules, for packets that clearway's own services and NAT claim."""
-    path = _path(proof.chains, region)
-    keeps, rulings, _marked = _walked(path, proof.chains, region, proof.always)
-    return Rulings(keeps, rulings, path)
+    return _walked(proof.chains, region, proof.always)
 
 
-def _walked(
-    path: Iterable[StepChain], chains: Chains, region: Region, always: Iterable[tuple[View, int, Line]]
-) -> tuple[tuple[Keep, ...], dict[Views, tuple[Ruling, ...]], bool]:
-    """What is kept; rulings by view and family; whether they hold for connections without a mark alone."""
+def _walked(chains: Chains, region: Region, always: Iterable[tuple[View, int, Line]]) -> Rulings:
+    path = _path(chains, region)
     found: dict[Views, list[list[Line]]] = {}
     for view, family, line in always:
         found.setdefault((view, family), []).append([line])
     marked = False
+    backs: dict[int, list[tuple[Boxes, Back]]] = {}
     for chain in path:
         for family in chain.families:
             walk = Walk(chain, chains, family, region)
             walk.walk()
             marked = marked or walk.asks_connmark
+            if walk.asks_back:
+                backs.setdefault(family, []).extend(walk.asks_back)
             for view in walk.views:
                 found.setdefault((view, family), []).append(walk.lines)
     keeps: list[Keep] = []
     rulings = {key: ruled for key, lists in found.items() if (ruled := _ruled(key[0], lists, keeps))}
-    return tuple(keeps), rulings, marked
+    required = {family: _strictest_first(asked) for family, asked in backs.items()}
+    return Rulings(tuple(keeps), rulings, path, marked, required)
+
+
+def _strictest_first(asked: Iterable[tuple[Boxes, Back]]) -> tuple[tuple[Boxes, Back], ...]:
+    """So that the first match is enough: what leads back strictly leads back."""
+    return tuple(sorted(dict.fromkeys(asked), key=lambda one: -one[1]))
 
 
 def _ruled(view: View, lists: list[list[Line]], keeps: list[Keep]) -> tuple[Ruling, ...]:

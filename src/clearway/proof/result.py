@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from clearway.importer.box import Boxes
 from clearway.model import IPAddress
@@ -17,6 +17,14 @@ class View(StrEnum):
     BEFORE = "before"  # as it arrives
     BETWEEN = "between"  # its destination is translated, its source is not
     AFTER = "after"  # as it leaves
+
+
+class Back(IntEnum):
+    """What rules want to be true of the route to a packet's sender: enum back of bpf/types.h."""
+
+    LOOSE = 1  # there is one
+    STRICT = 2  # it leaves by the interface that the packet came in by
+    DEVICE = 3  # likewise, and policy rules are asked by that interface
 
 
 class Kind(StrEnum):

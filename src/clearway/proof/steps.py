@@ -17,7 +17,7 @@ from clearway.importer.ranges import Ranges
 from clearway.model.protocols import TCP, UDP
 
 from .region import CONNTRACK, start
-from .result import RuleName
+from .result import Back, RuleName
 from .settled import settled
 
 
@@ -28,6 +28,7 @@ class Act(StrEnum):
     OPAQUE = "opaque"
     CLAMP = "clamp"  # only SYNs get so far
     CONNMARK = "connmark"  # means what is said here only where the connection's mark is 0
+    BACK = "back"  # means what is said here only where a route leads to the sender (`back`)
     ACCEPT = "accept"
     DROP = "drop"
     JUMP = "jump"
@@ -38,13 +39,14 @@ class Act(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Step:
     """Packets in the boxes get this far in the rule: all or, when there are `reasons`, some. `text`: the
-    chain to go to, the object that counts, or what is done.
+    chain to go to, the object that counts, or what is done. `back`: of Act.BACK.
     """
 
     act: Act
     boxes: Boxes
     text: str = ""
     reasons: tuple[str, ...] = ()
+    back: Back | None = None
 
     @property
     def calls(self) -> bool:
@@ -90,6 +92,7 @@ class StepChain:
 
 
 PORTED = {"tcp": TCP, "udp": UDP}
+UNMARKED = Condition(("meta mark",), "==", (("0",),))
 Chains = dict[tuple[str, str], StepChain]
 """By family and table, and name."""
 
@@ -137,6 +140,18 @@ class Steps:
         except InexactError as error:
             named = str(error).startswith("set ")
             self.doubt(str(error) if named else unproven(str(condition)))
+
+    def ask_back(self, back: Back, *, exists: bool, marked: bool) -> None:
+        """Go on with packets to whose sender there is (`exists`) or is no such route: of what is carried it
+        is asked. `marked`: routes are looked up by the packet's mark, which is 0.
+        """
+        if marked and settled(UNMARKED) is not True:
+            self.opaque("asks for a route back by a mark that is not known")
+            return
+        self.done.append(Step(Act.BACK, self.boxes, reasons=tuple(self.reasons), back=back))
+        self.restore("asks for a route to the sender, and so does who carries its packets")
+        if not exists:
+            self.never()
 
     def never(self) -> None:
         """Nothing that is carried meets what comes now."""

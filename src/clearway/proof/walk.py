@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from clearway.importer.box import FIELDS, Box, Boxes, common, without
+from clearway.importer.box import FIELDS, PORTS, Box, Boxes, all_addresses, common, without
 from clearway.importer.errors import InexactError
 from clearway.importer.ranges import Names
 
 from .region import CONNTRACK, DSTNAT, SRCNAT, Region, invariant, start, varying, views_of, widened
-from .result import RuleName, View
+from .result import Back, RuleName, View
 from .steps import Act, Chains, Step, StepChain
 
 DEPTH_MAX = 64
@@ -82,7 +82,9 @@ class _Way:
 
 @dataclass(slots=True)
 class Walk:
-    """One base chain, for one family. `asks_connmark`: its lines hold for connections whose mark is 0."""
+    """One base chain, for one family. Its lines hold for connections whose mark is 0, if it `asks_connmark`,
+    and for packets, as they arrive, to whose sender a route leads as it `asks_back`.
+    """
 
     base: StepChain
     chains: Chains
@@ -90,6 +92,7 @@ class Walk:
     region: Region = Region.CARRIED
     lines: list[Line] = field(default_factory=list)
     asks_connmark: bool = False
+    asks_back: list[tuple[Boxes, Back]] = field(default_factory=list)
     _steps: int = 0
 
     @property
@@ -135,10 +138,8 @@ class Walk:
             raise LongError(f"it unfolds to more than {STEPS_MAX:,} steps")
         doubts = self._doubts(way, step, met)
         match step.act:
-            case Act.CONNMARK if self.base.hook != "prerouting" or self.base.priority > CONNTRACK:
-                self.asks_connmark = True
-            case Act.CONNMARK:
-                self._decide(way, met, "asks for a connection before conntrack has looked", rule)
+            case Act.CONNMARK | Act.BACK:
+                self._require(way, step, rule, met)
             case Act.OPAQUE | Act.CLAMP:
                 self._decide(way, met, step.text, rule)
             case Act.DROP:
@@ -153,6 +154,29 @@ class Walk:
                 way.leave(met, certain=not doubts)
             case Act.JUMP | Act.GOTO:
                 self._call(way, step, rule, met, doubts)
+
+    def _require(self, way: _Way, step: Step, rule: RuleName, met: Boxes) -> None:
+        """What is said of these packets holds under a condition, if it can be told here."""
+        early = self.base.hook == "prerouting"
+        if step.back is None:
+            if early and self.base.priority <= CONNTRACK:
+                self._decide(way, met, "asks for a connection before conntrack has looked", rule)
+            else:
+                self.asks_connmark = True
+        elif self.region is not Region.CARRIED:
+            self._decide(way, met, "asks for a route to the sender", rule)
+        elif early:
+            self.asks_back.append((self._arriving(met), step.back))
+        else:
+            self._decide(way, met, "asks for a route to the sender behind routing", rule)
+
+    def _arriving(self, boxes: Boxes) -> Boxes:
+        """As packets arrive: behind NAT, from any destination that was translated to these."""
+        boxes = widened(boxes, self.start)
+        if self.base.priority < DSTNAT:
+            return boxes
+        anywhere = all_addresses(self.family)
+        return tuple(replace(box, destination=anywhere, dport=PORTS) for box in boxes)
 
     def _call(self, way: _Way, step: Step, rule: RuleName, met: Boxes, doubts: tuple[str, ...]) -> None:
         target = self.chains.get((way.chain.label, step.text))
