@@ -31,7 +31,7 @@ always_inline bool adopt_keeps(struct packet *p, struct scratch *s)
 	s->passing.leaves = s->forward.leaves;
 	s->passing.inside = p->ifindex;
 	s->passing.outside = s->route.fib.ifindex;
-	return views_keep(trust_places(KEEP_PLACES, s->adopting.trusted));
+	return views_tell(trust_places(KEEP_PLACES, s->adopting.trusted));
 }
 
 /* enum back: what rules want of the way to the sender of the packet, as it arrived. 0: nothing. */
@@ -93,6 +93,23 @@ always_inline bool adopt_is_answerable(struct packet *p, struct scratch *s)
 	bool both = policy && p->tuple.family == FAMILY_IPV4;
 	return adopt_leads_back(p, s, from, back, both) &&
 	       (addr_equal(from, leaves) || adopt_leads_back(p, s, leaves, back, both));
+}
+
+/* What rules change in the packet; false: they have routing see another type of service, and find another way by it. */
+always_inline bool adopt_mangles(struct packet *p, struct scratch *s)
+{
+	__u32 ifindex = s->route.fib.ifindex;
+	__u8 tos = p->tos;
+
+	s->adopting.mangle = (__u32)views_tell(trust_places(MANGLE_PLACES, s->adopting.trusted)) << FLOW_MANGLE_SHIFT & FLOW_MANGLE;
+	const struct mangle *m = mangle_of(FLOW_ADOPTED | s->adopting.mangle);
+	if (!m || !m->early)
+		return true;
+	p->tos = mangle_tos(m, tos);
+	route_lookup(p, s);
+	bool same = s->route.result == BPF_FIB_LKUP_RET_SUCCESS && s->route.fib.ifindex == ifindex && route_back(p, s);
+	p->tos = tos;
+	return same;
 }
 
 /* ---- what Linux' conntrack holds ---- */
@@ -246,7 +263,9 @@ never_inline int adopt_decide(struct packet *p, struct scratch *s)
 	s->adopting.way.outside = s->route.fib.ifindex;
 	if (p->ifindex > WAY_MAX || s->route.fib.ifindex > WAY_MAX)
 		return s->adopting.reason;
-	return adopt_keeps(p, s) || !adopt_is_answerable(p, s) ? REASON_PUNT_KEPT : CONTINUE;
+	if (adopt_keeps(p, s) || !adopt_is_answerable(p, s) || !adopt_mangles(p, s))
+		return REASON_PUNT_KEPT;
+	return CONTINUE;
 }
 
 /* Both entries. The other direction's next hop is found, and its rules are asked, when its first packet comes. */
@@ -279,6 +298,7 @@ never_inline void adopt_entries(struct packet *p, struct scratch *s)
 	struct flow *mine = s->adopting.reply ? answer : forward;
 	flow_hop(&s->entry.verdict, mine);
 	flow_lead(mine, &s->adopting.way);
+	mine->state |= s->adopting.mangle;
 }
 
 /* The verdict for this packet; entry.verdict has the next hop. */
@@ -287,6 +307,7 @@ always_inline void adopt_verdict(const struct packet *p, struct scratch *s)
 	struct verdict *v = &s->entry.verdict;
 	const struct tuple *leaves = &s->forward.leaves;
 
+	v->state = FLOW_ADOPTED | s->adopting.mangle;
 	v->src = leaves->src;
 	v->dst = leaves->dst;
 	v->sport = leaves->sport;
@@ -313,12 +334,18 @@ always_inline bool adopt_same(const struct scratch *s)
 	       addr_equal(&a->dst, &b->dst);
 }
 
+/* Is it neither too large for its way, nor at its end? */
+always_inline bool adopt_fits(const struct packet *p, const struct scratch *s)
+{
+	return packet_segment(p) <= s->entry.verdict.mtu && mangle_fits(p, s->entry.verdict.state);
+}
+
 /* Sends the packet as its flow says; over the MTU Linux fragments it, or says so. */
 always_inline int adopt_send(struct packet *p, struct scratch *s, bool counted, int reason)
 {
 	if (must_hand_over(&s->egress))
 		return hand_over(p, REASON_DROP_NO_EGRESS);
-	if (packet_segment(p) > s->entry.verdict.mtu)
+	if (!adopt_fits(p, s))
 		return conclude(p, REASON_PUNT_ADOPTED);
 	if (!counted)
 		flow_refresh(&s->entry, packet_l3_length(p));
@@ -350,6 +377,7 @@ always_inline int adopt_known(struct packet *p, __u32 stamp, struct scratch *s)
 	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
 	s->entry.asked = adopt_asked(s);
 	s->entry.way = s->adopting.way;
+	s->entry.verdict.state = (s->entry.verdict.state & ~FLOW_MANGLE) | s->adopting.mangle;
 	flow_resolve(&s->entry);
 	return adopt_send(p, s, false, REASON_FORWARD_RESOLVED);
 }
@@ -363,7 +391,7 @@ always_inline int adopt_new(struct packet *p, __u32 stamp, struct scratch *s)
 	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
 	adopt_verdict(p, s);
 	adopt_entries(p, s);
-	bool counted = !must_hand_over(&s->egress) && packet_segment(p) <= s->entry.verdict.mtu;
+	bool counted = !must_hand_over(&s->egress) && adopt_fits(p, s);
 	if (counted) {
 		struct flow *f = s->adopting.reply ? &s->answer.flow : &s->forward.flow;
 		f->carried = CARRIED_PACKET + packet_l3_length(p);

@@ -89,7 +89,7 @@ always_inline bool look_up(struct packet *p, __u32 stamp, struct hit *hit)
 	if (!hit->flow || v->stamp != stamp || !(v->state & FLOW_SENT_ACK) ||
 	    !egress_read(v->egress, v->stamp, &hit->egress))
 		return false;
-	if (v->state & FLOW_ADOPTED && adopt_asks(p, hit->flow))
+	if (v->state & FLOW_ADOPTED && (adopt_asks(p, hit->flow) || !mangle_fits(p, v->state)))
 		return false;
 	hit->carried = CARRIED_PACKET + (v->state & FLOW_ADOPTED ? packet_l3_length(p) : p->length);
 	__u64 was = hit->flow->carried;

@@ -191,6 +191,15 @@ always_inline void flow_lead(struct flow *f, const struct way *way)
 	f->tcp_window = both >> 32;
 }
 
+/* Rules change its packets as that state says. */
+always_inline void flow_mangle(struct flow *f, __u32 state)
+{
+	if (!((f->state ^ state) & FLOW_MANGLE))
+		return;
+	__sync_fetch_and_and(&f->state, ~(__u32)FLOW_MANGLE);
+	__sync_fetch_and_or(&f->state, state & FLOW_MANGLE);
+}
+
 /* One entry, copied, and where it stands. */
 struct peek {
 	struct tuple key;
@@ -327,8 +336,8 @@ __noinline int flow_touch(struct peek *peek)
 	return 1;
 }
 
-/* The entry has peek->verdict's next hop from now on, unless somebody else is just changing it; and an adopted one peek->asked and
- * peek->way. */
+/* The entry has peek->verdict's next hop from now on, unless somebody else is just changing it; and an adopted one peek->asked,
+ * peek->way and FLOW_MANGLE of peek->verdict.state. */
 __noinline int flow_resolve(struct peek *peek)
 {
 	struct spot spot = {};
@@ -339,6 +348,7 @@ __noinline int flow_resolve(struct peek *peek)
 	if (spot.flow->state & FLOW_ADOPTED) {
 		spot.flow->tcp_next = peek->asked;
 		flow_lead(spot.flow, &peek->way);
+		flow_mangle(spot.flow, peek->verdict.state);
 	}
 	table_unlock(spot.marks, spot.slot, spot.mark, spot.mark >> TAG_SHIFT);
 	return 1;

@@ -54,7 +54,7 @@ always_inline bool honour_keeps(struct scratch *s, __u32 trusted)
 {
 	struct passing *passing = &s->passing;
 
-	if (views_keep(trust_places(FIRST_PLACES, trusted)) || views_keep(trust_places(LATER_PLACES, trusted)))
+	if (views_tell(trust_places(FIRST_PLACES, trusted)) || views_tell(trust_places(LATER_PLACES, trusted)))
 		return true;
 	__u32 outside = passing->outside;
 	tuple_reverse(&passing->arrives, &s->answer.leaves);
@@ -62,7 +62,7 @@ always_inline bool honour_keeps(struct scratch *s, __u32 trusted)
 	passing->leaves = s->answer.leaves;
 	passing->outside = passing->inside;
 	passing->inside = outside;
-	return views_keep(trust_places(LATER_PLACES, trusted));
+	return views_tell(trust_places(LATER_PLACES, trusted));
 }
 
 /* Before a connection is opened that leaves as s->forward.leaves, and from s->source. CONTINUE: it may be. What is in its middle
@@ -112,7 +112,7 @@ never_inline int honour_later(struct packet *p, struct scratch *s, const struct 
 	if (!honour_asks(trusted, p->tuple.family))
 		return CONTINUE;
 	honour_passing(s, &p->tuple, leaves, p->ifindex, s->route.fib.ifindex);
-	return views_keep(trust_places(LATER_PLACES, trusted)) ? REASON_DROP_KEPT : CONTINUE;
+	return views_tell(trust_places(LATER_PLACES, trusted)) ? REASON_DROP_KEPT : CONTINUE;
 }
 
 #define HANDED_OVER_MS 60000 /* until Linux has seen a packet, and gives it what it gives others */

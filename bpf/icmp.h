@@ -188,7 +188,7 @@ always_inline __u32 icmp_outer(struct packet *p, __u32 state, const struct tuple
 	__builtin_memcpy(&ip->saddr, &to.src, sizeof(to.src));
 	__builtin_memcpy(&ip->daddr, &to.dst, sizeof(to.dst));
 	ip->hop_limit--;
-	packet_hop_limit_decremented(p);
+	packet_header_changed(p, DECREMENT_HOP_LIMIT);
 	return delta;
 }
 

@@ -212,9 +212,9 @@ always_inline bool packet_resize(struct packet *p, __u32 keep, __u32 room)
 #define packet_ct_alloc bpf_skb_ct_alloc
 
 /* IPv6 has no header checksum that would balance the change in what COMPLETE has summed. */
-always_inline void packet_hop_limit_decremented(struct packet *p)
+always_inline void packet_header_changed(struct packet *p, __u16 delta)
 {
-	bpf_csum_update(p->ctx, (__u16)~bpf_htons(1));
+	bpf_csum_update(p->ctx, delta);
 }
 
 always_inline struct net_device *packet_device(const struct packet *p)

@@ -140,7 +140,7 @@ always_inline bool packet_resize(struct packet *p, __u32 keep, __u32 room)
 #define packet_ct_lookup bpf_xdp_ct_lookup
 #define packet_ct_alloc bpf_xdp_ct_alloc
 
-always_inline void packet_hop_limit_decremented(struct packet *p)
+always_inline void packet_header_changed(struct packet *p, __u16 delta)
 {
 }
 

@@ -3,6 +3,62 @@
 #pragma once
 
 #define DECREMENT_TTL ((__u16)~bpf_htons(0x0100)) /* checksum difference: TTL is the upper byte of its word */
+#define DECREMENT_HOP_LIMIT ((__u16)~bpf_htons(1))
+
+/* ---- what rules of Linux would change besides (adopt.h) ---- */
+
+always_inline const struct mangle *mangle_of(__u32 state)
+{
+	__u32 row = (state & FLOW_MANGLE) >> FLOW_MANGLE_SHIFT;
+
+	return state & FLOW_ADOPTED && row ? bpf_map_lookup_elem(&mangle_v1, &row) : NULL;
+}
+
+/* How many hops are left behind all rules. */
+always_inline __s32 mangle_hops(const struct mangle *m, __u8 hops)
+{
+	__s32 left = (hops & m->hops_keep) + m->hops_add;
+
+	return left < m->hops_most ? left : m->hops_most;
+}
+
+/* Does the packet not expire by it? */
+always_inline bool mangle_fits(const struct packet *p, __u32 state)
+{
+	const struct mangle *m = mangle_of(state);
+
+	return !m || mangle_hops(m, p->ttl) > 0;
+}
+
+always_inline __u8 mangle_tos(const struct mangle *m, __u8 tos)
+{
+	return (tos & m->tos_keep) ^ m->tos_flip;
+}
+
+always_inline void mangle_ipv4(const struct packet *p, const struct mangle *m, struct iphdr *ip)
+{
+	const __u16 *words = (const void *)ip;
+	__u16 tos = words[0], hops = words[4];
+
+	ip->tos = mangle_tos(m, ip->tos);
+	ip->ttl = mangle_hops(m, p->ttl);
+	ip->check = checksum_apply(ip->check, delta16(tos, words[0]) + delta16(hops, words[4]));
+}
+
+/* Returns the checksum difference that it makes. */
+always_inline __u16 mangle_ipv6(const struct packet *p, const struct mangle *m, struct ipv6hdr *ip)
+{
+	const __u16 *words = (const void *)ip;
+	__u16 class = words[0], hops = words[3];
+	__u8 tos = mangle_tos(m, ip->priority << 4 | ip->flow_lbl[0] >> 4);
+
+	ip->priority = tos >> 4;
+	ip->flow_lbl[0] = tos << 4 | (ip->flow_lbl[0] & 0xf);
+	ip->hop_limit = mangle_hops(m, p->ttl);
+	return fold(delta16(class, words[0]) + delta16(hops, words[3]));
+}
+
+/* ---- the verdict ---- */
 
 always_inline void rewrite_ipv4(struct packet *p, const struct verdict *v, __u8 hops)
 {
@@ -12,6 +68,9 @@ always_inline void rewrite_ipv4(struct packet *p, const struct verdict *v, __u8 
 	ip->daddr = v->dst.v4;
 	ip->ttl -= hops;
 	ip->check = checksum_apply(ip->check, (__u32)v->addr_delta + (hops ? DECREMENT_TTL : 0));
+	const struct mangle *m = mangle_of(v->state);
+	if (m)
+		mangle_ipv4(p, m, ip);
 }
 
 always_inline bool rewrite_ipv6(struct packet *p, const struct verdict *v, __u8 hops)
@@ -23,8 +82,10 @@ always_inline bool rewrite_ipv6(struct packet *p, const struct verdict *v, __u8 
 	__builtin_memcpy(&ip->saddr, &v->src, sizeof(v->src));
 	__builtin_memcpy(&ip->daddr, &v->dst, sizeof(v->dst));
 	ip->hop_limit -= hops;
+	const struct mangle *m = mangle_of(v->state);
+	__u16 mangled = m ? mangle_ipv6(p, m, ip) : 0;
 	if (hops)
-		packet_hop_limit_decremented(p);
+		packet_header_changed(p, fold((__u32)DECREMENT_HOP_LIMIT + mangled));
 	return true;
 }
 

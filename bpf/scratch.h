@@ -114,6 +114,7 @@ struct adopting {
 	__u32 life;	  /* enum life */
 	__u32 masquerade; /* ifindex by which it is to leave; 0: any */
 	struct way way;
+	__u32 mangle; /* what rules change in it: FLOW_MANGLE of its flow's state */
 	__u8 reply;   /* the packet is of the direction that answers */
 	__u8 told;    /* Linux tells when it deletes the connection */
 	__u8 at_once; /* no other stage has been asked */

@@ -69,6 +69,7 @@ enum flow_state {
 	FLOW_HEARD_RST = 1 << 15,
 	FLOW_SCALE = 0xf << 16,	      /* TCP: the window scale in force for this direction */
 	FLOW_SCALE_OFFERED = 1 << 20, /* its SYN carried the option; it counts when both did (RFC 7323 1.3) */
+	FLOW_MANGLE = 0x1f << 16,     /* FLOW_ADOPTED, which has no use for the scale: row of mangle_v1 */
 	FLOW_REPLY = 1 << 21,	      /* the direction that answers; without it: the one that opened */
 	FLOW_SOURCE_NAT = 1 << 22,    /* this direction's source is rewritten */
 	FLOW_DEST_NAT = 1 << 23,      /* this direction's destination is rewritten */
@@ -84,6 +85,7 @@ enum flow_state {
 #define FLOW_SENT_SHIFT 8
 #define FLOW_HEARD_SHIFT 12
 #define FLOW_SCALE_SHIFT 16
+#define FLOW_MANGLE_SHIFT 16
 
 /* The whole verdict for one direction of one connection, and its conntrack state: what both families share. */
 struct flow {
@@ -300,10 +302,27 @@ enum back {
 };
 
 /* Places of classifier_v3, the first of each: what rules keep in Linux of adopted connections, of first packets of clearway's
- * own, and of those that follow (both directions). By which of two sets << 3, view << 1, family. */
+ * own, and of those that follow (both directions); what they change in adopted ones. By which of two sets << 3, view << 1,
+ * family. */
 #define KEEP_PLACES 16
 #define FIRST_PLACES 32
 #define LATER_PLACES 48
+#define MANGLE_PLACES 64
+
+/* What rules change in the packets of a flow: of the type of service, or traffic class, all but tos_keep, which tos_flip is put
+ * over; and how many hops are left when the packet leaves: what it came with under hops_keep, plus hops_add, hops_most at most. */
+#define MANGLES 32 /* the first one: nothing */
+struct mangle {
+	__s16 hops_add;
+	__u8 hops_keep; /* all bits, or none */
+	__u8 hops_most;
+	__u8 tos_keep;
+	__u8 tos_flip;
+	__u8 early; /* routing sees that type of service */
+	__u8 pad;   /* to a word */
+};
+_Static_assert(sizeof(struct mangle) == 8, "struct mangle");
+
 #define REFUSED_ROWS 65536
 
 /* ---- inbound: a tuple whose packets answer what Linux forwarded, so that no NAT rule may claim them ---- */

@@ -3,7 +3,8 @@
  * rules depends on where they stand: before any translation, between the two, behind both.
  *
  *   trust_what        what is known of the rules that are in force now
- *   views_keep        might a rule that only Linux can follow meet the packet, or one that does not accept it?
+ *   views_tell        what classifiers say of a packet: might a rule that only Linux can follow meet it, or one that does
+ *                     not accept it; what do they change in it?
  */
 #pragma once
 
@@ -47,8 +48,8 @@ always_inline __u32 trust_places(__u32 first, __u32 trusted)
 	return first | !!(trusted & TRUST_OTHER) << 3;
 }
 
-/* About scratch.passing, by classifiers from this place on. */
-__noinline int views_keep(__u32 places)
+/* About scratch.passing, what the first classifier tells that has something to tell, from this place on; 0: none has. */
+__noinline int views_tell(__u32 places)
 {
 	struct scratch *s = scratch_get();
 	__u32 zero = 0;
@@ -69,7 +70,7 @@ __noinline int views_keep(__u32 places)
 		fields_write(&c->fields, &s->answer.key, &s->judging.asked);
 		if (classify(c, places | view << 1 | (passing->arrives.family == FAMILY_IPV6)) != CLASSIFY_NONE &&
 		    c->told) /* 0: lets them pass */
-			return 1;
+			return c->told;
 	}
 	return 0;
 }

@@ -178,6 +178,36 @@ def test_reverse_path_filter_is_followed(gateway: Gateway, family: int, connecti
     gateway.proved(3)
 
 
+def test_dscp_and_ttl_are_set_as_rules_say(gateway: Gateway, family: int, connection: socket.socket) -> None:
+    word, hops = ("ip", "ttl") if family == 4 else ("ip6", "hoplimit")
+    changing = f"iifname lan {word} dscp set ef {word} {hops} set 33;"
+    seen = f"{word} dscp ef {word} {hops} 33 counter;"
+
+    def arrived() -> list[int]:
+        listed = gateway.server.run("nft", "list", "table", "inet", "seen").stdout
+        return [int(count) for count in re.findall(r"packets (\d+)", listed)]
+
+    gateway.router.run("nft", "-f", "-", stdin=_table("changing", "forward", changing))
+    try:
+        gateway.proved(4)
+        wait_until("it is carried again", lambda: _is_carried(gateway, connection))
+        rules = "\n".join(f"tcp dport {PORT} {rule}" for rule in (seen, "counter;"))
+        gateway.server.run("nft", "-f", "-", stdin=_table("seen", "input", rules))
+        before = gateway.forwarded()
+        talk(connection)
+        assert gateway.forwarded() - before >= 2 * ENOUGH
+        changed, all_of_them = arrived()
+        assert changed == all_of_them >= ENOUGH
+    finally:
+        gateway.server.run("nft", "flush", "ruleset")
+        gateway.router.run("nft", "delete", "table", "inet", "changing")
+    gateway.proved(3)
+
+
+def _table(name: str, hook: str, rules: str) -> str:
+    return f"table inet {name} {{\nchain c {{\ntype filter hook {hook} priority 0;\n{rules}\n}}\n}}\n"
+
+
 def test_rules_count_what_was_carried_around_them(gateway: Gateway, connection: socket.socket) -> None:
     def counted() -> int:
         rules = gateway.json("get", "rules")["linux"]

@@ -60,6 +60,8 @@ def targets(draw: st.DrawFn, family: int, table: str, chain: str) -> str:
             "CONNMARK --save-mark",
             "CONNMARK --restore-mark",
             "DSCP --set-dscp 10",
+            "TOS --set-tos 0x11/0x1f",
+            hop.replace("set 33", draw(st.sampled_from(["dec 1", "inc 250"]))),
             "ACCEPT",
             hop,
         ],

@@ -129,6 +129,7 @@ def statements(family: int, port: int, mark: int, hook: str, early: bool) -> lis
         f"add @seen{family} {{ {word} saddr }} counter",
         f"{word} dscp set af21",
         f"{word} {'ttl' if family == 4 else 'hoplimit'} set 33",
+        f"{word} dscp set cs1 accept",
         "tcp flags syn tcp option maxseg size set 1000",
         f"tcp dport vmap {{ {port} : drop, 8080 : accept }}",
         "quota over 3000 bytes drop",

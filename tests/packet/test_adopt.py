@@ -6,16 +6,20 @@ holds, and only as far as that goes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, replace
 from ipaddress import ip_network
 from typing import Any
 
 import numpy as np
 import pytest
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
 
 from clearway.compiler.classifier import Condition, Sets, compile_classifier
 from clearway.datapath import features
 from clearway.linux import nftables
+from clearway.proof import Mangle
 from tests.packet.addresses import BACK, FRONT, NARROW, NARROW_MTU, SPARE, Net, device_mac, neighbour_mac
 from tests.packet.conversation import Conversation, masquerade, service
 from tests.packet.flowtable import PROTOCOLS as NUMBERS
@@ -43,7 +47,7 @@ def nothing_left(node: Node) -> Iterator[None]:
 def clean(node: Node) -> None:
     node.world.node.run("conntrack", "-F")
     node.datapath.set_trust(0, 0)
-    for place in range(16, 32):
+    for place in range(16, 48):
         node.datapath.drop_classifier(place)
     node.datapath.bump_mirror()  # what was refused a moment ago is asked about again
 
@@ -361,6 +365,113 @@ def test_a_way_back_that_goes_away_counts_with_the_next_packet(node: Node, net: 
     whole = f"{net.server}/{128 if net.family == 6 else 32}"
     with node.world.route("add", "unreachable", whole):
         assert talk.server(payload=b"y").reason in {"punt_kept", "punt_not_ours"}
+
+
+EF = Mangle(tos_keep=3, tos_flip=46 << 2)
+
+
+def changing(node: Node, net: Net, mangle: Mangle, source: str = "", view: int = 1) -> None:
+    """Rules change packets of that sender, of all without one."""
+    node.datapath.put_mangles([astuple(Mangle()), astuple(mangle)])
+    condition = Condition(source=(ip_network(source),)) if source else Condition()
+    told = compile_classifier([condition], Sets(), net.family, [1])
+    node.datapath.put_classifier(64 | view << 1 | (net.family == 6), told.lines)
+    trust(node)
+
+
+def send(talk: Held, tos: int = 0, ttl: int = 64, *, back: bool = False) -> Outcome:
+    made = talk.server_frame(ttl=ttl, payload=b"y") if back else talk.client_frame(ttl=ttl, payload=b"x")
+    packet = Ether(made)
+    layer = network(packet)
+    if talk.net.family == 6:
+        layer.tc = tos
+    else:
+        layer.tos = tos
+        del layer.chksum
+    device = talk.server_device if back else talk.client_device
+    talk._sight(bytes(packet), device)
+    return talk.node.send(bytes(packet), device)
+
+
+def tos_of(packet: Packet) -> int:
+    layer = network(packet)
+    return int(layer.tos if layer.version == 4 else layer.tc)
+
+
+@PROTOCOLS
+@pytest.mark.parametrize("translated", [False, True])
+def test_dscp_is_set_as_rules_do(node: Node, net: Net, proto: str, translated: bool) -> None:
+    """Of the direction that they are about. ECN stays as it is."""
+    changing(node, net, EF, net.inside)
+    talk = Held(node, net, proto, source=net.node(FRONT) if translated else "")
+    for reason in ("forward_adopted", "forward_flow"):
+        there = send(talk, tos=0x03)
+        assert (there.reason, tos_of(there.packet), hop_limit(there.packet)) == (reason, 46 << 2 | 3, 63)
+    for reason in ("forward_resolved", "forward_flow"):
+        back = send(talk, tos=0x29, back=True)
+        assert (back.reason, tos_of(back.packet), hop_limit(back.packet)) == (reason, 0x29, 63)
+    assert tos_of(send(talk, tos=0xFF).packet) == 46 << 2 | 3
+
+
+@pytest.mark.parametrize("view", [0, 1, 2], ids=["before", "between", "after"])
+def test_changes_are_of_a_view(node: Node, net: Net, view: int) -> None:
+    changing(node, net, EF, net.node(FRONT) if view == 2 else net.inside, view)
+    talk = Held(node, net, source=net.node(FRONT))
+    assert [tos_of(send(talk, tos=1).packet) for _ in range(2)] == [46 << 2 | 1] * 2
+
+
+HOPS = (  # what rules make of TTLs: as packets arrive, as they leave; 0: it is Linux' to answer
+    (Mangle(hops_add=33, hops_keep=0), {64: 33, 2: 33, 255: 33}),
+    (Mangle(hops_add=255, hops_keep=0), {64: 255}),
+    (Mangle(hops_add=-4), {64: 60, 5: 1, 4: 0, 2: 0}),
+    (Mangle(hops_add=4, hops_most=254), {64: 68, 249: 253, 255: 254}),
+)
+
+
+@pytest.mark.parametrize(("mangle", "becomes"), HOPS, ids=["set", "most", "dec", "inc"])
+def test_ttl_is_changed_as_rules_do(node: Node, net: Net, mangle: Mangle, becomes: Mapping[int, int]) -> None:
+    changing(node, net, mangle)
+    talk = Held(node, net)
+    assert send(talk, ttl=200).reason == "forward_adopted"
+    for arrives, leaves in becomes.items():
+        out = send(talk, ttl=arrives)
+        assert (out.reason == "forward_flow") is bool(leaves)
+        assert not leaves or hop_limit(out.packet) == leaves
+        if not leaves:
+            assert out.reason == "punt_adopted"
+
+
+def test_another_change_counts_with_the_next_packet(node: Node, net: Net) -> None:
+    changing(node, net, EF)
+    talk = Held(node, net)
+    assert [tos_of(send(talk).packet) for _ in range(2)] == [46 << 2] * 2
+    changing(node, net, Mangle(tos_keep=0, tos_flip=0x20, hops_add=9, hops_keep=0))
+    out = send(talk, tos=2)
+    assert (out.reason, tos_of(out.packet), hop_limit(out.packet)) == ("forward_resolved", 0x20, 9)
+    node.datapath.drop_classifier(64 | 1 << 1 | (net.family == 6))
+    node.datapath.bump_mirror()
+    assert [tos_of(send(talk, tos=2).packet) for _ in range(2)] == [2, 2]
+
+
+def test_routing_sees_what_is_set_before_it(node: Node, net: Net) -> None:
+    """A way that is only for the new class is not known when rules are asked about the way out."""
+    change = Mangle(tos_keep=3, tos_flip=0x10)
+    changing(node, net, replace(change, early=True), view=0)
+    talk = Held(node, net)
+    assert tos_of(send(talk).packet) == 0x10
+    six = ["-6"] if net.family == 6 else []
+    words = ["tos", "0x10", "lookup", "78", "pref", "78"]
+    node.world.node.run("ip", *six, "rule", "add", *words)
+    where = ["default", "via", net.router(SPARE), "dev", SPARE, "table", "78"]
+    node.world.node.run("ip", *six, "route", "add", *where)
+    try:
+        node.datapath.bump_mirror()
+        assert send(talk).reason == "punt_kept"
+        changing(node, net, change, view=0)
+        assert tos_of(send(talk).packet) == 0x10
+    finally:
+        node.world.node.run("ip", *six, "rule", "del", "pref", "78")
+        node.world.node.run("ip", *six, "route", "flush", "table", "78")
 
 
 def test_a_kept_direction_ends_the_adoption(node: Node, net: Net) -> None:

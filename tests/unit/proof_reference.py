@@ -175,21 +175,44 @@ INEXACT = (
 
 @dataclass(frozen=True)
 class Effect:
-    """What a rule does: a verdict, or something that spoils."""
+    """What a rule does: a verdict, something that spoils, or a change of type of service and TTL."""
 
     nft: Any
     iptables: str | None
     verb: str = "continue"
     target: str = ""
     spoils: bool = False
+    changes: Callable[[int, int], tuple[int, int]] | None = None
 
 
 ACCEPT, DROP = Effect({"accept": None}, "-j ACCEPT", "accept"), Effect({"drop": None}, "-j DROP", "drop")
-HARMLESS = (
+HARMLESS: tuple[Effect, ...] = (
     Effect(
         {"mangle": {"key": meta("mark"), "value": {"&": [meta("mark"), 7]}}}, "-j MARK --set-xmark 0x0/0x7"
     ),
     Effect({"mangle": {"key": meta("mark"), "value": {"ct": {"key": "mark"}}}}, "-j CONNMARK --restore-mark"),
+)
+CHANGES: tuple[Effect, ...] = (
+    Effect(
+        {"mangle": {"key": payload("ip", "dscp"), "value": "ef"}},
+        "-j DSCP --set-dscp 0x2e",
+        changes=lambda tos, ttl: (46 << 2 | tos & 3, ttl),
+    ),
+    Effect(
+        {"mangle": {"key": payload("ip", "dscp"), "value": 8}},
+        "-j TOS --set-tos 0x20/0xfc",
+        changes=lambda tos, ttl: (8 << 2 | tos & 3, ttl),
+    ),
+    Effect(
+        {"mangle": {"key": payload("ip", "ttl"), "value": 33}},
+        "-j TTL --ttl-set 33",
+        changes=lambda tos, _ttl: (tos, 33),
+    ),
+)
+CHANGES_OF_IPTABLES = (
+    Effect(None, "-j TOS --set-tos 0x11/0x13", changes=lambda tos, ttl: ((tos & ~0x13) ^ 0x11, ttl)),
+    Effect(None, "-j TTL --ttl-inc 200", changes=lambda tos, ttl: (tos, min(255, ttl + 200))),
+    Effect(None, "-j TTL --ttl-dec 1", changes=lambda tos, ttl: (tos, max(0, ttl - 1))),
 )
 SPOILING = (
     Effect({"log": {"prefix": "x"}}, '-j LOG --log-prefix "x "', spoils=True),
@@ -269,7 +292,9 @@ def _random_rule(random: Random, chain: Chain, handle: int, *, exact: bool, ipta
     effects += [call(verb, target) for target in below for verb in ("jump", "jump", "goto")]
     said = [random.choice(effects)]
     others = HARMLESS[:1] if exact else (*HARMLESS, *SPOILING)  # before conntrack its mark means nothing
-    if random.random() < 0.2:
+    if random.random() < 0.5 and (chain.hook == FORWARD or not exact):
+        others = CHANGES[:1] if exact else CHANGES + CHANGES_OF_IPTABLES * iptables
+    if random.random() < 0.3:
         said = [random.choice(others)] if iptables else [random.choice(others), *said]
     counts = random.randint(0, len(conditions)) if random.random() < 0.4 else None
     return Rule(handle, conditions, tuple(said), len(conditions) if iptables else counts)
@@ -360,27 +385,39 @@ class Followed:
     ruleset: Ruleset
     back: int = STRICT
     counted: list[tuple[str, int]] = field(default_factory=list)
+    tos: int = 0
+    ttl: int = 0
     base: Chain = field(default_factory=lambda: Chain(""))
 
     def verdict(
         self, passage: Passage, *, flags: int, dscp: int, ttl: int, luck: bool, state: str = "established"
     ) -> str:
         bases = [chain for chain in self.ruleset.values() if chain.hook is not None]
+        self.tos, self.ttl = dscp << 2 | 1, ttl
+        forwarded = False
         for base in sorted(bases, key=lambda chain: (chain.hook, chain.priority)):
             assert base.hook is not None
             self.base = base
             seen = _seen(passage, base.hook, base.priority)
             tracked = base.hook != PREROUTING or base.priority > -200
-            left = ttl if base.hook == PREROUTING else ttl - 1
+            if base.hook != PREROUTING and not forwarded:
+                if self.ttl < 2:
+                    return "expires"
+                self.ttl -= 1
+                forwarded = True
             inside, outside = passage.inside, passage.outside
-            fields = (base.hook, flags, dscp, left, tracked, luck, self.back, state)
+            fields = (base.hook, flags, self.tos >> 2, self.ttl, tracked, luck, self.back, state)
             one = Packet(seen, passage.protocol, inside, outside, *fields)
             verdict = self._through(base, one)
             if verdict == "drop" or (verdict != "accept" and base.drops):
                 return "drop"
             if verdict != "accept":
                 self.counted.append((base.name, 0))
-        return "accept"
+        if not forwarded:
+            if self.ttl < 2:
+                return "expires"
+            self.ttl -= 1
+        return "accept" if self.ttl else "expires"
 
     def _through(self, chain: Chain, one: Packet) -> str:
         """ "accept", "drop", or "" for the end of the chain."""
@@ -403,14 +440,19 @@ class Followed:
         if rule.counts == len(rule.conditions):
             self.counted.append((self.base.name, rule.handle))
         for effect in rule.effects:
-            if effect.spoils:
-                raise SpoiledError
+            self._change(effect)
             if effect.verb in {"jump", "goto"}:
                 ended = self._through(self.ruleset[effect.target], one)
                 return ended or ("return" if effect.verb == "goto" else "")
             if effect.verb != "continue":
                 return effect.verb
         return ""
+
+    def _change(self, effect: Effect) -> None:
+        if effect.spoils:
+            raise SpoiledError
+        if effect.changes:
+            self.tos, self.ttl = effect.changes(self.tos, self.ttl)
 
 
 def _seen(passage: Passage, hook: int, priority: int) -> Tuple:
@@ -421,35 +463,51 @@ def _seen(passage: Passage, hook: int, priority: int) -> Tuple:
     return (*passage.arrives[:2], *passage.leaves[2:])
 
 
-def followed(ruleset: Ruleset, passage: Passage, back: int = STRICT) -> list[tuple[str, int]] | None:
-    """The counters that every packet of the passage meets; None when Linux has to have it: some packet is
-    dropped, meets what cannot be done without it, or meets other counters than the rest. `back`: how a route
-    leads to who sends them.
+@dataclass(frozen=True)
+class Fate:
+    """Of all packets of a passage: the counters that they meet, and how each leaves: type of service and TTL
+    by those that it came with; None where it expires.
     """
-    found = []
+
+    counted: list[tuple[str, int]]
+    leaves: Mapping[tuple[int, int], tuple[int, int] | None]
+
+
+def followed(ruleset: Ruleset, passage: Passage, back: int = STRICT) -> Fate | None:
+    """None when Linux has to have it: some packet is dropped, meets what cannot be done without it, or meets
+    other counters than the rest. `back`: how a route leads to who sends them.
+    """
+    found: list[list[tuple[str, int]]] = []
+    leaves: dict[tuple[int, int], tuple[int, int] | None] = {}
     for flags, dscp, ttl, luck in product((0x10, 0x18, 0x30), (0, 46), (2, 64), (False, True)):
         way = Followed(ruleset, back)
         try:
-            if way.verdict(passage, flags=flags, dscp=dscp, ttl=ttl, luck=luck) == "drop":
-                return None
+            verdict = way.verdict(passage, flags=flags, dscp=dscp, ttl=ttl, luck=luck)
         except SpoiledError:
             return None
-        found.append(way.counted)
-    return found[0] if all(one == found[0] for one in found) else None
+        if verdict == "drop":
+            return None
+        left = (way.tos, way.ttl) if verdict == "accept" else None
+        if leaves.setdefault((dscp << 2 | 1, ttl), left) != left:
+            return None
+        if left:
+            found.append(way.counted)
+    return Fate(found[0] if found else [], leaves) if all(one == found[0] for one in found) else None
 
 
 FLAGS = {Region.FIRST: (0x02, 0x0A, 0xC2), Region.LATER: (0x10, 0x18, 0x11, 0x04, 0x14, 0x12, 0x02)}
 
 
 def accepted(ruleset: Ruleset, passage: Passage, region: Region) -> bool:
-    """Whether Linux lets every such packet pass and does nothing else with any."""
+    """Whether Linux lets every such packet pass and changes none."""
     state = "new" if region is Region.FIRST else "established"
     flags_of = FLAGS[region] if passage.protocol == TCP else (0,)
     for flags, dscp, ttl, luck, back in product(flags_of, (0, 46), (2, 64), (False, True), (NO_WAY, STRICT)):
         try:
             way = Followed(ruleset, back)
-            if way.verdict(passage, flags=flags, dscp=dscp, ttl=ttl, luck=luck, state=state) == "drop":
-                return False
+            verdict = way.verdict(passage, flags=flags, dscp=dscp, ttl=ttl, luck=luck, state=state)
         except SpoiledError:
+            return False
+        if verdict != "accept" or (way.tos, way.ttl) != (dscp << 2 | 1, ttl - 1):
             return False
     return True

@@ -16,6 +16,7 @@ from clearway.compiler.classifier import TooBigError, compile_classifier
 from clearway.proof import (
     Counted,
     Kind,
+    Mangle,
     Obstacle,
     Passage,
     Passages,
@@ -61,6 +62,49 @@ def of_nft(*expressions: list[Any], policy: str = "accept", **chain: Any) -> Pro
     ]
     objects = [{"table": {"family": "inet", "name": "t"}}, {"chain": {**where, "name": "c", **base}}, *rules]
     return prove(Sources(json.dumps({"nftables": objects})))
+
+
+# ---- what rules change ----
+
+SET_EF = {"mangle": {"key": {"payload": {"protocol": "ip", "field": "dscp"}}, "value": "ef"}}
+EF = Mangle(tos_keep=3, tos_flip=46 << 2)
+
+
+def test_what_is_accepted_before_a_change_is_not_changed() -> None:
+    port = {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 443}}
+    near = {
+        "match": {
+            "op": "==",
+            "left": {"payload": {"protocol": "ip", "field": "saddr"}},
+            "right": {"prefix": {"addr": "10.1.0.0", "len": 16}},
+        }
+    }
+    proof = of_nft([near, port, {"accept": None}], [SET_EF])
+    assert proof.why_kept(passage()) is None
+    assert [proof.mangle(one) for one in (passage(), passage("10.2.0.5"), SIX)] == [Mangle(), EF, Mangle()]
+
+
+def test_changes_are_made_one_after_the_other() -> None:
+    rules = ("-j TOS --set-tos 0xff/0xf0", "-i lan0 -j TOS --set-tos 0x01/0x11", "-j TTL --ttl-dec 3")
+    proof = of_iptables(*(f"-A FORWARD {one}" for one in rules), table="mangle")
+    there, back = proof.mangle(passage()), proof.mangle(passage(inside="wan"))
+    assert [there.tos(tos) for tos in (0, 0xFF)] == [0xEF, 0xE1]
+    assert [back.tos(tos) for tos in (0, 0xFF)] == [0xFF, 0xF0]
+    assert (there.hops(64), back.hops(64)) == (60, 60)
+
+
+def test_more_changes_than_the_data_path_has_room_for_are_kept() -> None:
+    rules = [f"-A FORWARD -p tcp -m tcp --dport {443 + one} -j TTL --ttl-set {one + 9}" for one in range(40)]
+    assert of_iptables(*rules[:31], table="mangle").why_kept(passage()) is None
+    assert of_iptables(*rules, table="mangle").why_kept(passage()) is not None
+
+
+def test_change_that_cannot_be_said_exactly_keeps_its_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "PREFIXES_MAX", 2)
+    proof = of_iptables("-A FORWARD -m iprange --src-range 10.0.0.1-10.0.0.9 -j DSCP --set-dscp 8")
+    told = classifiers(proof, INTERFACES)
+    assert (set(told.classifiers), set(told.mangles)) == ({(View.BETWEEN, 4)}, set())
+    assert "exactly" in told.keeps[-1].why
 
 
 # ---- what a rule is called, and is ----

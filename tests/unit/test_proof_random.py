@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clearway.proof import (
+    Mangle,
     Passage,
     Proof,
     Region,
@@ -22,7 +23,7 @@ from clearway.proof import (
     prove_claimed,
     walk,
 )
-from clearway.proof.compiled import back_question, question
+from clearway.proof.compiled import back_question, mangle_question, mangle_rows, question
 from clearway.proof.steps import Steps
 from tests.classifier.reference import Packet, first_rule
 from tests.unit.proof_reference import (
@@ -68,12 +69,18 @@ def check(random: Random, *, exact: bool, iptables: bool) -> None:
         if linux is None:
             assert kept is not None, f"{passage} has to be Linux'"
         elif kept is None:
-            counted = linux if iptables else [("", handle) for _base, handle in linux if handle]
-            assert handles(ruleset, proof, passage, iptables=iptables) == counted
+            counted = [one if iptables else ("", one[1]) for one in linux.counted if iptables or one[1]]
+            if linux.counted or all(linux.leaves.values()):
+                assert handles(ruleset, proof, passage, iptables=iptables) == counted
+            mangle = proof.mangle(passage)
+            for (tos, ttl), left in linux.leaves.items():
+                is_left = mangle.tos(tos), mangle.hops(ttl)
+                assert (is_left if is_left[1] > 0 else None) == left
         elif exact:
             raise AssertionError(f"{passage} is kept in vain: {kept.why} {kept.rule}")
         assert classified(proof, passage) == kept
         assert led(proof, passage) == (required or NO_WAY)
+        assert kept or changed(proof, passage) == proof.mangle(passage)
 
 
 def classified(proof: Rulings, passage: Passage) -> object:
@@ -82,13 +89,26 @@ def classified(proof: Rulings, passage: Passage) -> object:
         if (view, 4) not in proof.rulings:
             continue
         asked = question(proof, (view, 4), INTERFACES)
-        source, sport, destination, dport = passage.seen(view)
-        inside, outside = INTERFACES[passage.inside], INTERFACES[passage.outside]
-        packet = Packet(source, destination, passage.protocol, sport, dport, inside=inside, outside=outside)
-        found = first_rule(asked.conditions, asked.sets, packet)
+        found = first_rule(asked.conditions, asked.sets, packet_of(passage, view))
         if found is not None and asked.told[found]:
             return proof.keeps[asked.told[found] - 1]
     return None
+
+
+def changed(proof: Proof, passage: Passage) -> Mangle:
+    """What the same say of changes."""
+    for view in View:
+        if (view, 4) in proof.mangles:
+            asked = mangle_question(proof, (view, 4), INTERFACES)
+            found = first_rule(asked.conditions, asked.sets, packet_of(passage, view))
+            return mangle_rows(proof)[0 if found is None else asked.told[found]]
+    return Mangle()
+
+
+def packet_of(passage: Passage, view: View) -> Packet:
+    source, sport, destination, dport = passage.seen(view)
+    inside, outside = INTERFACES[passage.inside], INTERFACES[passage.outside]
+    return Packet(source, destination, passage.protocol, sport, dport, inside=inside, outside=outside)
 
 
 def led(proof: Proof, passage: Passage) -> int:
@@ -96,10 +116,7 @@ def led(proof: Proof, passage: Passage) -> int:
     if 4 not in proof.backs:
         return NO_WAY
     asked = back_question(proof, 4, INTERFACES)
-    source, sport, destination, dport = passage.arrives
-    inside, outside = INTERFACES[passage.inside], INTERFACES[passage.outside]
-    packet = Packet(source, destination, passage.protocol, sport, dport, inside=inside, outside=outside)
-    found = first_rule(asked.conditions, asked.sets, packet)
+    found = first_rule(asked.conditions, asked.sets, packet_of(passage, View.BEFORE))
     return NO_WAY if found is None else asked.told[found]
 
 
@@ -164,6 +181,9 @@ def broken(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
             monkeypatch.setattr("clearway.proof.walk.views_of", lambda _hook, _at, _kind: (View.BEFORE,))
         case "the way back":
             monkeypatch.setattr(Steps, "ask_back", lambda self, _back, exists, marked: exists or self.never())
+        case "what is changed":
+            monkeypatch.setattr(Proof, "mangle", lambda _self, _passage: Mangle())
+            monkeypatch.setattr("tests.unit.test_proof_random.changed", lambda _proof, _passage: Mangle())
         case "how a packet leaves":
             monkeypatch.setattr("clearway.proof.walk.widened", lambda boxes, _start: boxes)
 
@@ -178,6 +198,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
         "returns",
         "where NAT is",
         "the way back",
+        "what is changed",
         "how a packet leaves",
     ],
 )

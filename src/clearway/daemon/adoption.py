@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 
 import structlog
 
@@ -29,6 +29,7 @@ from clearway.linux.rtnetlink import Link
 from clearway.linux.ruleset import filtered_on_bridges, legacy_tables, read_ruleset
 from clearway.proof import (
     Keep,
+    Mangle,
     Obstacle,
     Proof,
     Region,
@@ -50,6 +51,8 @@ PLACES = {Region.CARRIED: 16, Region.FIRST: 32, Region.LATER: 48}
 """The first place of classifiers that keep packets in Linux (KEEP_PLACES, FIRST_PLACES, LATER_PLACES of
 bpf/types.h).
 """
+MANGLE_PLACES = 64
+"""Likewise, of those that tell what rules change in packets."""
 FAMILIES = (4, 6)
 REFUSALS = (DatapathError, NetlinkError, NftablesError, OSError)
 
@@ -125,6 +128,7 @@ class Adoption:
         self._looking = threading.Lock()
         self._other = False  # which of the two sets of classifiers is in force
         self._names: Mapping[int, str] = {}  # of devices that the classifiers in force know
+        self._rows: tuple[Mangle, ...] = ()
         self._control = traffic_control.TrafficControl()
         self._controlled: frozenset[int] | None = None
         self._stop = threading.Event()
@@ -289,16 +293,33 @@ class Adoption:
     ) -> tuple[Keep, ...]:
         compiled = classifiers(rulings, {name: ifindex for ifindex, name in names.items()})
         views = self.datapath.enum("view")
-        for family in FAMILIES:
-            wanted = {f"VIEW_{view.name}": compiled.classifiers.get((view, family)) for view in View}
-            wanted["VIEW_BACK"] = compiled.backs.get(family)
-            for name, classifier in wanted.items():
-                place = PLACES[region] | other << 3 | views[name] << 1 | (family == 6)
-                if classifier:
-                    self.datapath.put_classifier(place, classifier.lines)
-                else:
-                    self.datapath.drop_classifier(place)
+        first = PLACES[region]
+        wanted = {(first, "VIEW_BACK", family): compiled.backs.get(family) for family in FAMILIES}
+        for view in View:
+            for family in FAMILIES:
+                wanted[first, f"VIEW_{view.name}", family] = compiled.classifiers.get((view, family))
+                if region is Region.CARRIED:
+                    changes = compiled.mangles.get((view, family))
+                    wanted[MANGLE_PLACES, f"VIEW_{view.name}", family] = changes
+        for (first, name, family), classifier in wanted.items():
+            place = first | other << 3 | views[name] << 1 | (family == 6)
+            if classifier:
+                self.datapath.put_classifier(place, classifier.lines)
+            else:
+                self.datapath.drop_classifier(place)
+        if region is Region.CARRIED:
+            self._put_rows(compiled.rows)
         return compiled.keeps
+
+    def _put_rows(self, rows: tuple[Mangle, ...]) -> None:
+        """Exchanged only when the rules are: then no flow counts that names them, and its packets that are
+        under way are waited for.
+        """
+        if rows == self._rows:
+            return
+        wait_for_readers()
+        self.datapath.put_mangles([astuple(row) for row in rows])
+        self._rows = rows
 
     # ---- what else stands in the way ----
 

@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -382,6 +382,15 @@ class Datapath:
         table, bit = self.table("trust_v2"), self.enum("honours")[name]
         keys, values = table.items()
         values["honours"] = int(values["honours"][0]) & ~bit | bit * there
+        table.update(keys, values)
+
+    def put_mangles(self, rows: Sequence[tuple[int | bool, ...]]) -> None:
+        """What rules of Linux change in packets: the fields of struct mangle but its pad, in their order."""
+        table = self.table("mangle_v1")
+        keys, values = table.rows(len(rows))
+        keys[:] = range(len(rows))
+        for place, row in enumerate(rows):
+            values[place] = (*row, 0)
         table.update(keys, values)
 
     def be_lenient(self) -> None:

@@ -23,6 +23,11 @@ PORT_BITS = 16
 NAME_BITS = 64
 """A name counts by its hash. Names that share one are only looked at in vain."""
 
+PIECES_MAX = 8
+"""Boxes that one may fall into by those that are taken out of it."""
+NEAR_MAX = 64
+"""Boxes that may have to do with it."""
+
 Key = tuple[int, ...]
 """A block for each field: its numbers without their last bits."""
 
@@ -157,3 +162,17 @@ def _names(names: Names) -> tuple[int, tuple[int, ...]]:
 
 def _hash(name: str) -> int:
     return hash(name) & ((1 << NAME_BITS) - 1)
+
+
+def outside_of(boxes: Boxes, index: Index) -> Boxes | None:
+    """The boxes without those of the index; None when that takes too many, or too long."""
+    left: list[Box] = list(boxes)
+    most = max(PIECES_MAX, len(boxes))
+    for count, number in enumerate(index.near(boxes)):
+        for one in index.boxes[number]:
+            left = [piece for box in left for piece in box.minus(one)]
+        if not left:
+            return ()
+        if len(left) > most or count == NEAR_MAX:
+            return None
+    return tuple(left)

@@ -4,6 +4,7 @@ what has to stay in Linux out.
 
     nft.py, iptables.py -> steps.py: rules as steps, in the boxes of importer/box.py
     settled.py: what is known of marks and fragments; back.py: rules that look for a route to the sender
+    mangle.py: what rules change in packets
     region.py: what is carried at all, and what a chain at each hook sees of it
     walk.py: a base chain as lines, kept or passing; lines.py: those of several chains as one list
     proving.py: all of it, as a Proof; kinds.py: every rule by itself
@@ -23,6 +24,7 @@ from .result import (
     Counted,
     Keep,
     Kind,
+    Mangle,
     Obstacle,
     Passage,
     RuleName,
@@ -38,6 +40,7 @@ __all__ = [
     "Counted",
     "Keep",
     "Kind",
+    "Mangle",
     "Obstacle",
     "Passage",
     "Passages",

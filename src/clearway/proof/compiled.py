@@ -18,7 +18,7 @@ from clearway.model import IPNetwork, PortRange
 from clearway.model.protocols import TCP, UDP
 
 from .proving import Ruling, Rulings, Views
-from .result import Back, Keep
+from .result import Back, Keep, Mangle
 
 PREFIXES_MAX = 65_536
 LISTED_MAX = 16
@@ -33,12 +33,15 @@ class Compiled:
     """`classifiers`: by view and family, absent where nothing is kept. They tell, for what is kept, the place
     in `keeps` plus 1; 0, or no rule at all, is what passes. `keeps`: those of the proof, and why a family is
     kept whose classifier would be too big. `backs`: by family, absent where no route back is required of
-    anybody; they tell a Back.
+    anybody; they tell a Back. `mangles`: by view and family, absent where nothing is changed; they tell a
+    place in `rows`, of which the first one changes nothing.
     """
 
     classifiers: Mapping[Views, Classifier]
     keeps: tuple[Keep, ...]
     backs: Mapping[int, Classifier]
+    mangles: Mapping[Views, Classifier]
+    rows: tuple[Mangle, ...]
 
 
 def classifiers(proof: Rulings, interfaces: Mapping[str, int]) -> Compiled:
@@ -49,7 +52,18 @@ def classifiers(proof: Rulings, interfaces: Mapping[str, int]) -> Compiled:
     """
     found: dict[Views, Classifier] = {}
     keeps = list(proof.keeps)
+    mangles: dict[Views, Classifier] = {}
+    rows = mangle_rows(proof)
+    for key in proof.mangles:
+        try:
+            asked = mangle_question(proof, key, interfaces)
+            mangles[key] = compile_classifier(asked.conditions, asked.sets, key[1], asked.told)
+        except TooBigError as error:
+            keeps.append(Keep(key[0], (whole(key[1]),), str(error)))
+            found[key] = compile_classifier([Condition()], Sets(), key[1], [len(keeps)])
     for key in proof.rulings:
+        if key in found:
+            continue
         view, family = key
         asked = question(proof, key, interfaces)
         try:
@@ -58,7 +72,13 @@ def classifiers(proof: Rulings, interfaces: Mapping[str, int]) -> Compiled:
             keeps.append(Keep(view, (whole(family),), str(error)))
             found[key] = compile_classifier([Condition()], Sets(), family, [len(keeps)])
     backs = {family: _back_classifier(proof, family, interfaces) for family in proof.backs}
-    return Compiled(found, tuple(keeps), backs)
+    return Compiled(found, tuple(keeps), backs, mangles, rows)
+
+
+def mangle_rows(proof: Rulings) -> tuple[Mangle, ...]:
+    """All changes that there are, each once; the first one is none."""
+    changes = (mangle for lines in proof.mangles.values() for _boxes, mangle in lines)
+    return tuple(dict.fromkeys((Mangle(), *changes)))
 
 
 def _back_classifier(proof: Rulings, family: int, interfaces: Mapping[str, int]) -> Classifier:
@@ -94,14 +114,26 @@ def back_question(proof: Rulings, family: int, interfaces: Mapping[str, int]) ->
     return Question(writer.conditions, writer.told, Sets(addresses=writer.addresses))
 
 
+def mangle_question(proof: Rulings, key: Views, interfaces: Mapping[str, int]) -> Question:
+    """Of one view and family in which packets are changed. TooBigError: it cannot be said exactly."""
+    rows = mangle_rows(proof)
+    writer = _Writer(key[1], interfaces, exact=True)
+    for boxes, mangle in proof.mangles[key]:
+        writer.write_all(boxes, rows.index(mangle), larger=False)
+    return Question(writer.conditions, writer.told, Sets(addresses=writer.addresses))
+
+
 class _UnsayableError(Exception):
     """No condition can say this."""
 
 
 @dataclass(slots=True)
 class _Writer:
+    """`exact`: nothing may be said larger, or left out."""
+
     family: int
     interfaces: Mapping[str, int]
+    exact: bool = False
     conditions: list[Condition] = field(default_factory=list)
     told: list[int] = field(default_factory=list)
     addresses: dict[str, Sequence[IPNetwork]] = field(default_factory=dict)
@@ -139,9 +171,8 @@ class _Writer:
         if addresses in self._names:
             return self._names[addresses]
         if prefixes_of(addresses, self.family) > PREFIXES_MAX:
-            if larger:
-                return None
-            raise _UnsayableError
+            self._too_much(larger=larger)
+            return None
         networks = tuple(_networks(addresses, self.family))
         if len(networks) <= LISTED_MAX:
             return networks
@@ -160,9 +191,14 @@ class _Writer:
         self._rows += len(found)
         if self._rows <= ROWS_MAX:
             return found
-        if larger:
-            return None
-        raise _UnsayableError
+        self._too_much(larger=larger)
+        return None
+
+    def _too_much(self, *, larger: bool) -> None:
+        if self.exact:
+            raise TooBigError("it cannot be said exactly which packets rules change")
+        if not larger:
+            raise _UnsayableError
 
 
 def _networks(addresses: Ranges, family: int) -> Iterator[IPNetwork]:

@@ -27,6 +27,7 @@ from clearway.importer.iptables import (
 from clearway.importer.nft_rule import Table
 
 from .back import back_of_rpfilter
+from .mangle import Change, change_of_target
 from .nft import LIMITS
 from .result import RuleName
 from .steps import Act, Chains, StepChain, StepRule, Steps, unproven
@@ -177,8 +178,17 @@ def _target(steps: Steps, line: Line, *, calls: bool) -> None:
         if target == "CONNMARK":
             steps.add(Act.CONNMARK)
         steps.restore("sets a mark to 0, which it is")
+    elif change := _change(line):
+        steps.mangle(change)
     elif target:
         steps.opaque(f"-j {target} does something with every packet")
+
+
+def _change(line: Line) -> Change | None:
+    try:
+        return change_of_target(line.target, line.target_words)
+    except ValueError:
+        return None
 
 
 def _leaves_zero(line: Line) -> bool:

@@ -11,15 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from clearway.importer.box import Box, Boxes
-from clearway.importer.index import Index
+from clearway.importer.index import Index, outside_of
 
 from .walk import Line
-
-PIECES_MAX = 8
-"""Boxes that a kept one may fall into by what passes before it."""
-NEAR_MAX = 64
-"""Lines before it that may have to do with it."""
 
 
 def joined(chains: Sequence[Sequence[Line]]) -> list[Line]:
@@ -47,7 +41,7 @@ def _alone(lines: Sequence[Line]) -> list[Line] | None:
         if line.cause is None:
             index.add(line.boxes)
             continue
-        boxes = _without(line.boxes, index)
+        boxes = outside_of(line.boxes, index)
         if boxes is None:
             return None
         if boxes:
@@ -62,21 +56,7 @@ def _larger(lines: Sequence[Line]) -> list[Line]:
         if line.cause is None:
             index.add(line.boxes)
             continue
-        boxes = _without(line.boxes, index)
+        boxes = outside_of(line.boxes, index)
         if boxes is None or boxes:
             found.append(line if boxes is None else replace(line, boxes=boxes))
     return found
-
-
-def _without(boxes: Boxes, index: Index) -> Boxes | None:
-    """The boxes without what passes before them; None when that takes too many, or too long."""
-    left: list[Box] = list(boxes)
-    most = max(PIECES_MAX, len(boxes))
-    for count, number in enumerate(index.near(boxes)):
-        for one in index.boxes[number]:
-            left = [piece for box in left for piece in box.minus(one)]
-        if not left:
-            return ()
-        if len(left) > most or count == NEAR_MAX:
-            return None
-    return tuple(left)

@@ -27,6 +27,7 @@ from clearway.importer.nft_rule import FAMILIES_OF, Table, Verdict, VerdictMap, 
 from clearway.importer.ruleset import Verb
 
 from .back import back_of
+from .mangle import change_of
 from .result import RuleName
 from .steps import Act, Chains, StepChain, Steps, unproven
 from .written import written
@@ -284,6 +285,9 @@ class _Statements(Steps):
             self.restore("sets a mark to 0, which it is")
         elif "tcp option" in key and key["tcp option"].get("name") == "maxseg":
             self.clamp()
+        elif change := change_of(key, value):
+            self.narrow([key["payload"]["protocol"]])
+            self.mangle(change)
         else:
             if "field" in key.get("payload", ()):
                 self.narrow([key["payload"]["protocol"]])

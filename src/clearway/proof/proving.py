@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from clearway.importer.box import ANY_INTERFACE, FAMILIES, Boxes, whole
 from clearway.importer.errors import UnreadableError
@@ -14,15 +14,19 @@ from .counted import Counting
 from .iptables import read_save
 from .kinds import kind_of
 from .lines import joined
+from .mangle import Effect, one_after_the_other
 from .nft import NftRuleset, read_nft
 from .passages import Passages, Rows
 from .region import HOOKS, Region
-from .result import Back, Classified, Counted, Keep, Obstacle, Passage, RuleName, Sources, View
+from .result import Back, Classified, Counted, Keep, Mangle, Obstacle, Passage, RuleName, Sources, View
 from .steps import Chains, StepChain
-from .walk import Cause, Line, Walk
+from .walk import CHANGED_TWICE, Cause, Line, Walk
 
 INGRESS_FAMILIES = frozenset({"netdev", "inet"})
 Views = tuple[View, int]
+MANGLES_MAX = 31
+"""MANGLES of bpf/types.h, without that which changes nothing."""
+EFFECTS_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ class Rulings:
     """What is kept in Linux. `rulings`: by view and family, first match first; none where nothing is kept.
     `path`: the base chains that packets meet, in order. `requires_unmarked`: holds only where conntrack's
     mark is 0. `backs`: by family, of which packets as they arrive a route to the sender is required, first
-    match first.
+    match first; `mangles`: by view and family, what is changed in packets, likewise, at most MANGLES_MAX
+    different changes.
     """
 
     keeps: tuple[Keep, ...]
@@ -46,6 +51,7 @@ class Rulings:
     path: tuple[StepChain, ...]
     requires_unmarked: bool
     backs: Mapping[int, tuple[tuple[Boxes, Back], ...]]
+    mangles: Mapping[Views, tuple[tuple[Boxes, Mangle], ...]]
 
     @property
     def asked(self) -> frozenset[int]:
@@ -71,6 +77,14 @@ class Rulings:
             if _within(passage, View.BEFORE, boxes):
                 return back
         return None
+
+    def mangle(self, passage: Passage) -> Mangle:
+        """What is changed in the packets of this direction. Only for what is not kept."""
+        for view in View:
+            for boxes, mangle in self.mangles.get((view, passage.family), ()):
+                if _within(passage, view, boxes):
+                    return mangle
+        return Mangle()
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,7 @@ def prove(sources: Sources) -> Proof:
         path=mine.path,
         requires_unmarked=mine.requires_unmarked,
         backs=mine.backs,
+        mangles=mine.mangles,
         rules=rules,
         chains=chains,
         always=tuple(always),
@@ -152,19 +167,63 @@ def _walked(chains: Chains, region: Region, always: Iterable[tuple[View, int, Li
         found.setdefault((view, family), []).append([line])
     marked = False
     backs: dict[int, list[tuple[Boxes, Back]]] = {}
+    effects = _Effects()
     for chain in path:
         for family in chain.families:
-            walk = Walk(chain, chains, family, region)
+            walk = Walk(chain, chains, family, region, reclassed=effects.reclass(family))
             walk.walk()
+            effects.add(chain, walk)
             marked = marked or walk.asks_connmark
             if walk.asks_back:
                 backs.setdefault(family, []).extend(walk.asks_back)
             for view in walk.views:
                 found.setdefault((view, family), []).append(walk.lines)
+    for key, line in effects.kept:
+        found.setdefault(key, []).append([line])
     keeps: list[Keep] = []
     rulings = {key: ruled for key, lists in found.items() if (ruled := _ruled(key[0], lists, keeps))}
     required = {family: _strictest_first(asked) for family, asked in backs.items()}
-    return Rulings(tuple(keeps), rulings, path, marked, required)
+    mangles = {key: tuple((one.boxes, one.mangle) for one in ones) for key, ones in effects.said.items()}
+    return Rulings(tuple(keeps), rulings, path, marked, required, mangles)
+
+
+@dataclass(slots=True)
+class _Effects:
+    """What all chains change, by view and family; and what is kept because it cannot be said."""
+
+    said: dict[Views, list[Effect]] = field(default_factory=dict)
+    kept: list[tuple[Views, Line]] = field(default_factory=list)
+
+    def reclass(self, family: int) -> bool:
+        """Whether routing sees another type of service than packets have come with."""
+        return any(
+            one.mangle.early for (_view, of), ones in self.said.items() if of == family for one in ones
+        )
+
+    def add(self, chain: StepChain, walk: Walk) -> None:
+        """Of a chain behind those that were added. All that changes in packets of a family is told by one
+        view.
+        """
+        if not walk.effects:
+            return
+        key = walk.views[0], walk.family
+        others = {view for view, family in self.said if family == walk.family}
+        if others - {key[0]}:
+            self._keep(key, walk.effects, "changes packets, as a rule does that sees other addresses of them")
+            return
+        said, unsaid = one_after_the_other(self.said.get(key, []), walk.effects)
+        self._keep(key, unsaid, CHANGED_TWICE)
+        if len(said) > EFFECTS_MAX or self._different(said, key) > MANGLES_MAX:
+            self._keep(key, walk.effects, "changes packets, as too many rules do")
+            return
+        self.said[key] = said
+
+    def _different(self, said: Iterable[Effect], key: Views) -> int:
+        others = (one for other, ones in self.said.items() if other != key for one in ones)
+        return len({one.mangle for one in (*said, *others)})
+
+    def _keep(self, key: Views, effects: Iterable[Effect], why: str) -> None:
+        self.kept += [(key, Line(one.boxes, Cause(why, one.rule))) for one in effects]
 
 
 def _strictest_first(asked: Iterable[tuple[Boxes, Back]]) -> tuple[tuple[Boxes, Back], ...]:

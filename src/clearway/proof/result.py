@@ -27,6 +27,34 @@ class Back(IntEnum):
     DEVICE = 3  # likewise, and policy rules are asked by that interface
 
 
+@dataclass(frozen=True, slots=True)
+class Mangle:
+    """What rules change in the packets of a flow: struct mangle of bpf/types.h."""
+
+    hops_add: int = -1
+    hops_keep: int = 255
+    hops_most: int = 255
+    tos_keep: int = 255
+    tos_flip: int = 0
+    early: bool = False
+
+    @property
+    def changes_hops(self) -> bool:
+        return (self.hops_add, self.hops_keep, self.hops_most) != (-1, 255, 255)
+
+    @property
+    def changes_tos(self) -> bool:
+        return (self.tos_keep, self.tos_flip) != (255, 0)
+
+    def hops(self, arrived: int) -> int:
+        """What is left of the TTL or hop limit when the packet leaves; below 1 it expires."""
+        return min((arrived & self.hops_keep) + self.hops_add, self.hops_most)
+
+    def tos(self, arrived: int) -> int:
+        """Type of service or traffic class, as the packet leaves."""
+        return (arrived & self.tos_keep) ^ self.tos_flip
+
+
 class Kind(StrEnum):
     """What a rule means for a path around it."""
 

@@ -16,6 +16,7 @@ from clearway.importer.nft_rule import FAMILIES_OF, Table
 from clearway.importer.ranges import Ranges
 from clearway.model.protocols import TCP, UDP
 
+from .mangle import Change
 from .region import CONNTRACK, start
 from .result import Back, RuleName
 from .settled import settled
@@ -27,6 +28,7 @@ class Act(StrEnum):
     COUNT = "count"
     OPAQUE = "opaque"
     CLAMP = "clamp"  # only SYNs get so far
+    MANGLE = "mangle"  # `change`
     CONNMARK = "connmark"  # means what is said here only where the connection's mark is 0
     BACK = "back"  # means what is said here only where a route leads to the sender (`back`)
     ACCEPT = "accept"
@@ -39,7 +41,7 @@ class Act(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Step:
     """Packets in the boxes get this far in the rule: all or, when there are `reasons`, some. `text`: the
-    chain to go to, the object that counts, or what is done. `back`: of Act.BACK.
+    chain to go to, the object that counts, or what is done. `back`, `change`: of these acts.
     """
 
     act: Act
@@ -47,6 +49,7 @@ class Step:
     text: str = ""
     reasons: tuple[str, ...] = ()
     back: Back | None = None
+    change: Change | None = None
 
     @property
     def calls(self) -> bool:
@@ -152,6 +155,10 @@ class Steps:
         self.restore("asks for a route to the sender, and so does who carries its packets")
         if not exists:
             self.never()
+
+    def mangle(self, change: Change) -> None:
+        self.done.append(Step(Act.MANGLE, self.boxes, reasons=tuple(self.reasons), change=change))
+        self.restore("changes the DSCP or the TTL, and so does who carries its packets")
 
     def never(self) -> None:
         """Nothing that is carried meets what comes now."""

@@ -15,8 +15,10 @@ from typing import Any
 
 from clearway.importer.box import FIELDS, PORTS, Box, Boxes, all_addresses, common, without
 from clearway.importer.errors import InexactError
+from clearway.importer.index import Index, outside_of
 from clearway.importer.ranges import Names
 
+from .mangle import Effect, effect, one_after_the_other
 from .region import CONNTRACK, DSTNAT, SRCNAT, Region, invariant, start, varying, views_of, widened
 from .result import Back, RuleName, View
 from .steps import Act, Chains, Step, StepChain
@@ -28,6 +30,8 @@ STEPS_MAX = 500_000
 DOUBTS_MAX = 64
 SPANS_MAX = 4
 """Of a field of what is left on the way."""
+EFFECTS_MAX = 64
+CHANGED_TWICE = "changes what a rule before it has changed"
 UNCERTAIN = "a rule before it in its chain may return"
 
 
@@ -83,7 +87,9 @@ class _Way:
 @dataclass(slots=True)
 class Walk:
     """One base chain, for one family. Its lines hold for connections whose mark is 0, if it `asks_connmark`,
-    and for packets, as they arrive, to whose sender a route leads as it `asks_back`.
+    and for packets, as they arrive, to whose sender a route leads as it `asks_back`. `effects`: what changes
+    in packets, first match first. `reclassed`: before routing a chain before this one has changed the type of
+    service of some.
     """
 
     base: StepChain
@@ -93,6 +99,10 @@ class Walk:
     lines: list[Line] = field(default_factory=list)
     asks_connmark: bool = False
     asks_back: list[tuple[Boxes, Back]] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    reclassed: bool = False
+    _accepted: Index = field(default_factory=Index)
+    _indexed: int = 0  # lines whose boxes are there
     _steps: int = 0
 
     @property
@@ -144,8 +154,10 @@ class Walk:
                 self._decide(way, met, step.text, rule)
             case Act.DROP:
                 self._decide(way, met, doubts[0] if doubts else f"{step.text}s it", rule)
-            case Act.COUNT | Act.ACCEPT if doubts:
+            case Act.COUNT | Act.ACCEPT | Act.MANGLE if doubts:
                 self._decide(way, met, doubts[0], rule)
+            case Act.MANGLE:
+                self._mangle(way, step, rule, met)
             case Act.ACCEPT:
                 self.lines.append(Line(widened(met, self.start)))
                 way.less(met)
@@ -165,10 +177,36 @@ class Walk:
                 self.asks_connmark = True
         elif self.region is not Region.CARRIED:
             self._decide(way, met, "asks for a route to the sender", rule)
-        elif early:
+        elif early and not self._reclasses():
             self.asks_back.append((self._arriving(met), step.back))
         else:
-            self._decide(way, met, "asks for a route to the sender behind routing", rule)
+            why = "by a DSCP that is not the packet's" if early else "behind routing"
+            self._decide(way, met, f"asks for a route to the sender {why}", rule)
+
+    def _reclasses(self) -> bool:
+        return self.reclassed or any(one.mangle.changes_tos for one in self.effects)
+
+    def _mangle(self, way: _Way, step: Step, rule: RuleName, met: Boxes) -> None:
+        """What has been accepted may still be on the way, but does not come here."""
+        assert step.change is not None
+        boxes = self._not_accepted(widened(met, self.start))
+        if self.region is not Region.CARRIED:
+            self._decide(way, met, "changes packets", rule)
+            return
+        if boxes is None or len(self.effects) > EFFECTS_MAX:
+            self._decide(way, met, "changes packets, and it cannot be said in a few words which", rule)
+            return
+        mine = effect(boxes, step.change.mangle(early=self.base.hook == "prerouting"), rule)
+        self.effects, unsaid = one_after_the_other(self.effects, [mine])
+        for one in unsaid:
+            self._keep(one.boxes, CHANGED_TWICE, rule)
+
+    def _not_accepted(self, boxes: Boxes) -> Boxes | None:
+        for line in self.lines[self._indexed :]:
+            if line.cause is None:
+                self._accepted.add(line.boxes)
+        self._indexed = len(self.lines)
+        return outside_of(boxes, self._accepted)
 
     def _arriving(self, boxes: Boxes) -> Boxes:
         """As packets arrive: behind NAT, from any destination that was translated to these."""
@@ -195,8 +233,8 @@ class Walk:
         found = [*way.reasons, *step.reasons]
         if way.doubts and common(met, way.doubts):
             found.append(UNCERTAIN)
-        if step.act is Act.COUNT and len(self.views) > 1:
-            found.append("counts at the priority of NAT, where it may see either addresses")
+        if step.act in {Act.COUNT, Act.MANGLE} and len(self.views) > 1:
+            found.append(f"{step.act}s at the priority of NAT, where it may see either addresses")
         if what := varying(met, self.start):
             found.append(f"asks for {what}")
         return tuple(found)
