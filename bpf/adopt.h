@@ -101,7 +101,8 @@ always_inline bool adopt_mangles(struct packet *p, struct scratch *s)
 	__u32 ifindex = s->route.fib.ifindex;
 	__u8 tos = p->tos;
 
-	s->adopting.mangle = (__u32)views_tell(trust_places(MANGLE_PLACES, s->adopting.trusted)) << FLOW_MANGLE_SHIFT & FLOW_MANGLE;
+	s->adopting.mangle =
+		(__u32)views_tell(trust_places(MANGLE_PLACES, s->adopting.trusted)) << FLOW_MANGLE_SHIFT & FLOW_MANGLE;
 	const struct mangle *m = mangle_of(FLOW_ADOPTED | s->adopting.mangle);
 	if (!m || !m->early)
 		return true;

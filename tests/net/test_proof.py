@@ -301,7 +301,7 @@ IPTABLES = (
     ("class", "-t mangle -A POSTROUTING -o wan -j DSCP --set-dscp-class AF21", "", ""),
     ("class of some", "-t mangle -A FORWARD -p udp -m limit --limit 1/sec -j TOS --set-tos 16", "", "dns"),
     ("TTL", "-t mangle -A PREROUTING -i lan0 -j TTL --ttl-inc 1", "", ""),
-    ("both", f"{MANGLE} PREROUTING -j TTL --ttl-inc 1", f"{MANGLE} FORWARD -i wan -j TOS --set-tos 8", "back"),
+    ("two", f"{MANGLE} PREROUTING -j TTL --ttl-inc 1", f"{MANGLE} FORWARD -i wan -j TOS --set-tos 8", "back"),
     ("new docker", "-A FORWARD ! -i lan0 -o lan0 -j DROP", "", "back"),
 )  # fmt: skip
 
