@@ -9,7 +9,7 @@
  *   icmp    errors about translated flows, translated
  *   answer  ICMP errors and resets of our own
  *   refuse  what the firewall does not accept
- *   stray   what only Linux can carry, parsed
+ *   stray   what only Linux can carry, parsed, and what nobody can
  *   odd     and judged
  *   sent    connections that this machine opens
  *
@@ -130,7 +130,7 @@ always_inline int enter_known(struct packet *p, struct scratch *s)
 	if (p->fragment == FRAGMENT_FIRST)
 		fragment_store(p);
 	if (p->fragment == FRAGMENT_LATER && !fragment_load(p))
-		return conclude(p, fragment_unknown(p, s));
+		return conclude(p, fragment_claimed(p, s) ? REASON_DROP_FRAGMENT_UNKNOWN : REASON_PUNT_FRAGMENT);
 	s->entry.key = p->tuple;
 	s->adopted = false;
 	if (flow_peek(&s->entry) && known(p, stamp, s, &verdict) != CONTINUE)
@@ -260,7 +260,9 @@ PROGRAM(_stray)
 	if (!packet_open(&p))
 		return conclude(&p, REASON_DROP_ETHERNET_SHORT);
 	int reason = parse(&p, PARSE_ALL);
-	return reason == CONTINUE ? stage(&p, STAGE_ODD) : conclude(&p, reason);
+	if (reason == CONTINUE)
+		return stage(&p, STAGE_ODD);
+	return conclude(&p, stray_is_malformed(reason) ? stray_malformed(&p, reason) : reason);
 }
 
 STAGE(_odd, enter_odd)

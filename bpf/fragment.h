@@ -52,20 +52,19 @@ always_inline bool fragment_of_service(const struct packet *p, const struct conf
 				    service_claims(config->epoch, p->tuple.family, &p->tuple.src));
 }
 
-/* Linux may have what belongs to it; what is translated must not leave half-translated. */
-always_inline int fragment_unknown(struct packet *p, struct scratch *s)
+/* Does anything of clearway's own claim a packet of which no more than its addresses can be told? Linux may have what
+ * belongs to it; what is translated must not leave half-translated. */
+always_inline bool fragment_claimed(struct packet *p, struct scratch *s)
 {
 	const struct config *config = config_of(active_now().epoch);
 
 	if (!config)
-		return REASON_PUNT_FRAGMENT;
+		return false;
 	if (config->firewall || fragment_of_service(p, config))
-		return REASON_DROP_FRAGMENT_UNKNOWN;
+		return true;
 	if (!config->nats)
-		return REASON_PUNT_FRAGMENT;
+		return false;
 	s->forward.leaves = p->tuple;
 	route_lookup(p, s);
-	if (route_found(&s->route) && nat_lookup(config->epoch, s->route.fib.ifindex, &p->tuple))
-		return REASON_DROP_FRAGMENT_UNKNOWN;
-	return REASON_PUNT_FRAGMENT;
+	return route_found(&s->route) && nat_lookup(config->epoch, s->route.fib.ifindex, &p->tuple);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* From bytes to struct packet: one function a header, each checks its own bounds and returns CONTINUE or
- * the reason why the packet goes no further. What is impossible is dropped, what is merely not our
- * business is handed to Linux. */
+ * the reason why the packet goes no further. What Linux drops as well is dropped, what is merely not our
+ * business is handed to Linux; who has what is malformed above IP, stray.h says. */
 #pragma once
 
 #define EXTENSION_HEADERS_MAX 6

@@ -38,15 +38,16 @@ enum reason {
 	REASON_PUNT_KEPT,      /* a rule that only Linux can follow may meet it */
 	REASON_PUNT_ADOPTED, /* of an adopted flow, and Linux' to judge: SYN, FIN, RST, fragments, expired, too large */
 	REASON_PUNT_TO_FRAGMENT, /* translated, over MTU, may be fragmented: Linux fragments; it gets the packet by `lo` */
+	REASON_PUNT_MALFORMED, /* an extension, TCP, UDP or ICMP header cut short or impossible, and nothing claims it */
 
 	/* dropped */
 	REASON_DROP_ETHERNET_SHORT = 128,
 	REASON_DROP_VLAN_SHORT,
 	REASON_DROP_IP_HEADER,	      /* version, header length or checksum field impossible */
 	REASON_DROP_IP_LENGTH,	      /* total length disagrees with the frame */
-	REASON_DROP_EXTENSION_HEADER, /* IPv6: cut short, or more than EXTENSION_HEADERS_MAX */
-	REASON_DROP_L4_SHORT,	      /* TCP, UDP or ICMP header cut short */
-	REASON_DROP_L4_HEADER,	      /* TCP data offset or UDP length impossible */
+	REASON_DROP_EXTENSION_HEADER, /* claimed; IPv6: cut short, or more than EXTENSION_HEADERS_MAX */
+	REASON_DROP_L4_SHORT,	      /* claimed; TCP, UDP or ICMP header cut short */
+	REASON_DROP_L4_HEADER,	      /* claimed; TCP data offset or UDP length impossible */
 	REASON_DROP_NO_ENDPOINT,      /* the service has nobody to send to */
 	REASON_DROP_ENDPOINT_GONE,    /* of a connection to an endpoint that was removed */
 	REASON_DROP_NO_ROUTE,	      /* translated, and routing has no way there */

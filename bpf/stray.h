@@ -9,9 +9,20 @@ always_inline bool stray_is(int reason)
 	       reason == REASON_PUNT_ICMP || reason == REASON_PUNT_VLAN_UNKNOWN;
 }
 
+/* Above IP, where Linux does not look to forward a packet. */
+always_inline bool stray_is_malformed(int reason)
+{
+	return reason == REASON_DROP_EXTENSION_HEADER || reason == REASON_DROP_L4_SHORT ||
+	       reason == REASON_DROP_L4_HEADER;
+}
+
 /* How the packet ends that the parser has left. */
 always_inline int stray_or_end(struct packet *p, int reason)
 {
+	if (stray_is_malformed(reason)) {
+		bpf_tail_call(p->ctx, &stages, STAGE_STRAY);
+		return conclude(p, REASON_DROP_STAGE_MISSING);
+	}
 	if (stray_is(reason)) {
 		const struct config *config = config_of(active_now().epoch);
 		struct scratch *s = scratch_get();
@@ -22,6 +33,16 @@ always_inline int stray_or_end(struct packet *p, int reason)
 		}
 	}
 	return conclude(p, reason);
+}
+
+/* What becomes of a packet whose header above IP is cut short or impossible: Linux, which does not look there to forward it, has
+ * it unless something of ours claims it. Nothing follows it by the ports of another datagram. */
+always_inline int stray_malformed(struct packet *p, int reason)
+{
+	struct scratch *s = scratch_get();
+
+	fragment_forget(p);
+	return !s || fragment_claimed(p, s) ? reason : REASON_PUNT_MALFORMED;
 }
 
 /* What is shorter than an ICMP error has to quote gets none. */

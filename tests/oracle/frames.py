@@ -15,7 +15,7 @@ MORE_FRAGMENTS, DONT_FRAGMENT = 0x2000, 0x4000
 FLAGS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16, "U": 32, "E": 64, "C": 128}
 NUMBERS = {"tcp": TCP, "udp": UDP}
 ECHO = {4: (8, 0), 6: (128, 129)}  # request, reply
-FIRST_FRAGMENT = 24  # bytes, at least
+FIRST_FRAGMENT = 8  # bytes, at least: ports, and of TCP no flags
 NOP_OPTIONS = bytes([1, 1, 1, 0])  # of IPv4: three times nothing, end
 PAD_OPTIONS = bytes([1, 4, 0, 0, 0, 0])  # of IPv6: PadN
 
@@ -95,7 +95,7 @@ def _ipv6(header: Header, protocol: int, above: bytes, fragment: int) -> bytes:
 
 
 def fragments(header: Header, protocol: int, above: bytes) -> list[bytes]:
-    """Two fragments, the first one half of it and never without TCP's whole header (RFC 1858)."""
+    """Two fragments, the first one half of it; of a short segment, less than its header (RFC 1858)."""
     cut = max(FIRST_FRAGMENT, len(above) // 2 & ~7)
     return [
         ip(header, protocol, above[:cut], MORE_FRAGMENTS),

@@ -1,23 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets that cannot be: dropped under a reason, whatever the header they are wrong in."""
+"""Packets that cannot be: dropped under a reason, whatever the header they are wrong in. What is only wrong
+above IP is Linux', which forwards it, unless something of clearway's own claims it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 from scapy.layers.l2 import Dot1Q
-from scapy.packet import Packet
+from scapy.packet import Packet, Raw
 
 from tests.packet.addresses import BACK, FRONT, Net
 from tests.packet.checksums import ones_sum
 from tests.packet.conversation import Conversation, masquerade, service
+from tests.packet.firewall import firewall, rule
 from tests.packet.frames import echo, ether, frame, icmp_error, ip_packet, l3, tcp, udp
 from tests.packet.marks import IPV4, IPV6
 from tests.packet.node import Node
+from tests.packet.test_fragments import fragments, whole_packet
 
 L3 = 14
+DROPPED = ("drop_l4_short", "drop_l4_header", "drop_extension_header")
 
 
 @pytest.fixture
@@ -171,6 +178,86 @@ def test_packet_cut_at_any_length_is_never_forwarded(busy: Node, net: Net, tags:
         for length in range(14, len(whole)):
             if busy.takes(whole[:length]):
                 assert busy.send(whole[:length]).verdict == "drop", (name, length)
+
+
+# ---- malformed above IP ----
+
+
+def first_fragment(net: Net, src: str, dst: str, proto: int, above: bytes) -> Packet:
+    if net.family == 4:
+        return IP(src=src, dst=dst, proto=proto, id=7, flags="MF") / Raw(above)
+    return IPv6(src=src, dst=dst) / IPv6ExtHdrFragment(nh=proto, m=1, id=7) / Raw(above)
+
+
+def malformed(net: Net, src: str, dst: str, device: str) -> dict[str, bytes]:
+    """Frames that Linux forwards, whose ports, if they have any, nobody can tell for sure."""
+    segment, datagram = (frame(device, src, dst, above) for above in (tcp(40000, 80, "S"), udp(40000, 80)))
+    icmp = 1 if net.family == 4 else 58
+    frames = {
+        "first fragment of TCP": first_fragment(net, src, dst, 6, l3(segment)[l4(net) :][:8]),
+        "nearly all of TCP": first_fragment(net, src, dst, 6, l3(segment)[l4(net) :][:16]),
+        "first fragment of UDP": first_fragment(net, src, dst, 17, b""),
+        "first fragment of ICMP": first_fragment(net, src, dst, icmp, b"\x08\0"),
+        "TCP cut short": ip_packet(src, dst, Raw(bytes(19)), **{"proto" if net.family == 4 else "nh": 6}),
+        "UDP cut short": ip_packet(src, dst, Raw(bytes(7)), **{"proto" if net.family == 4 else "nh": 17}),
+    }
+    made = {name: bytes(ether(device) / packet) for name, packet in frames.items()}
+    made["data offset"] = patched(segment, l4(net) + 12, b"\x40")
+    made["data offset beyond the end"] = patched(segment, l4(net) + 12, b"\xf0")
+    made["length of UDP"] = patched(datagram, l4(net) + 4, b"\0\7")
+    if net.family == 6:
+        many: Packet = udp(40000, 80)
+        for _ in range(7):
+            many = IPv6ExtHdrDestOpt() / many
+        made["extension headers"] = frame(device, src, dst, many)
+        made["extension header cut short"] = patched(
+            frame(device, src, dst, IPv6ExtHdrDestOpt() / udp(40000, 80)), 41, b"\xff"
+        )
+    return made
+
+
+def test_malformed_packet_that_nothing_claims_is_linux_to_forward(node: Node, net: Net) -> None:
+    for name, sent in malformed(net, net.client, net.inside, FRONT).items():
+        assert node.send(sent).reason == "punt_malformed", name
+    for name, sent in malformed(net, net.client, net.node(FRONT), FRONT).items():
+        assert node.send(sent).reason == "punt_malformed", name
+
+
+CLAIMS: dict[str, Callable[[Net], dict[str, Any]]] = {
+    "service": lambda net: {"services": [service(net, net.inside)]},
+    "nat": lambda net: {"nat": [masquerade(net)]},
+    "firewall": lambda net: {"firewall": firewall(rule(), default="accept")},
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_malformed_packet_that_is_claimed_is_dropped(node: Node, net: Net, claim: str) -> None:
+    node.apply(**CLAIMS[claim](net))
+    for name, sent in malformed(net, net.inside, net.server, BACK).items():
+        assert node.send(sent, BACK).reason in DROPPED, name
+    assert node.flows.entries() == 0
+
+
+@pytest.mark.parametrize("claim", ["service", "nat"])
+def test_malformed_packet_of_other_addresses_is_linux_to_forward(node: Node, net: Net, claim: str) -> None:
+    node.apply(**CLAIMS[claim](net))
+    for name, sent in malformed(net, net.client, net.endpoints[1], FRONT).items():
+        assert node.send(sent).reason == "punt_malformed", name
+
+
+@pytest.mark.parametrize("claimed", [False, True], ids=["unclaimed", "claimed"])
+def test_fragments_behind_a_malformed_first_one_share_its_fate(node: Node, net: Net, claimed: bool) -> None:
+    """Whatever ports a datagram with its identification has left before."""
+    if claimed:
+        node.apply(nat=[masquerade(net)])
+    whole = whole_packet(net.inside, net.server, tcp(40000, 80, "S", payload=bytes(100)))
+    first, later = fragments(BACK, whole, number=7)
+    node.send(first, BACK)
+    tiny = bytes(ether(BACK) / first_fragment(net, net.inside, net.server, 6, bytes(8)))
+    reasons = [node.send(sent, BACK).reason for sent in (tiny, later)]
+    assert reasons == (
+        ["drop_l4_short", "drop_fragment_unknown"] if claimed else ["punt_malformed", "punt_fragment"]
+    )
 
 
 REPAIRS: dict[str, Callable[[bytes], bytes]] = {
