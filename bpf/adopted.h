@@ -11,6 +11,7 @@
 #define ADOPT_AGAIN_MS 2000 /* Linux tells when a connection is deleted; that long it is believed without */
 #define ADOPT_UNTOLD_MS 100 /* the same, where it does not tell: the connection is older than our listening */
 #define ADOPT_REFUSED_MS 20
+#define ADOPT_TURNS 64
 
 /* Of an established TCP connection, and changing nothing about it (RFC 9293 3.10.7.4: every segment has an ACK). */
 always_inline bool adopt_is_plain_tcp(__u8 flags)
@@ -94,6 +95,13 @@ always_inline void adopt_note(__u64 *row, __u32 tag, int reason)
 	*(volatile __u64 *)row = (__u64)tag << 32 | (now() & REFUSED_TIME_MASK) << 8 | reason;
 }
 
+/* Connections that share a row take it from each other, for ever if both go on. So each has its turn, a jiffy of ADOPT_TURNS, in
+ * which it is asked about all the same. */
+always_inline bool adopt_turn(__u32 tag)
+{
+	return !((tag ^ now()) & (ADOPT_TURNS - 1));
+}
+
 /* The reason under which the packet is left to Linux without asking: because one like it was a moment ago; or because it is
  * the first of its kind, and may well stay the only one. CONTINUE: it is to be asked about. known: it has an entry. */
 always_inline int adopt_refused(const struct packet *p, __u32 stamp, bool known)
@@ -113,7 +121,8 @@ always_inline int adopt_refused(const struct packet *p, __u32 stamp, bool known)
 		__u32 passed = (now() - (__u32)(found >> 8)) & REFUSED_TIME_MASK;
 		return reason == SIGHTED || passed > ticks(ADOPT_REFUSED_MS) ? CONTINUE : reason;
 	}
-	if (known || adopt_may_be_claimed())
+	bool shared = found >> 32;
+	if (known || adopt_may_be_claimed() || (shared && adopt_turn(tag)))
 		return CONTINUE;
 	adopt_note(row, tag, SIGHTED);
 	return REASON_PUNT_NOT_OURS;

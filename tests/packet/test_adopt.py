@@ -32,6 +32,7 @@ from tests.packet.test_fragments import datagram, fragments, whole_packet
 BOTH = 1 | 2 | 16 | 32  # TRUST_IPV4 | TRUST_IPV6 | TRUST_NAT_IPV4 | TRUST_NAT_IPV6
 UNMARKED, OTHER = 4, 8
 REFUSED_S = 0.03  # ADOPT_REFUSED_MS, and a jiffy
+PATIENCE = 20.0  # seconds; its turn comes four times in each
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,17 @@ def clean(node: Node) -> None:
     node.datapath.set_trust(0, 0)
     for place in range(16, 48):
         node.datapath.drop_classifier(place)
-    node.datapath.bump_mirror()  # what was refused a moment ago is asked about again
+    table = node.datapath.table("refused_v1")
+    keys, rows = table.items()
+    table.update(keys, np.zeros_like(rows))
+
+
+def refuse_somebody(node: Node, row: int) -> None:
+    """The row is one of a connection that nobody has."""
+    table = node.datapath.table("refused_v1")
+    keys, rows = table.rows(1)
+    keys[0], rows[0] = row, 0xDEAD << 32 | 0xFF
+    table.update(keys, rows)
 
 
 def trust(node: Node, what: int = BOTH) -> None:
@@ -499,6 +510,20 @@ def test_refused_ones_are_asked_about_again(node: Node, net: Net) -> None:
     held = Held(node, net)
     time.sleep(REFUSED_S)
     assert held.client(payload=b"x").reason == "forward_flow"  # adopted with its packet before
+
+
+def test_connections_that_share_a_row_are_adopted(node: Node, net: Net) -> None:
+    """Each takes the row from the other, so that it always seems to be the first packet of its kind."""
+    trust(node)
+    held = Held(node, net)
+    frame, device = held.client_frame("A"), held.client_device
+    node.run(frame, device)
+    [row] = np.flatnonzero(node.datapath.table("refused_v1").items()[1]).tolist()
+    refuse_somebody(node, row)
+    deadline = time.monotonic() + PATIENCE
+    while node.send(frame, device).reason == "punt_not_ours" and time.monotonic() < deadline:
+        refuse_somebody(node, row)
+    assert held.client(payload=b"x").reason == "forward_flow"
 
 
 def test_a_service_claims_what_was_adopted(node: Node, net: Net) -> None:
