@@ -63,27 +63,13 @@ always_inline bool adopt_at_once(const struct packet *p)
 
 /* ---- what is refused: so that traffic that stays in Linux is not asked about with every packet ---- */
 
-always_inline __u64 adopt_hash(const struct tuple *t, const __u64 *key, __u32 stamp)
+/* The row of packets whose tuple has this hash (flow_hit, flow_hash); its upper half is to tell them from others. */
+always_inline __u64 *adopt_row(__u64 hash, __u32 stamp, __u32 *tag)
 {
-	__u64 hash = mix64(t->src.quads[0] ^ key[0]);
+	__u64 mixed = mix64_again(hash + stamp);
+	__u32 row = mixed >> 32 & (REFUSED_ROWS - 1);
 
-	hash = mix64(hash + (t->dst.quads[0] ^ key[1]));
-	if (t->family == FAMILY_IPV6)
-		hash = mix64(mix64(hash + (t->src.quads[1] ^ key[2])) + (t->dst.quads[1] ^ key[3]));
-	hash = mix64(hash + (((__u64)t->sport << 48 | (__u64)t->dport << 32 | t->proto << 8 | t->family) ^ key[4]));
-	return mix64_again(hash + stamp);
-}
-
-/* The row of a packet; its lower half is to tell it from others. */
-always_inline __u64 *adopt_row(const struct packet *p, __u32 stamp, __u32 *tag)
-{
-	const struct flow_tables *tables = flow_tables();
-
-	if (!tables)
-		return NULL;
-	__u64 hash = adopt_hash(&p->tuple, tables->key, stamp);
-	__u32 row = hash >> 32 & (REFUSED_ROWS - 1);
-	*tag = hash;
+	*tag = mixed;
 	return bpf_map_lookup_elem(&refused_v1, &row);
 }
 
@@ -104,7 +90,7 @@ always_inline bool adopt_turn(__u32 tag)
 
 /* The reason under which the packet is left to Linux without asking: because one like it was a moment ago; or because it is
  * the first of its kind, and may well stay the only one. CONTINUE: it is to be asked about. known: it has an entry. */
-always_inline int adopt_refused(const struct packet *p, __u32 stamp, bool known)
+always_inline int adopt_refused(const struct packet *p, __u64 hash, __u32 stamp, bool known)
 {
 	__u32 tag;
 
@@ -112,7 +98,7 @@ always_inline int adopt_refused(const struct packet *p, __u32 stamp, bool known)
 		return CONTINUE;
 	if (packet_bridged(p)) /* no row: it would be the bridge's as well */
 		return adopt_may_be_claimed() ? CONTINUE : REASON_PUNT_NOT_OURS;
-	__u64 *row = adopt_row(p, stamp, &tag);
+	__u64 *row = adopt_row(hash, stamp, &tag);
 	if (!row)
 		return CONTINUE;
 	__u64 found = READ_ONCE(*row);
@@ -132,7 +118,7 @@ always_inline int adopt_refused(const struct packet *p, __u32 stamp, bool known)
 always_inline int adopt_refuse(struct packet *p, __u32 stamp, int reason)
 {
 	__u32 tag;
-	__u64 *row = adopt_row(p, stamp, &tag);
+	__u64 *row = adopt_row(flow_hash(&p->tuple), stamp, &tag);
 
 	if (row)
 		adopt_note(row, tag, reason);

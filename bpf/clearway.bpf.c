@@ -75,6 +75,7 @@ struct hit {
 	struct flow *flow;
 	struct verdict verdict;
 	struct egress egress;
+	__u64 hash;
 	__u64 carried; /* what the packet adds to what the flow has carried */
 };
 
@@ -85,7 +86,7 @@ always_inline bool look_up(struct packet *p, __u32 stamp, struct hit *hit)
 
 	if (p->fragment || p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || (is_icmp(&p->tuple) && !p->icmp_echo))
 		return false;
-	hit->flow = flow_hit(&p->tuple, v);
+	hit->flow = flow_hit(&p->tuple, v, &hit->hash);
 	if (!hit->flow || v->stamp != stamp || !(v->state & FLOW_SENT_ACK) ||
 	    !egress_read(v->egress, v->stamp, &hit->egress))
 		return false;
@@ -106,7 +107,7 @@ always_inline int enter(struct packet *p)
 
 	if (!look_up(p, stamp, &hit)) {
 		bool ours = hit.flow && !(hit.verdict.state & FLOW_ADOPTED);
-		int refused = ours ? CONTINUE : adopt_refused(p, stamp, hit.flow);
+		int refused = ours ? CONTINUE : adopt_refused(p, hit.hash, stamp, hit.flow);
 		if (refused != CONTINUE)
 			return conclude(p, refused);
 		bpf_tail_call(p->ctx, &stages, STAGE_AGAIN);

@@ -71,28 +71,39 @@ always_inline void flow_hop(const struct verdict *v, struct flow *f)
 
 /* The hit path's: only the current table; NULL as well where somebody has locked the entry. */
 always_inline struct flow *flow_hit_in(const struct flow_tables *tables, const struct tuple *t, const int family,
-				       struct verdict *v)
+				       struct verdict *v, __u64 *hash)
 {
 	struct spot spot = {};
 
-	if (!table_find(tables, t, table_hash(tables, t, family), family, tables->current & 1, &spot))
+	*hash = table_hash(tables, t, family);
+	if (!table_find(tables, t, *hash, family, tables->current & 1, &spot))
 		return NULL;
 	flow_verdict(t, spot.flow, family, v);
 	return !mark_locked(spot.mark) && table_intact(&spot) ? spot.flow : NULL;
 }
 
-always_inline struct flow *flow_hit(const struct tuple *t, struct verdict *v)
+/* *hash: the tuple's, whether there is a flow or not. */
+always_inline struct flow *flow_hit(const struct tuple *t, struct verdict *v, __u64 *hash)
 {
 	const struct flow_tables *tables = flow_tables();
 
+	*hash = 0;
 	if (!tables)
 		return NULL;
 	if (t->family == FAMILY_IPV4) {
-		struct flow *f = flow_hit_in(tables, t, FAMILY_IPV4, v);
+		struct flow *f = flow_hit_in(tables, t, FAMILY_IPV4, v, hash);
 		keep_register(f); /* two kinds of entry must not meet in one instruction */
 		return f;
 	}
-	return flow_hit_in(tables, t, FAMILY_IPV6, v);
+	return flow_hit_in(tables, t, FAMILY_IPV6, v, hash);
+}
+
+/* The hash that flow_hit() tells. */
+always_inline __u64 flow_hash(const struct tuple *t)
+{
+	const struct flow_tables *tables = flow_tables();
+
+	return tables ? table_hash(tables, t, t->family) : 0;
 }
 
 always_inline bool flow_find_in(const struct tuple *t, const int family, struct spot *spot)

@@ -8,10 +8,11 @@ always_inline bool sent_hit(struct packet *p)
 {
 	struct verdict verdict;
 	struct segment seg;
+	__u64 hash;
 
 	if (p->fragment || p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
 		return false;
-	struct flow *f = flow_hit(&p->tuple, &verdict);
+	struct flow *f = flow_hit(&p->tuple, &verdict, &hash);
 	if (!f || !(verdict.state & FLOW_SENT_ACK))
 		return false;
 	__u64 was = f->carried;

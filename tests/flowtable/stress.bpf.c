@@ -282,9 +282,10 @@ always_inline void stress_choose(struct stress *s, const int family, bool may_st
 always_inline void stress_hit(struct stress *s, const int family)
 {
 	struct verdict *v = &s->verdict;
+	__u64 hash;
 
 	stress_choose(s, family, true);
-	if (!flow_hit(&s->on.key, v))
+	if (!flow_hit(&s->on.key, v, &hash))
 		return;
 	stress_found(s, family, s->on.number, s->on.reply, v, NULL, OPERATION_HIT);
 }

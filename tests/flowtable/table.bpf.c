@@ -106,8 +106,9 @@ struct look_args {
 always_inline bool look_hit(const struct peek *peek)
 {
 	struct verdict v = {};
+	__u64 hash;
 
-	if (!flow_hit(&peek->key, &v) || v.sport != peek->leaves.sport || v.dport != peek->leaves.dport)
+	if (!flow_hit(&peek->key, &v, &hash) || v.sport != peek->leaves.sport || v.dport != peek->leaves.dport)
 		return false;
 	if (peek->key.family == FAMILY_IPV4)
 		return v.src.v4 == peek->leaves.src.v4 && v.dst.v4 == peek->leaves.dst.v4;
@@ -246,10 +247,11 @@ struct reuse {
 static long reuse_turn(__u32 index, struct reuse *reuse)
 {
 	struct verdict v = {};
+	__u64 hash;
 	struct peek *peek = &reuse->work->ending.entry;
 
 	peek->key = reuse->work->forward.key;
-	if (!flow_peek(peek) || !flow_resolve(peek) || !flow_hit(&peek->key, &v))
+	if (!flow_peek(peek) || !flow_resolve(peek) || !flow_hit(&peek->key, &v, &hash))
 		reuse->wrong++;
 	return 0;
 }
@@ -259,14 +261,15 @@ static long reuse_once(__u32 index, struct reuse *reuse)
 	struct work *work = reuse->work;
 	struct ending *e = &work->ending;
 	struct verdict v = {};
+	__u64 hash;
 
-	if (flow_open(&work->forward, &work->answer) != FLOW_CREATED || !flow_hit(&work->forward.key, &v) ||
-	    !flow_hit(&work->answer.key, &v))
+	if (flow_open(&work->forward, &work->answer) != FLOW_CREATED || !flow_hit(&work->forward.key, &v, &hash) ||
+	    !flow_hit(&work->answer.key, &v, &hash))
 		reuse->wrong++;
 	bpf_loop(reuse->turns, reuse_turn, reuse, 0);
 	e->entry.key = work->answer.key;
 	if (!flow_find_both(e) || !e->paired || flow_end(e, &work->answer.key, FLOW_END_REOPENED) != 1 ||
-	    flow_hit(&work->forward.key, &v) || flow_hit(&work->answer.key, &v))
+	    flow_hit(&work->forward.key, &v, &hash) || flow_hit(&work->answer.key, &v, &hash))
 		reuse->wrong++;
 	return 0;
 }
