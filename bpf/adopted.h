@@ -12,6 +12,7 @@
 #define ADOPT_UNTOLD_MS 100 /* the same, where it does not tell: the connection is older than our listening */
 #define ADOPT_REFUSED_MS 20
 #define ADOPT_TURNS 64
+#define ADOPT_DOUBLED_MAX 4 /* times: who is refused again and again is asked about every 320 ms */
 
 /* Of an established TCP connection, and changing nothing about it (RFC 9293 3.10.7.4: every segment has an ACK). */
 always_inline bool adopt_is_plain_tcp(__u8 flags)
@@ -73,12 +74,34 @@ always_inline __u64 *adopt_row(__u64 hash, __u32 stamp, __u32 *tag)
 	return bpf_map_lookup_elem(&refused_v1, &row);
 }
 
-#define REFUSED_TIME_MASK 0xffffff
+/* What a row says. In 64 bits, so that it is read and written at once: tag << 32 | jiffies << 11 | doubled << 8 | reason. */
+struct refused {
+	__u32 tag;
+	__u32 passed; /* jiffies since it was written */
+	__u8 doubled; /* how often the time that it holds for */
+	__u8 reason;
+};
+
+#define REFUSED_TIME_MASK 0x1fffff
+#define REFUSED_TIME_SHIFT 11
+#define REFUSED_DOUBLED_MASK 7
 #define SIGHTED 0xff /* stands for a reason: there was one such packet, and nobody was asked about it */
 
-always_inline void adopt_note(__u64 *row, __u32 tag, int reason)
+always_inline struct refused refused_read(const __u64 *row)
 {
-	*(volatile __u64 *)row = (__u64)tag << 32 | (now() & REFUSED_TIME_MASK) << 8 | reason;
+	__u64 found = READ_ONCE(*row);
+	struct refused refused = {.tag = found >> 32,
+				  .passed = (now() - (__u32)(found >> REFUSED_TIME_SHIFT)) & REFUSED_TIME_MASK,
+				  .doubled = found >> 8 & REFUSED_DOUBLED_MASK,
+				  .reason = found};
+
+	return refused;
+}
+
+always_inline void refused_write(__u64 *row, __u32 tag, __u32 doubled, int reason)
+{
+	*(volatile __u64 *)row =
+		(__u64)tag << 32 | (now() & REFUSED_TIME_MASK) << REFUSED_TIME_SHIFT | doubled << 8 | reason;
 }
 
 /* Connections that share a row take it from each other, for ever if both go on. So each has its turn, a jiffy of ADOPT_TURNS, in
@@ -101,26 +124,28 @@ always_inline int adopt_refused(const struct packet *p, __u64 hash, __u32 stamp,
 	__u64 *row = adopt_row(hash, stamp, &tag);
 	if (!row)
 		return CONTINUE;
-	__u64 found = READ_ONCE(*row);
-	__u8 reason = found;
-	if ((__u32)(found >> 32) == tag) {
-		__u32 passed = (now() - (__u32)(found >> 8)) & REFUSED_TIME_MASK;
-		return reason == SIGHTED || passed > ticks(ADOPT_REFUSED_MS) ? CONTINUE : reason;
-	}
-	bool shared = found >> 32;
-	if (known || adopt_may_be_claimed() || (shared && adopt_turn(tag)))
+	struct refused was = refused_read(row);
+	if (was.tag == tag)
+		return was.reason == SIGHTED || was.passed > ticks(ADOPT_REFUSED_MS) << was.doubled ? CONTINUE :
+												      was.reason;
+	if (known || adopt_may_be_claimed() || (was.tag && adopt_turn(tag)))
 		return CONTINUE;
-	adopt_note(row, tag, SIGHTED);
+	refused_write(row, tag, 0, SIGHTED);
 	return REASON_PUNT_NOT_OURS;
 }
 
-/* Left to Linux, and so are those that follow in the next moment. */
+/* Left to Linux, and so are those that follow in the next moment, which is twice as long each time. What is not proved yet may be
+ * in a moment. */
 always_inline int adopt_refuse(struct packet *p, __u32 stamp, int reason)
 {
-	__u32 tag;
+	__u32 tag, doubled = 0;
 	__u64 *row = adopt_row(flow_hash(&p->tuple), stamp, &tag);
 
-	if (row)
-		adopt_note(row, tag, reason);
+	if (row) {
+		struct refused was = refused_read(row);
+		if (was.tag == tag && was.reason == reason && reason != REASON_PUNT_UNPROVEN)
+			doubled = was.doubled < ADOPT_DOUBLED_MAX ? was.doubled + 1 : ADOPT_DOUBLED_MAX;
+		refused_write(row, tag, doubled, reason);
+	}
 	return conclude(p, reason);
 }

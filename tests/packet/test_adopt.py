@@ -526,6 +526,21 @@ def test_connections_that_share_a_row_are_adopted(node: Node, net: Net) -> None:
     assert held.client(payload=b"x").reason == "forward_flow"
 
 
+def test_who_is_refused_again_is_asked_about_less_often(node: Node, net: Net) -> None:
+    """20 ms, 40 ms, ... 320 ms."""
+    trust(node)
+    talk = Conversation(node, net, inside=True, client=net.inside)
+    frame, device = talk.client_frame("A"), talk.client_device
+    times = []
+    for _ in range(7):
+        node.run(frame, device)  # sighted, or asked about
+        node.run(frame, device)
+        [said] = [n for n in node.datapath.table("refused_v1").items()[1].tolist() if n]
+        times.append(said >> 8 & 7)
+        time.sleep(REFUSED_S + 0.02 * 2 ** times[-1])
+    assert times == [0, 1, 2, 3, 4, 4, 4]
+
+
 def test_a_service_claims_what_was_adopted(node: Node, net: Net) -> None:
     trust(node)
     talk = Held(node, net)
