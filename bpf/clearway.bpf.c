@@ -180,6 +180,17 @@ SEC("tc") int cw_tc_behind(context *ctx)
 }
 #endif
 
+/* Of no flow, and nothing claims it: no other stage has to be asked. Most often it opens a connection of Linux'. */
+always_inline bool is_nobodys(const struct packet *p)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s || adopt_may_be_claimed())
+		return false;
+	s->entry.key = p->tuple;
+	return !flow_peek(&s->entry);
+}
+
 /* Parsing twice costs those who need a thought 15 ns; keeping what was read cost every packet 3. */
 PROGRAM(_again)
 {
@@ -192,8 +203,11 @@ PROGRAM(_again)
 		return conclude(&p, reason);
 	if (adopt_at_once(&p))
 		return stage(&p, STAGE_ADOPT);
-	bool said_in_icmp = is_icmp(&p.tuple) && !p.icmp_echo && !p.fragment;
-	return stage(&p, said_in_icmp ? STAGE_ICMP : STAGE_KNOWN);
+	if (p.fragment)
+		return stage(&p, STAGE_KNOWN);
+	if (is_icmp(&p.tuple) && !p.icmp_echo)
+		return stage(&p, STAGE_ICMP);
+	return is_nobodys(&p) ? conclude(&p, REASON_PUNT_NOT_OURS) : stage(&p, STAGE_KNOWN);
 }
 
 /* Over the MTU, and the sender allows fragments: translated by us, fragmented by Linux on its way out. Its source may be an
