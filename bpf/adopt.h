@@ -11,6 +11,20 @@
 
 /* ---- what is proved of the ruleset ---- */
 
+/* Are there as many policies of IPsec as were known? One that is added also changes the generation of routes (xfrm_policy_insert,
+ * net/xfrm/xfrm_policy.c), so that each flow comes here. And does what none is about go on as it is? */
+always_inline bool adopt_trusts_policies(struct net *net, const struct trust *trust)
+{
+	const unsigned int *count = net->xfrm.policy_count;
+
+	if (count[XFRM_POLICY_OUT] + count[XFRM_POLICY_FWD] != READ_ONCE(trust->policies))
+		return false;
+	if (!bpf_core_field_exists(net->xfrm.policy_default))
+		return true;
+	return net->xfrm.policy_default[XFRM_POLICY_OUT] != XFRM_USERPOLICY_BLOCK &&
+	       net->xfrm.policy_default[XFRM_POLICY_FWD] != XFRM_USERPOLICY_BLOCK;
+}
+
 /* Is what netfilter, IPsec and the like would do to this packet's family known, for the rules that are in force now? The
  * stamp must have been read before. */
 always_inline bool adopt_trusts(struct packet *p, struct scratch *s)
@@ -18,8 +32,8 @@ always_inline bool adopt_trusts(struct packet *p, struct scratch *s)
 	struct net *net = packet_net(p);
 
 	s->adopting.trusted = trust_what(net);
-	if (bpf_core_field_exists(net->xfrm) &&
-	    net->xfrm.policy_count[XFRM_POLICY_OUT] + net->xfrm.policy_count[XFRM_POLICY_FWD])
+	const struct trust *trust = trust_now();
+	if (!trust || (bpf_core_field_exists(net->xfrm) && !adopt_trusts_policies(net, trust)))
 		return false;
 	return s->adopting.trusted & (p->tuple.family == FAMILY_IPV4 ? TRUST_IPV4 : TRUST_IPV6);
 }

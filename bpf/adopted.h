@@ -29,7 +29,7 @@ always_inline bool adopt_has_extension(const struct packet *p)
 /* Linux' own to judge: what changes a connection, and what cannot be forwarded as it is. */
 always_inline bool adopt_is_plain(const struct packet *p)
 {
-	if (p->fragment || p->ttl <= 1 || adopt_has_extension(p))
+	if (p->fragment || p->ttl <= 1 || adopt_has_extension(p) || packet_decrypted(p))
 		return false;
 	return p->tuple.proto == IPPROTO_TCP ? adopt_is_plain_tcp(p->tcp_flags) : p->tuple.proto == IPPROTO_UDP;
 }
@@ -38,8 +38,8 @@ always_inline bool adopt_is_plain(const struct packet *p)
  * the same connection may be carried. */
 always_inline bool adopt_asks(const struct packet *p, const struct flow *f)
 {
-	return packet_bridged(p) || now() - f->tcp_next > ticks(ADOPT_AGAIN_MS) || adopt_has_extension(p) ||
-	       (p->tuple.proto == IPPROTO_TCP && !adopt_is_plain_tcp(p->tcp_flags));
+	return packet_bridged(p) || packet_decrypted(p) || now() - f->tcp_next > ticks(ADOPT_AGAIN_MS) ||
+	       adopt_has_extension(p) || (p->tuple.proto == IPPROTO_TCP && !adopt_is_plain_tcp(p->tcp_flags));
 }
 
 /* Is there a configuration that could claim a packet? */

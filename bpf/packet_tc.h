@@ -116,6 +116,15 @@ always_inline bool packet_checksum(struct packet *p, __u32 offset, __u16 addr_de
 	return true;
 }
 
+/* Has it come through IPsec? Then it needs a policy that lets it through (__xfrm_policy_check, net/xfrm/xfrm_policy.c). */
+always_inline bool packet_decrypted(const struct packet *p)
+{
+	if (!cw_kernel_context || !bpf_core_enum_value_exists(enum skb_ext_id, SKB_EXT_SEC_PATH))
+		return false;
+	struct sk_buff *skb = bpf_cast_to_kern_ctx(p->ctx);
+	return skb->active_extensions & 1 << bpf_core_enum_value(enum skb_ext_id, SKB_EXT_SEC_PATH);
+}
+
 always_inline bool packet_tagged(const struct packet *p)
 {
 	return p->tags || p->ctx->vlan_present;

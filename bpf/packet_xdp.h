@@ -140,6 +140,12 @@ always_inline bool packet_resize(struct packet *p, __u32 keep, __u32 room)
 #define packet_ct_lookup bpf_xdp_ct_lookup
 #define packet_ct_alloc bpf_xdp_ct_alloc
 
+/* What IPsec has decrypted comes in no driver's frame. */
+always_inline bool packet_decrypted(const struct packet *p)
+{
+	return false;
+}
+
 always_inline void packet_header_changed(struct packet *p, __u16 delta)
 {
 }

@@ -264,8 +264,9 @@ struct trust {
 	__u32 own_seq;	/* and the one that clearway itself makes of it, by changing its own table */
 	__u32 what;	/* enum trusted */
 	__u32 honours;	/* enum honours */
+	__u32 policies; /* of IPsec, about what is forwarded: how many there were */
 };
-_Static_assert(sizeof(struct trust) == 16, "struct trust");
+_Static_assert(sizeof(struct trust) == 20, "struct trust");
 
 enum trusted {
 	TRUST_IPV4 = 1 << 0,

@@ -340,6 +340,7 @@ struct netns_ct {
 
 struct netns_xfrm {
 	unsigned int policy_count[6];
+	__u8 policy_default[3];
 };
 
 struct net {
@@ -374,6 +375,11 @@ struct xdp_buff {
 struct sk_buff {
 	struct net_device *dev;
 	__u8 ip_summed : 2;
+	__u8 active_extensions;
+};
+
+enum skb_ext_id {
+	SKB_EXT_SEC_PATH,
 };
 
 union nf_inet_addr {
@@ -448,6 +454,7 @@ enum nf_ct_ext_id {
 #define IPS_HW_OFFLOAD (1 << 15)
 #define XFRM_POLICY_OUT 1
 #define XFRM_POLICY_FWD 2
+#define XFRM_USERPOLICY_BLOCK 1
 
 #pragma clang attribute pop
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
 from clearway.lab.namespace import Namespace
+from clearway.linux.xfrm import Policy, policies
 from clearway.proof import Passage, Proof, Sources, prove
 
 WEB = Passage(
@@ -337,6 +338,25 @@ def test_way_back_is_required_where_rules_ask_for_it(
     proof = prove(sources(router))
     assert kept(proof) == ""
     assert "".join(str(int(proof.back(one) or 0)) for one in (BACK, WEB, SIX)) == expected
+
+
+def test_policies_of_ipsec_are_read(router: Namespace) -> None:
+    for words in (
+        "src 10.1.0.0/16 dst 192.0.2.1 proto tcp dport 443 dir out",
+        "src fd00::/64 dst ::/0 dir fwd",
+        "src 10.1.0.0/16 dst 10.2.0.0/16 dir in",
+    ):
+        router.ip("xfrm", "policy", "add", *words.split())
+    try:
+        with router.entered():
+            found = sorted(policies(), key=lambda one: one.direction)
+    finally:
+        router.ip("xfrm", "policy", "flush")
+    near, server = ip_network("10.1.0.0/16"), ip_network("192.0.2.1")
+    assert found == [
+        Policy("fwd", ip_network("fd00::/64"), ip_network("::/0"), 0, None, None),
+        Policy("out", near, server, 6, None, 443),
+    ]
 
 
 def test_rules_of_iptables_have_its_words_and_its_counters(router: Namespace) -> None:

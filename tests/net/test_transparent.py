@@ -204,6 +204,32 @@ def test_dscp_and_ttl_are_set_as_rules_say(gateway: Gateway, family: int, connec
     gateway.proved(3)
 
 
+def test_what_policies_of_ipsec_are_about_stays_in_linux(
+    gateway: Gateway, family: int, connection: socket.socket
+) -> None:
+    """And nothing else does."""
+    server = f"{NETWORKS[family][1].format(2)}/{128 if family == 6 else 32}"
+    others = ("2001:db8:77::/64", "2001:db8:78::/64") if family == 6 else ("192.0.2.0/25", "192.0.2.128/25")
+    ends = {"others": ("src", others[0], "dst", others[1]), "ours": ("dst", server, "proto", "tcp")}
+    gateway.router.ip("xfrm", "policy", "add", *ends["others"], "dir", "out")
+    try:
+        wait_until("it is carried again", lambda: _is_carried(gateway, connection))
+        gateway.router.ip("xfrm", "policy", "add", *ends["ours"], "dir", "out")
+        try:
+            before = gateway.forwarded()
+            talk(connection)
+            wait_until("it is known", lambda: "IPsec" in explained(gateway, connection)["why"])
+            talk(connection)
+            assert (
+                gateway.forwarded() - before <= 2 * ENOUGH
+            )  # the answers, which no policy is about, may go on
+        finally:
+            gateway.router.ip("xfrm", "policy", "delete", *ends["ours"], "dir", "out")
+        wait_until("it is carried again", lambda: _is_carried(gateway, connection))
+    finally:
+        gateway.router.ip("xfrm", "policy", "delete", *ends["others"], "dir", "out")
+
+
 def _table(name: str, hook: str, rules: str) -> str:
     return f"table inet {name} {{\nchain c {{\ntype filter hook {hook} priority 0;\n{rules}\n}}\n}}\n"
 

@@ -63,9 +63,9 @@ def refuse_somebody(node: Node, row: int) -> None:
     table.update(keys, rows)
 
 
-def trust(node: Node, what: int = BOTH) -> None:
+def trust(node: Node, what: int = BOTH, policies: int = 0) -> None:
     with node.world.node.entered():
-        node.datapath.set_trust(nftables.generation(), what)
+        node.datapath.set_trust(nftables.generation(), what, policies)
     node.datapath.bump_mirror()
 
 
@@ -216,6 +216,52 @@ def test_without_rules_of_nat_linux_translates_nothing(node: Node, net: Net) -> 
 def test_marked_connections_are_left_where_rules_ask_for_marks(node: Node, net: Net) -> None:
     trust(node, BOTH | UNMARKED)
     assert Held(node, net, mark="7").client(payload=b"x").reason == "punt_not_ours"
+
+
+def policy(node: Node, action: str, net: Net, direction: str = "out") -> None:
+    """Of IPsec, about others than those who talk here."""
+    ends = ("src", net.remote_prefix, "dst", net.remote_prefix)
+    node.world.node.run("ip", "xfrm", "policy", action, *ends, "dir", direction)
+
+
+@pytest.mark.parametrize("direction", ["out", "fwd"])
+def test_the_very_next_packet_after_a_policy_is_added_goes_to_linux(
+    node: Node, net: Net, direction: str
+) -> None:
+    trust(node)
+    talk = Held(node, net)
+    assert [talk.client(payload=b"x").reason for _ in range(2)] == ["forward_adopted", "forward_flow"]
+    policy(node, "add", net, direction)
+    try:
+        assert talk.client(payload=b"x").reason == "punt_unproven"
+        trust(node, policies=1)  # it is known, and not about this connection
+        assert talk.client(payload=b"x").reason.startswith("forward")
+    finally:
+        policy(node, "delete", net, direction)
+    node.datapath.bump_mirror()
+    assert talk.client(payload=b"x").reason == "punt_unproven"
+
+
+def test_policies_of_packets_in_are_nobodys_who_forwards(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net)
+    policy(node, "add", net, "in")
+    try:
+        assert talk.client(payload=b"x").reason == "forward_adopted"
+    finally:
+        policy(node, "delete", net, "in")
+
+
+@pytest.mark.parametrize("direction", ["out", "fwd"])
+def test_what_no_policy_is_about_may_be_blocked(node: Node, net: Net, direction: str) -> None:
+    trust(node)
+    talk = Held(node, net)
+    assert talk.client(payload=b"x").reason == "forward_adopted"
+    node.world.node.run("ip", "xfrm", "policy", "setdefault", direction, "block")
+    try:
+        assert talk.client(payload=b"x").reason == "punt_unproven"
+    finally:
+        node.world.node.run("ip", "xfrm", "policy", "setdefault", direction, "accept")
 
 
 @pytest.mark.parametrize("flags", ["S", "SA", "FA", "RA", "R"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from random import Random
 from typing import Any
 
@@ -272,6 +272,43 @@ def test_obstacle_keeps_what_meets_it() -> None:
     assert keep.why == "tc filters"
     assert proof.why_kept(passage(inside="lan1", outside="lan0")) is None
     assert proof.why_kept(replace(SIX, inside="lan1", outside="lan0")) is not None
+
+
+POLICY = Obstacle(
+    4,
+    None,
+    None,
+    "a policy",
+    source=ip_network("10.1.0.0/16"),
+    destination=ip_network("192.0.2.0/24"),
+    protocol=TCP,
+    dport=443,
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ({}, True),
+        ({"dport": 80}, False),
+        ({"dport": None, "protocol": 17}, False),
+        ({"destination": ip_network("198.51.100.0/24")}, False),
+        ({"source": None, "destination": None}, True),
+    ],
+)
+def test_obstacle_is_about_whom_it_names(changed: dict[str, Any], kept: bool) -> None:
+    proof = prove(Sources(obstacles=(replace(POLICY, **changed),)))
+    assert (proof.why_kept(passage()) is not None) is kept
+    assert proof.why_kept(SIX) is None
+
+
+def test_obstacle_sees_addresses_before_and_behind_translation() -> None:
+    proof = prove(Sources(obstacles=(POLICY,)))
+    inside = (ip_address("10.1.0.5"), 40000, ip_address("192.0.2.1"), 443)
+    outside = (ip_address("203.0.113.1"), 40000, ip_address("192.0.2.1"), 443)
+    assert proof.why_kept(passage(arrives=inside, leaves=outside)) is not None
+    assert proof.why_kept(passage(arrives=outside, leaves=inside)) is not None
+    assert proof.why_kept(passage(arrives=outside, leaves=outside)) is None
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,13 @@ from clearway.daemon.accounts import Rules
 from clearway.daemon.grace import wait_for_readers
 from clearway.daemon.honour import Claims, LinuxTable, Wanted
 from clearway.datapath import Datapath, DatapathError, features
-from clearway.linux import nftables, traffic_control
+from clearway.linux import nftables, traffic_control, xfrm
 from clearway.linux.libnftables import NftablesError
 from clearway.linux.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener, NetlinkError
 from clearway.linux.packet_sockets import PacketSocket, packet_sockets
 from clearway.linux.rtnetlink import Link
 from clearway.linux.ruleset import filtered_on_bridges, legacy_tables, read_ruleset
+from clearway.linux.xfrm import Policy
 from clearway.proof import (
     Keep,
     Mangle,
@@ -61,13 +62,14 @@ Links = Mapping[int, Link]
 
 @dataclass(frozen=True)
 class Basis:
-    """What a proof depends on. `generation`: of nftables. `above`: devices on top of others. `filtering`: by
-    family, bridges whose frames meet rules on their way in. `claims`: something is configured that honours
-    rules.
+    """What a proof depends on. `generation`: of nftables. `policies`: of IPsec. `above`: devices on top of
+    others. `filtering`: by family, bridges whose frames meet rules on their way in. `claims`: something is
+    configured that honours rules.
     """
 
     generation: int
     legacy: frozenset[int]
+    policies: tuple[Policy, ...]
     obstacles: tuple[Obstacle, ...]
     above: tuple[tuple[str, frozenset[str]], ...]
     filtering: tuple[tuple[int, frozenset[str]], ...]
@@ -129,6 +131,7 @@ class Adoption:
         self._other = False  # which of the two sets of classifiers is in force
         self._names: Mapping[int, str] = {}  # of devices that the classifiers in force know
         self._rows: tuple[Mangle, ...] = ()
+        self._policies: tuple[Policy, ...] | None = ()  # None: to be read
         self._control = traffic_control.TrafficControl()
         self._controlled: frozenset[int] | None = None
         self._stop = threading.Event()
@@ -168,11 +171,18 @@ class Adoption:
             opened.callback(rules.close)
             control = Listener(NETLINK_ROUTE, (traffic_control.RTNLGRP_TC,))
             opened.callback(control.close)
+            secured = []
+            if xfrm.supported():
+                secured = [Listener(xfrm.NETLINK_XFRM, (xfrm.XFRMNLGRP_POLICY,))]
+                opened.callback(secured[0].close)
+                self._policies = None
             while not self._stop.is_set():
                 try:
                     if control.drain():
                         self._controlled = None
                     rules.drain()
+                    if any(one.drain() for one in secured):
+                        self._policies = None
                     with self._looking:
                         self._look()
                     complained = ""
@@ -184,7 +194,7 @@ class Adoption:
                         log.error("connections of Linux are not adopted", why=why, exc_info=not expected)
                     complained = why
                     self._stop.wait(AGAIN_EVERY)
-                select.select([rules, control], [], [], LOOK_EVERY)
+                select.select([rules, control, *secured], [], [], LOOK_EVERY)
 
     def _look(self) -> None:
         sockets = packet_sockets()
@@ -192,9 +202,12 @@ class Adoption:
             self.sockets = sockets
             self._listened(sockets)
         links = self._links()
+        if self._policies is None:
+            self._policies = xfrm.policies()
         basis = Basis(
             nftables.generation(),
             legacy_tables(),
+            self._policies,
             self._obstacles(links),
             _above(links),
             _filtering(links),
@@ -203,7 +216,7 @@ class Adoption:
         if basis != self.standing.basis:
             self._prove(basis, links)
         elif self._names != _names(links):
-            self._put(basis.generation, links)
+            self._put(basis, links)
         if basis == self.standing.basis:
             self._bring(basis, links)
 
@@ -213,7 +226,8 @@ class Adoption:
         begin = time.monotonic()
         trusted, what = self.datapath.trust()
         if what and trusted == basis.generation:  # nothing tells the data path that this holds no more
-            self.datapath.set_trust(trusted, what & self._of_claimed())
+            known = len(self.standing.basis.policies) if self.standing.basis else 0
+            self.datapath.set_trust(trusted, what & self._of_claimed(), known)
             self._changed("what Linux' rules depend on has changed")
         ruleset = read_ruleset(self._table.name, dict(basis.filtering))
         if ruleset is None or ruleset.generation != basis.generation:
@@ -222,7 +236,7 @@ class Adoption:
             ruleset.nft,
             ruleset.saves,
             ruleset.legacy,
-            basis.obstacles,
+            (*basis.obstacles, *map(_obstacle, basis.policies)),
             dict(basis.above),
             ruleset.filtering,
         )
@@ -231,7 +245,7 @@ class Adoption:
         standing = Standing(basis, proof, {region: prove_claimed(proof, region) for region in regions})
         self._proved(Rules.of(ruleset, proof))
         self.standing = replace(standing, why="")
-        keeps = self._put(basis.generation, links)
+        keeps = self._put(basis, links)
         seconds = time.monotonic() - begin
         self.standing = replace(self.standing, keeps=keeps, seconds=seconds)
         log.info(
@@ -249,10 +263,11 @@ class Adoption:
         made = self._table.bring(wanted)
         if made is None or made == basis.generation or standing.proof is None:
             return  # others have changed it as well: once more
-        self.datapath.set_trust(made, self._what(standing.proof) | self._of_set(other=self._other))
+        what = self._what(standing.proof) | self._of_set(other=self._other)
+        self.datapath.set_trust(made, what, len(basis.policies))
         self.standing = replace(standing, basis=replace(basis, generation=made))
 
-    def _put(self, generation: int, links: Links) -> tuple[Keep, ...]:
+    def _put(self, basis: Basis, links: Links) -> tuple[Keep, ...]:
         """Tells the data path. What it did until then goes on to hold for packets that are under way."""
         proof, names = self.standing.proof, _names(links)
         if proof is None:
@@ -263,7 +278,8 @@ class Adoption:
             self._put_region(region, rulings, other, names)
         if self._adopts:
             self.datapath.be_lenient()
-        self.datapath.set_trust(generation, self._what(proof) | self._of_set(other=other))
+        what = self._what(proof) | self._of_set(other=other)
+        self.datapath.set_trust(basis.generation, what, len(basis.policies))
         wait_for_readers()
         self._other, self._names = other, names
         self._known(names)
@@ -341,6 +357,22 @@ class Adoption:
                 why = f"{link.name} is a port of {bridge}: rules see {bridge}, and it may pass frames by"
                 found.append(Obstacle(None, link.name, None, why))
         return tuple(found)
+
+
+def _obstacle(policy: Policy) -> Obstacle:
+    """Whatever interfaces and marks it speaks of, it is taken to be about all of them."""
+    network = policy.source or policy.destination
+    return Obstacle(
+        family=network.version if network else None,
+        inside=None,
+        outside=None,
+        why=f"a policy of IPsec may be about it: {policy}",
+        source=policy.source,
+        destination=policy.destination,
+        protocol=policy.protocol or None,
+        sport=policy.sport,
+        dport=policy.dport,
+    )
 
 
 def _names(links: Links) -> dict[int, str]:

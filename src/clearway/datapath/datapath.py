@@ -344,16 +344,16 @@ class Datapath:
         values, _ = self.table("trust_v2").lookup([0])
         return int(values["own_seq"][0]), int(values["what"][0])
 
-    def set_trust(self, base_seq: int, what: int) -> None:
-        """Connections may be adopted under that ruleset, as `what` says. A packet that reads the row
-        meanwhile finds that none may.
+    def set_trust(self, base_seq: int, what: int, policies: int = 0) -> None:
+        """Connections may be adopted under that ruleset, as `what` says, while there are so many policies of
+        IPsec about what is forwarded. A packet that reads the row meanwhile finds that none may.
         """
         table = self.table("trust_v2")
         keys, values = table.items()
-        if values["own_seq"][0] != base_seq:
+        if (values["own_seq"][0], values["policies"][0]) != (base_seq, policies):
             values["what"] = 0
             table.update(keys, values)
-            values["base_seq"] = values["own_seq"] = base_seq
+            values["base_seq"], values["own_seq"], values["policies"] = base_seq, base_seq, policies
             table.update(keys, values)
         values["what"] = what
         table.update(keys, values)

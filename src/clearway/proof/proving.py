@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from clearway.importer.box import ANY_INTERFACE, FAMILIES, Boxes, whole
+from clearway.importer.box import ANY_INTERFACE, FAMILIES, Box, Boxes, whole
 from clearway.importer.errors import UnreadableError
-from clearway.importer.ranges import Names
+from clearway.importer.ranges import Names, Ranges
 
 from .counted import Counting
 from .iptables import read_save
@@ -304,14 +305,26 @@ def _beside(obstacles: Iterable[Obstacle]) -> Iterator[tuple[View, int, Line]]:
     """What is kept for reasons that are no rules of netfilter."""
     for one in obstacles:
         for family in FAMILIES if one.family is None else (one.family,):
-            box = replace(whole(family), inside=_names(one.inside), outside=_names(one.outside))
-            yield View.BETWEEN, family, Line((box,), Cause(one.why, None))
+            line = Line((_met_by(one, family),), Cause(one.why, None))
+            for view in (View.BETWEEN, View.AFTER):
+                yield view, family, line
 
 
 def _at_all_devices(sources: Sources, chains: Chains) -> Iterator[tuple[View, int, Line]]:
     for chain in chains.values():
         if chain.family in INGRESS_FAMILIES and chain.hook in {"ingress", "egress"}:
             yield from _at_devices(chain, sources.above)
+
+
+def _met_by(obstacle: Obstacle, family: int) -> Box:
+    said: dict[str, Any] = {"inside": _names(obstacle.inside), "outside": _names(obstacle.outside)}
+    for name in ("source", "destination"):
+        if network := getattr(obstacle, name):
+            said[name] = Ranges(((int(network.network_address), int(network.broadcast_address)),))
+    for name in ("protocol", "sport", "dport"):
+        if (number := getattr(obstacle, name)) is not None:
+            said[name] = Ranges.numbers([number])
+    return replace(whole(family), **said)
 
 
 def _names(name: str | None) -> Names:

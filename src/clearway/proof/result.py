@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 from clearway.importer.box import Boxes
-from clearway.model import IPAddress
+from clearway.model import IPAddress, IPNetwork
 
 
 class View(StrEnum):
@@ -143,12 +143,19 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """What packets meet besides netfilter's rules: filters of tc, policies of xfrm. None: any."""
+    """What packets meet besides netfilter's rules: filters of tc, policies of xfrm. None: any. Addresses and
+    ports are those that packets have behind routing, translated or not.
+    """
 
     family: int | None
     inside: str | None
     outside: str | None
     why: str
+    source: IPNetwork | None = None
+    destination: IPNetwork | None = None
+    protocol: int | None = None
+    sport: int | None = None
+    dport: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
