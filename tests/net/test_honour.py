@@ -281,3 +281,27 @@ def test_a_new_endpoint_is_balanced_by_linux_too(lab: Lab, hook: str, family: in
             assert daemon.json("status")["adoption"]["why"] == ""
         daemon.down()
     assert own_table(lab, family) == ""
+
+
+def test_explain_says_who_carries_it_and_why(lab: Lab, daemon: Daemon, family: int) -> None:
+    def explained(port: int) -> Any:
+        ends = [f"[{lab.client.address(6)}]:4000", f"[{lab.vip(6)}]:{port}"]
+        if family == 4:
+            ends = [f"{lab.client.address(4)}:4000", f"{lab.vip(4)}:{port}"]
+        return daemon.json("explain", "flow", *ends, "tcp")
+
+    assert explained(WEB_PORT)["why"] == "clearway balances it, and there are no rules of Linux on its way"
+    assert (
+        daemon.json("status")["adoption"]["honoured"] == "no rule of Linux is on the way of services and NAT"
+    )
+    server = lab["server1"].address(family)
+    text = forward(
+        f"{'ip' if family == 4 else 'ip6'} daddr {server} tcp dport 8080 limit rate over 9/second drop"
+    )
+    with rules(lab, daemon, text):
+        found = explained(WEB_PORT)
+        assert not found["can_be"]
+        assert found["why"].startswith("Linux balances it, if its rules let it pass, with 1 of 3 endpoints: ")
+        assert "limit rate over 9/second" in found["directions"][0]["rule"]
+        assert explained(TCP_PORT)["why"] == "clearway balances it, and Linux' rules let it pass"
+        assert "Linux' rules decide" in daemon.json("status")["adoption"]["honoured"]

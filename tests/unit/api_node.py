@@ -50,6 +50,7 @@ from clearway.compiler import HostFacts, Plan, compile_tables, plan_configs
 from clearway.datapath import DatapathError
 from clearway.model import Config, config_from_data
 
+HONOURED = "no rule of Linux is on the way of services and NAT"
 FACTS = HostFacts(32768, 60999, {"lo": 1, "eth0": 2})
 
 CONFIG = config_from_data(
@@ -141,7 +142,9 @@ class FakeControl:
             received_bytes=64000,
             waiting=["interface eth9 is not there"],
             warnings=self.warnings(self.running),
-            adoption=AdoptionView(possible=True, generation=7, rules=12, keeping=2, seconds=0.0214, why=""),
+            adoption=AdoptionView(
+                possible=True, generation=7, rules=12, keeping=2, seconds=0.0214, why="", honoured=HONOURED
+            ),
             listened=["eth0: tcpdump (4712)"],
             settings=[SettingView(name="net.ipv4.conf.lo.accept_local", before="0", now="1")],
         )

@@ -75,6 +75,7 @@ class AdoptionView:
     keeping: int  # of these, rules that keep connections in Linux
     seconds: float  # that reading and proving took
     why: str  # why nothing is adopted; "" if it is
+    honoured: str  # what Linux' rules are to services and NAT; "" if none of these honours them
 
 
 @dataclass(frozen=True, kw_only=True)

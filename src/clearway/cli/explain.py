@@ -52,6 +52,8 @@ def flow(
 
 def _show_flow(found: dict[str, Any]) -> None:
     verdict = "carried by the fast path" if found["carried"] else "carried by Linux"
+    if found["owner"] == "clearway" and not found["carried"]:
+        verdict = "not open"
     say(f"{verdict}: {found['why']}")
     for one in found["directions"]:
         way = one["arrives"] if one["arrives"] == one["leaves"] else f"{one['arrives']} as {one['leaves']}"

@@ -403,6 +403,8 @@ def _adoption_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
                 + (f"; {keeping}" if adoption["keeping"] else ""),
             )
         ]
+    if adoption["honoured"]:
+        facts.append(("honouring", adoption["honoured"]))
     facts += [
         ("listened", f"{who}: traffic is shown to it, by TC instead of XDP") for who in found["listened"]
     ]

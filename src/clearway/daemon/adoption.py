@@ -162,6 +162,18 @@ class Adoption:
         if self._thread.is_alive():
             self._thread.join()
 
+    def honoured(self) -> str:
+        """What Linux' rules are to services and NAT, in a sentence; "" when none of these honours them."""
+        standing = self.standing
+        if not self.claims.honours:
+            return ""
+        if not standing.claimed:
+            return f"what Linux' rules say of services and NAT is not known: {standing.why}"
+        if not standing.asked:
+            return "no rule of Linux is on the way of services and NAT"
+        families = " and ".join(f"IPv{family}" for family in sorted(standing.asked))
+        return f"Linux' rules decide about services and NAT over {families}; what they keep Linux carries"
+
     # ---- the loop ----
 
     def _run(self) -> None:

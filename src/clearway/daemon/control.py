@@ -248,6 +248,7 @@ class DaemonControl:
             keeping=sum(rule.keeps for rule in rules),
             seconds=round(standing.seconds, 3),
             why=standing.why if possible else "this kernel does not show which ruleset is in force",
+            honoured=self._daemon.adoption.honoured(),
         )
 
     def _listened(self) -> list[str]:

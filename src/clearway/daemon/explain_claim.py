@@ -54,6 +54,7 @@ def explain_claim(claim: Claim, standing: Standing, picture: Picture, *, carried
     """carried: there is a flow of it."""
     directions: list[DirectionView] = []
     keep: Keep | None = None
+    kept_by = 0
     for leaves in claim.leaves:
         there = passage_of(claim.opens, leaves, picture)
         back = passage_of(leaves.reversed, claim.opens.reversed, picture)
@@ -61,6 +62,7 @@ def explain_claim(claim: Claim, standing: Standing, picture: Picture, *, carried
             _keep(claim, standing, there, Region.FIRST, Region.LATER),
             _keep(claim, standing, back, Region.LATER),
         )
+        kept_by += any(kept)
         if not directions or (keep is None and any(kept)):
             directions = [
                 direction("original", claim.opens, leaves, there, kept[0]),
@@ -73,7 +75,8 @@ def explain_claim(claim: Claim, standing: Standing, picture: Picture, *, carried
     elif not standing.claimed:
         why = f"not yet known: {standing.why}"
     elif keep is not None:
-        why = f"Linux {does} it, because of its rules: {keep.why}"
+        some = "" if len(claim.leaves) == kept_by else f", with {kept_by} of {len(claim.leaves)} endpoints"
+        why = f"Linux {does} it, if its rules let it pass{some}: {keep.why}"
     elif claim.opens.source.version in standing.asked:
         why = f"clearway {does} it, and Linux' rules let it pass"
     else:

@@ -43,7 +43,7 @@ def warnings(instance: Instance, desired: Config) -> list[str]:
         links = {link.ifindex: link for link in rtnetlink.links(kernel)}
         found = advice.about_nat(desired, links)
         return found + advice.about_firewall(
-            desired, links, nftables.base_chains() if desired.firewall else ()
+            desired, links, nftables.base_chains(instance.nft_table) if desired.firewall else ()
         )
 
 

@@ -187,7 +187,8 @@ class Daemon:
         """What probably is not meant: of any configuration, and of the endpoints of the one in force."""
         links = self.machine().links
         found = advice.about_nat(config, links)
-        found += advice.about_firewall(config, links, nftables.base_chains() if config.firewall else ())
+        chains = nftables.base_chains(self.instance.nft_table) if config.firewall else ()
+        found += advice.about_firewall(config, links, chains)
         if config == self.config:
             found += advice.about_endpoints(config, self.engine.kept, links)
         return found

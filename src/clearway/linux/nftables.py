@@ -67,9 +67,9 @@ def has_tables(names: Iterable[str]) -> bool:
     return set(names) <= set(tables())
 
 
-def base_chains() -> list[Chain]:
-    """Those of this network namespace; none without nftables, or for who may not ask. NetlinkError when the
-    kernel refuses otherwise.
+def base_chains(own: str = "") -> list[Chain]:
+    """Those of this network namespace, but for tables of that name; none without nftables, or for who may not
+    ask. NetlinkError when the kernel refuses otherwise.
     """
     found = []
     for message in _dump(_GETCHAIN):
@@ -78,7 +78,7 @@ def base_chains() -> list[Chain]:
             table = f"{_family(message)} {text(values[_CHAIN_TABLE])}"
             rules = int.from_bytes(values.get(_CHAIN_USE, b""), "big")
             found.append(Chain(table, text(values[_CHAIN_NAME]), text(values[_CHAIN_TYPE]), rules))
-    return found
+    return [chain for chain in found if chain.table.partition(" ")[2] != own]
 
 
 def _dump(what: int) -> list[Message]:

@@ -61,7 +61,7 @@ def _listed(own: str) -> str:
     try:
         return list_ruleset(None if others == tables else others)
     except NftablesError:
-        if nftables.base_chains():
+        if nftables.base_chains(own):
             raise
         return ""  # no hook leads to any rule
 
