@@ -128,7 +128,7 @@ class Adoption:
         self._tables = Wanted(nft_table)
         self._table = LinuxTable(datapath, nft_table)
         self._looking = threading.Lock()
-        self._other = False  # which of the two sets of classifiers is in force
+        self._other = self._other_in_force()  # which of the two sets of classifiers is
         self._names: Mapping[int, str] = {}  # of devices that the classifiers in force know
         self._rows: tuple[Mangle, ...] = ()
         self._policies: tuple[Policy, ...] | None = ()  # None: to be read
@@ -307,6 +307,10 @@ class Adoption:
             words += [f"TRUST_NAT_IPV{family}" for family in proof.translates | ours]
             words += ["TRUST_UNMARKED"] if proof.requires_unmarked else []
         return sum(trusted[word] for word in words)
+
+    def _other_in_force(self) -> bool:
+        """By the daemon before this one, perhaps."""
+        return bool(self.datapath.trust()[1] & self._of_set(other=True))
 
     def _of_set(self, *, other: bool) -> int:
         return self.datapath.enum("trusted")["TRUST_OTHER"] * other
