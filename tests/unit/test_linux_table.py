@@ -72,7 +72,8 @@ def test_nothing_is_done_where_nothing_is_wanted(linux: Linux, table: LinuxTable
 
 def test_data_path_is_told_before_the_change(linux: Linux, table: LinuxTable) -> None:
     assert table.bring({4: ONE}) == 8
-    told, commands, there = linux.happened
+    before, told, commands, there = linux.happened
+    assert before is False
     assert told == (7, 8)
     assert "delete table ip clearway" in commands  # whatever an earlier daemon has left there
     assert there is True
@@ -89,7 +90,8 @@ def test_only_the_difference_is_changed(linux: Linux, table: LinuxTable) -> None
     table.bring({4: ONE, 6: SIX})
     linux.happened.clear()
     assert table.bring({4: TWO, 6: SIX}) == 9
-    [_told, commands, _there] = linux.happened
+    [before, _told, commands, _there] = linux.happened
+    assert before is True  # the other services go on meanwhile
     assert "delete table" not in commands
     assert "ip6" not in commands
     assert "add chain ip clearway service_1_b\n" in commands
@@ -115,7 +117,8 @@ def test_what_somebody_has_flushed_is_made_again(linux: Linux, table: LinuxTable
     linux.happened.clear()
     assert table.bring({4: ONE}) == 10
     assert linux.tables == {"ip clearway"}
-    assert "add rule ip clearway service_1_a" in linux.happened[1]
+    assert linux.happened[0] is False
+    assert "add rule ip clearway service_1_a" in linux.happened[2]
 
 
 def test_a_change_elsewhere_leaves_it_alone(linux: Linux, table: LinuxTable) -> None:

@@ -21,7 +21,7 @@ from clearway.daemon.accounts import Rules
 from clearway.daemon.grace import wait_for_readers
 from clearway.daemon.honour import Claims, LinuxTable, Wanted
 from clearway.datapath import Datapath, DatapathError, features
-from clearway.linux import nftables, traffic_control, xfrm
+from clearway.linux import conntrack, nftables, traffic_control, xfrm
 from clearway.linux.libnftables import NftablesError
 from clearway.linux.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener, NetlinkError
 from clearway.linux.packet_sockets import PacketSocket, packet_sockets
@@ -54,6 +54,8 @@ bpf/types.h).
 """
 MANGLE_PLACES = 64
 """Likewise, of those that tell what rules change in packets."""
+LINGER = 5.0
+"""Seconds from one look for connections that need clearway's own table to the next."""
 FAMILIES = (4, 6)
 REFUSALS = (DatapathError, NetlinkError, NftablesError, OSError)
 
@@ -128,6 +130,7 @@ class Adoption:
         self._tables = Wanted(nft_table)
         self._table = LinuxTable(datapath, nft_table)
         self._looking = threading.Lock()
+        self._linger_until = 0.0  # of time.monotonic(); 0: clearway's own table does not
         self._other = self._other_in_force()  # which of the two sets of classifiers is
         self._names: Mapping[int, str] = {}  # of devices that the classifiers in force know
         self._rows: tuple[Mangle, ...] = ()
@@ -271,13 +274,22 @@ class Adoption:
     def _bring(self, basis: Basis, links: Links) -> None:
         """What rules may keep of what is claimed, Linux can do by itself."""
         standing = self.standing
-        wanted = self._tables.of(self.claims, _names(links), standing.asked)
+        families = standing.asked | self._lingering(standing.asked)
+        wanted = self._tables.of(self.claims, _names(links), families)
         made = self._table.bring(wanted)
         if made is None or made == basis.generation or standing.proof is None:
             return  # others have changed it as well: once more
         what = self._what(standing.proof) | self._of_set(other=self._other)
         self.datapath.set_trust(made, what, len(basis.policies))
         self.standing = replace(standing, basis=replace(basis, generation=made))
+
+    def _lingering(self, asked: frozenset[int]) -> frozenset[int]:
+        """Families without rules by now, whose table stays for the connections that Linux carries by it."""
+        families = frozenset(self._table.made) - asked
+        if families and time.monotonic() >= self._linger_until:
+            translating = conntrack.translates()
+            self._linger_until = time.monotonic() + LINGER if translating else 0.0
+        return families if self._linger_until else frozenset()
 
     def _put(self, basis: Basis, links: Links) -> tuple[Keep, ...]:
         """Tells the data path. What it did until then goes on to hold for packets that are under way."""

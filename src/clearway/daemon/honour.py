@@ -83,6 +83,7 @@ class LinuxTable:
             self.made, self._known, self._generation = wanted, True, before
             self.datapath.set_table(bool(wanted))
             return before
+        self.datapath.set_table(bool(wanted) and self._known)  # what is not there, or goes, is not relied on
         self.datapath.expect(before, before + 1)
         try:
             run_commands(commands)

@@ -26,6 +26,7 @@ NFNLGRP_CONNTRACK_DESTROY = 3
 _NEW, _GET, _DELETE = 1 << 8, 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_...
 _NFGENMSG = struct.Struct("=BBH")
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _HELP, _TIMEOUT, _MARK = 1, 2, 3, 4, 5, 7, 8
+_STATUS_MASK = 26
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _V4_SRC, _V4_DST, _V6_SRC, _V6_DST = 1, 2, 3, 4
 _PROTO_NUM, _PROTO_SPORT, _PROTO_DPORT = 1, 2, 3
@@ -39,6 +40,7 @@ TCP_STATES = (
     *("close", "syn sent again"),
 )
 
+IPS_SRC_NAT, IPS_DST_NAT = 1 << 4, 1 << 5
 IPS_SEEN_REPLY, IPS_ASSURED, IPS_DYING = 1 << 1, 1 << 2, 1 << 9
 IPS_SEQ_ADJUST, IPS_HELPER, IPS_OFFLOAD, IPS_HW_OFFLOAD = 1 << 6, 1 << 13, 1 << 14, 1 << 15
 
@@ -99,6 +101,21 @@ def shorten(held: Held, seconds: int) -> None:
         except NetlinkError as error:
             if error.number != errno.ENOENT:
                 raise
+
+
+def translates() -> bool:
+    """Whether there is a connection with a translation, in the calling thread's network namespace.
+    NetlinkError.
+    """
+    with Conversation(NETLINK_NETFILTER) as kernel:
+        for number in AF_OF.values():
+            for bit in (IPS_SRC_NAT, IPS_DST_NAT):
+                asked = attribute(_STATUS, bit.to_bytes(4, "big"))
+                asked += attribute(_STATUS_MASK, bit.to_bytes(4, "big"))  # older kernels tell all
+                for message in kernel.ask(_GET, _NFGENMSG.pack(number, 0, 0) + asked, NLM_F_DUMP):
+                    if _number(attributes(message.body, _NFGENMSG.size), _STATUS) & bit:
+                        return True
+    return False
 
 
 def go_on_without_windows() -> int:
