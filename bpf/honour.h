@@ -19,12 +19,12 @@ always_inline bool honour_in_force(void)
 	return trust && READ_ONCE(trust->honours) & HONOURS_RULES;
 }
 
-/* The reason of what is left to Linux, if that can carry it by now. */
-always_inline int honour_left(int reason)
+/* Linux carries it, if it can by now. */
+always_inline int honour_left(void)
 {
 	const struct trust *trust = trust_now();
 
-	return trust && READ_ONCE(trust->honours) & HONOURS_TABLE ? reason : REASON_DROP_UNPROVEN;
+	return trust && READ_ONCE(trust->honours) & HONOURS_TABLE ? REASON_PUNT_KEPT : REASON_DROP_UNPROVEN;
 }
 
 always_inline bool honour_asks(__u32 trusted, __u8 family)
@@ -73,15 +73,15 @@ never_inline int honour_first(struct packet *p, struct scratch *s)
 	bool tcp = p->tuple.proto == IPPROTO_TCP;
 
 	if (!(trusted & TRUST_HONOUR))
-		return honour_left(REASON_PUNT_UNPROVEN);
+		return REASON_DROP_UNPROVEN;
 	if (!honour_asks(trusted, p->tuple.family))
 		return CONTINUE;
 	if (tcp ? !tcp_is_open(p->tcp_flags) : p->tuple.proto != IPPROTO_UDP || inbound_in_linux(p))
-		return honour_left(REASON_PUNT_KEPT);
+		return honour_left();
 	s->answer.leaves = s->forward.leaves;
 	s->answer.leaves.src = s->source.address;
 	honour_passing(s, &p->tuple, &s->answer.leaves, p->ifindex, s->route.fib.ifindex);
-	return honour_keeps(s, trusted) ? honour_left(REASON_PUNT_KEPT) : CONTINUE;
+	return honour_keeps(s, trusted) ? honour_left() : CONTINUE;
 }
 
 /* It was opened, with a source port that nobody knew before. Otherwise than by CONTINUE it is closed again. */
@@ -99,7 +99,7 @@ never_inline int honour_opened(struct packet *p, struct scratch *s)
 			return CONTINUE;
 	}
 	flow_end(&s->ending, &p->tuple, FLOW_END_LINUX);
-	return honour_left(REASON_PUNT_KEPT);
+	return honour_left();
 }
 
 /* A packet that is in the middle of its connection. CONTINUE: it may go on. */
@@ -163,7 +163,7 @@ always_inline int honour_known(struct packet *p, struct scratch *s)
 	if (!(e->state & FLOW_HONOURS) || !honour_in_force())
 		return CONTINUE;
 	int reason = honour_later(p, s, &e->leaves);
-	if (reason != REASON_DROP_KEPT || !cw_handover || honour_left(CONTINUE) != CONTINUE || e->state & FLOW_REPLY ||
+	if (reason != REASON_DROP_KEPT || !cw_handover || honour_left() != REASON_PUNT_KEPT || e->state & FLOW_REPLY ||
 	    !adopt_is_plain(p) || !honour_hand_over(p->ctx))
 		return reason;
 	flow_end(&s->ending, &p->tuple, FLOW_END_LINUX);

@@ -117,10 +117,18 @@ def test_what_rules_let_pass_is_carried(node: Node, net: Net, proto: str, make: 
 @CLAIMS
 def test_unknown_rules_let_nothing_pass(node: Node, net: Net, make: Make) -> None:
     talk = make(node, net, "tcp")
-    assert talk.first().reason == "punt_unproven"
-    node.datapath.set_table(False)
     assert talk.first().reason == "drop_unproven"
     assert node.flows.entries() == 0
+
+
+def test_linux_gets_what_it_can_carry_by_now(node: Node, net: Net) -> None:
+    know(node)
+    talk = to_service(node, net, "tcp")
+    with kept(node, net, FIRST, BEFORE, Condition()):
+        node.datapath.set_table(False)
+        assert talk.first().reason == "drop_unproven"
+        node.datapath.set_table(True)
+        assert talk.first().reason == "punt_kept"
 
 
 @CLAIMS

@@ -239,6 +239,7 @@ class Adoption:
 
     def _prove(self, basis: Basis, links: Links) -> None:
         begin = time.monotonic()
+        self._table.look()
         trusted, what = self.datapath.trust()
         if what and trusted == basis.generation:  # nothing tells the data path that this holds no more
             known = len(self.standing.basis.policies) if self.standing.basis else 0

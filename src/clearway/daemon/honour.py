@@ -70,6 +70,12 @@ class LinuxTable:
         self._known = False  # what there is, is what was made here
         self._generation = 0  # that it was last seen in
 
+    def look(self) -> None:
+        """Somebody may have flushed the ruleset, and this table with it: then Linux has nothing to go by."""
+        if self._known and not nftables.has_tables(self._names(self.made)):
+            self._known = False
+            self.datapath.set_table(False)
+
     def bring(self, wanted: Mapping[int, NftTable]) -> int | None:
         """Make Linux have these. The generation that the ruleset has then, if that was all that has changed
         it; None when others have changed it as well. Raises NftablesError and NetlinkError.
@@ -77,7 +83,7 @@ class LinuxTable:
         before = nftables.generation()
         if self._known and wanted == self.made and before == self._generation:
             return before
-        self._known = self._known and nftables.has_tables(self._names(self.made))
+        self.look()
         commands = self._commands(wanted)
         if not commands:
             self.made, self._known, self._generation = wanted, True, before
