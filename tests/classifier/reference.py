@@ -25,6 +25,7 @@ class Packet:
     inside: int = 0
     outside: int = 0
     vlan: int = 0
+    mark: int = 0
 
     @property
     def family(self) -> int:
@@ -37,7 +38,7 @@ class Packet:
             number = int(one)
             addresses += [number, 0] if one.version == 4 else [number >> 64, number & (1 << 64) - 1]
         fourth = self.sport << 48 | self.dport << 32 | self.protocol << 24 | self.dscp << 16
-        fourth |= self.tcp_flags << 8 | self.local
+        fourth |= self.tcp_flags << 8 | self.mark << 1 | self.local
         inside, outside = (min(one, IFINDEX_MAX + 1) for one in (self.inside, self.outside))
         return [*addresses, fourth, inside << 38 | outside << 12 | self.vlan, 0]
 
@@ -61,6 +62,7 @@ def meets(condition: Condition, sets: Sets, packet: Packet) -> bool:
         and (condition.interfaces_in is None or packet.inside in condition.interfaces_in)
         and (condition.interfaces_out is None or packet.outside in condition.interfaces_out)
         and (condition.vlans is None or packet.vlan in condition.vlans)
+        and (condition.marks is None or packet.mark in condition.marks)
     )
 
 

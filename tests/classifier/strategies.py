@@ -32,6 +32,7 @@ LENGTHS = {4: [0, 1, 8, 23, 24, 31, 32], 6: [0, 1, 32, 63, 64, 65, 127, 128]}
 PORTS = [0, 1, 22, 53, 80, 443, 1023, 1024, 65535]
 PROTOCOLS, DSCPS, INTERFACES, VLANS = [1, 6, 17, 58], [0, 8, 46], [1, 2, 3], [0, 7, 4095]
 FLAGS = [0x02, 0x10, 0x12]
+MARKS = [0, 1, 64, 127]
 NAMES = ["a", "b", "c"]
 
 
@@ -74,6 +75,7 @@ CONDITIONS = st.builds(
     interfaces_in=some(INTERFACES),
     interfaces_out=some(INTERFACES),
     vlans=some(VLANS),
+    marks=some(MARKS),
 )
 SETS = st.builds(
     Sets,
@@ -102,6 +104,7 @@ def packets(draw: st.DrawFn, conditions: Sequence[Condition], sets: Sets, family
         inside=one_of(rule.interfaces_in, INTERFACES),
         outside=one_of(rule.interfaces_out, [*INTERFACES, (1 << 31) - 1]),
         vlan=one_of(rule.vlans, VLANS),
+        mark=one_of(rule.marks, MARKS),
     )
 
 

@@ -97,6 +97,7 @@ def test_first_rule_is_found(lookups: Lookups, family: int, data: st.DataObject)
         (Condition(interfaces_in=(3,)), {"inside": 3}, {"inside": 4}),
         (Condition(interfaces_out=(3, 5)), {"outside": 5}, {"outside": 4}),
         (Condition(vlans=(100,)), {"vlan": 100}, {"vlan": 0}),
+        (Condition(marks=(0, 127)), {"mark": 127}, {"mark": 63}),
     ],
 )
 def test_each_field_counts(
@@ -351,6 +352,7 @@ def test_every_field_of_a_condition_is_asked_for_somewhere() -> None:
         "interfaces_in": (1,),
         "interfaces_out": (1,),
         "vlans": (1,),
+        "marks": (1,),
     }
     assert set(samples) == {field.name for field in fields(Condition)}
     sets = Sets({"a": []}, {"b": []})

@@ -23,6 +23,7 @@ FIELD_WORDS = 7
 IFINDEX_MAX = (1 << 26) - 2
 """All ones stand for every larger one."""
 LABEL_MAX = 0xFFFF
+MARK_CLASS_MAX = 0x7F
 ROWS_MAX = 16
 """Of one rule, as far as addresses and ports go."""
 FULL = 0xFFFF_FFFF_FFFF_FFFF
@@ -50,6 +51,7 @@ class Condition:
     """All of it must be true; None: whatever it is. Names stand for sets, which come with the rules.
 
     `dport`: of ICMP the type. `tcp_flags`: (of these, those that are set). `local`: to the machine itself.
+    `marks`: classes that the connection's mark is in.
     """
 
     source: tuple[IPNetwork, ...] | str | None = None
@@ -63,6 +65,7 @@ class Condition:
     interfaces_in: tuple[int, ...] | None = None
     interfaces_out: tuple[int, ...] | None = None
     vlans: tuple[int, ...] | None = None
+    marks: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,8 +173,9 @@ def _add_rows(words: list[int], condition: Condition, family: int, labels: tuple
         _each(condition.interfaces_in, IFINDEX_MAX + 1),
         _each(condition.interfaces_out, IFINDEX_MAX + 1),
         _each(condition.vlans, 0xFFF),
+        _each(condition.marks, MARK_CLASS_MAX),
     )
-    for source, destination, sport, dport, protocol, dscp, inside, outside, vlan in choices:
+    for source, destination, sport, dport, protocol, dscp, inside, outside, vlan, mark in choices:
         for number in (0, 1):  # key, mask
             if family == FAMILY_IPV4:
                 words += (source[number], 0, destination[number], 0)
@@ -183,6 +187,7 @@ def _add_rows(words: list[int], condition: Condition, family: int, labels: tuple
                 | dport[number] << 32
                 | protocol[number] << 24
                 | dscp[number] << 16
+                | mark[number] << 1
                 | (always_mask if number else always),
                 inside[number] << 38 | outside[number] << 12 | vlan[number],
                 label_mask if number else label,
