@@ -38,14 +38,125 @@ always_inline bool adopt_trusts(struct packet *p, struct scratch *s)
 	return s->adopting.trusted & (p->tuple.family == FAMILY_IPV4 ? TRUST_IPV4 : TRUST_IPV6);
 }
 
-/* Might a rule that only Linux can follow meet the packet, or one that does not accept it? */
-always_inline bool adopt_keeps(struct packet *p, struct scratch *s)
+/* Who leaves by that device is asked about; 0: nobody knows it yet. */
+always_inline void adopt_passing(const struct packet *p, struct scratch *s, __u32 outside)
 {
 	s->passing.arrives = p->tuple;
 	s->passing.leaves = s->forward.leaves;
 	s->passing.inside = p->ifindex;
-	s->passing.outside = s->route.fib.ifindex;
+	s->passing.outside = outside;
+	s->passing.mark = s->adopting.class;
+}
+
+/* Might a rule that only Linux can follow meet the packet, or one that does not accept it? */
+always_inline bool adopt_keeps(struct packet *p, struct scratch *s)
+{
+	adopt_passing(p, s, s->route.fib.ifindex);
 	return views_tell(trust_places(KEEP_PLACES, s->adopting.trusted));
+}
+
+/* ---- marks ---- */
+
+always_inline const struct marking *adopt_marking(const struct scratch *s)
+{
+	__u32 other = !!(s->adopting.trusted & TRUST_OTHER);
+
+	return bpf_map_lookup_elem(&marking_v1, &other);
+}
+
+/* Finds the class of the connection's mark. 0: rules do something with such connections that only Linux can. */
+__noinline int adopt_class(void)
+{
+	struct scratch *s = scratch_get();
+	const struct marking *marking = s ? adopt_marking(s) : NULL;
+
+	if (!marking)
+		return 0;
+	for (__u32 i = 0; i < MARK_TESTS && i < marking->tests; i++) {
+		const struct mark_test *test = &marking->test[i];
+		if ((s->adopting.mark & test->mask) == test->value) {
+			s->adopting.class = test->class;
+			return 1;
+		}
+	}
+	return 0;
+}
+
+/* Finds which mark the packet has there (enum marked_where). 0: that is not known. */
+__noinline int adopt_mark(__u32 where)
+{
+	struct scratch *s = scratch_get();
+	__u32 zero = 0;
+	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
+	const struct marking *marking = s ? adopt_marking(s) : NULL;
+
+	if (!marking || !c || where >= MARKED_PLACES)
+		return 0;
+	__u32 six = s->parsed.tuple.family == FAMILY_IPV6;
+	__u32 row = six * MARKED_PLACES + where, number = 0;
+	keep_register(row);
+	const struct mark_told *told = &marking->told[row & (2 * MARKED_PLACES - 1)];
+	if (told->asked) {
+		views_asked(s);
+		views_see(s, &c->fields, told->view);
+		if (classify(c, trust_places(MARK_PLACES, s->adopting.trusted) | where << 1 | six) == CLASSIFY_NONE)
+			return 0;
+		number = c->told;
+	}
+	if (number >= MARKS_MADE)
+		return 0;
+	keep_register(number);
+	number &= MARKS_MADE - 1;
+	__u32 mark = (s->adopting.mark & told->made[number].connection) ^ told->made[number].toggle;
+	*(where == MARKED_ROUTED ? &s->adopting.routed : &s->adopting.left) = mark;
+	return 1;
+}
+
+/* Is it known with which mark Linux would route the packet? */
+always_inline bool adopt_marks(const struct packet *p, struct scratch *s)
+{
+	s->adopting.class = 0;
+	s->adopting.routed = s->adopting.left = 0;
+	if (!(s->adopting.trusted & TRUST_MARKED))
+		return true;
+	if (!adopt_class())
+		return false;
+	adopt_passing(p, s, 0);
+	return adopt_mark(MARKED_ROUTED) && route_takes(s->adopting.routed);
+}
+
+/* And with which one it would send it? */
+always_inline bool adopt_marks_left(struct scratch *s)
+{
+	if (s->adopting.trusted & TRUST_MARKED && !adopt_mark(MARKED_LEFT))
+		return false;
+	s->route.mark = s->adopting.left;
+	return true;
+}
+
+/* ---- the way back ---- */
+
+/* Would Linux take the packet to come from where it says (net/ipv4/fib_frontend.c, fib_validate_source)? Of a VLAN's settings
+ * the packet's context does not tell: there the way to the sender has to lead out by it, asked without a mark. */
+never_inline bool adopt_back(struct packet *p, struct scratch *s)
+{
+	struct net_device *device = packet_device(p);
+	const struct in_device *in = device->ip_ptr;
+	const struct ipv4_devconf *all = device->nd_net.net->ipv4.devconf_all;
+
+	if (p->tuple.family != FAMILY_IPV4)
+		return true;
+	if (!in || !all || (__u32)device->ifindex != p->ifindex)
+		return route_back(p, s);
+	__u32 filter = in->cnf.data[IPV4_DEVCONF_RP_FILTER - 1], every = all->data[IPV4_DEVCONF_RP_FILTER - 1];
+	if (every > filter)
+		filter = every;
+	bool marked = in->cnf.data[IPV4_DEVCONF_SRC_VMARK - 1] || all->data[IPV4_DEVCONF_SRC_VMARK - 1];
+	if (route_back_marked(p, s, marked ? s->adopting.routed : 0))
+		return true;
+	if (!route_leads(s->back_result))
+		return false;
+	return filter == RP_FILTER_NONE || (filter == RP_FILTER_LOOSE && in->ifa_list);
 }
 
 /* enum back: what rules want of the way to the sender of the packet, as it arrived. 0: nothing. */
@@ -58,7 +169,7 @@ __noinline int adopt_wants_back(void)
 	if (!s || !c)
 		return BACK_STRICT;
 	views_asked(s);
-	fields_write(&c->fields, &s->answer.key, &s->judging.asked);
+	views_see(s, &c->fields, VIEW_BEFORE);
 	__u32 place = trust_places(KEEP_PLACES, s->adopting.trusted) | VIEW_BACK << 1;
 	return classify(c, place | (s->passing.arrives.family == FAMILY_IPV6)) != CLASSIFY_NONE ? c->told : 0;
 }
@@ -74,7 +185,7 @@ never_inline bool adopt_leads_back(const struct packet *p, struct scratch *s, co
 		route_back_ask(p, from, fib);
 		fib->ifindex = LOOPBACK_IFINDEX;
 		fib->l4_protocol = i ? 0 : p->tuple.proto;
-		if (!route_back_found(p, fib) || (back != BACK_LOOSE && fib->ifindex != p->ifindex))
+		if (!route_back_found(p, s, 0) || (back != BACK_LOOSE && fib->ifindex != p->ifindex))
 			return false;
 		if (!both)
 			break;
@@ -109,6 +220,8 @@ always_inline bool adopt_is_answerable(struct packet *p, struct scratch *s)
 	       (addr_equal(from, leaves) || adopt_leads_back(p, s, leaves, back, both));
 }
 
+/* ---- what changes in packets ---- */
+
 /* What rules change in the packet; false: they have routing see another type of service, and find another way by it. */
 always_inline bool adopt_mangles(struct packet *p, struct scratch *s)
 {
@@ -121,8 +234,8 @@ always_inline bool adopt_mangles(struct packet *p, struct scratch *s)
 	if (!m || !m->early)
 		return true;
 	p->tos = mangle_tos(m, tos);
-	route_lookup(p, s);
-	bool same = s->route.result == BPF_FIB_LKUP_RET_SUCCESS && s->route.fib.ifindex == ifindex && route_back(p, s);
+	route_lookup_marked(p, s, s->adopting.routed);
+	bool same = s->route.result == BPF_FIB_LKUP_RET_SUCCESS && s->route.fib.ifindex == ifindex && adopt_back(p, s);
 	p->tos = tos;
 	return same;
 }
@@ -212,8 +325,9 @@ __noinline int adopt_ask(context *ctx)
 	if (!ct)
 		return 0;
 	s->adopting.soon = proto == IPPROTO_TCP && !(ct->status & IPS_ASSURED);
-	bool plain = adopt_ct_plain(ct, proto) && !(s->adopting.trusted & TRUST_UNMARKED && ct->mark);
+	bool plain = adopt_ct_plain(ct, proto);
 	if (plain) {
+		s->adopting.mark = ct->mark;
 		*leaves = s->parsed.tuple;
 		if (opts.dir)
 			ADOPT_LEAVES(&ct->tuplehash[0].tuple, leaves);
@@ -266,9 +380,11 @@ never_inline int adopt_decide(struct packet *p, struct scratch *s)
 		return s->adopting.reason;
 	if (!trusted)
 		return REASON_PUNT_UNPROVEN;
-	route_lookup(p, s);
+	if (!adopt_marks(p, s))
+		return REASON_PUNT_KEPT;
+	route_lookup_marked(p, s, s->adopting.routed);
 	/* it asks for the neighbour's address, and tells who could go a shorter way (ICMP redirect) */
-	if (s->route.result != BPF_FIB_LKUP_RET_SUCCESS || s->route.fib.ifindex == p->ifindex || !route_back(p, s))
+	if (s->route.result != BPF_FIB_LKUP_RET_SUCCESS || s->route.fib.ifindex == p->ifindex || !adopt_back(p, s))
 		return s->adopting.reason;
 	if (!adopt_knows_devices(p, s))
 		return REASON_PUNT_UNPROVEN;
@@ -278,7 +394,7 @@ never_inline int adopt_decide(struct packet *p, struct scratch *s)
 	s->adopting.way.outside = s->route.fib.ifindex;
 	if (p->ifindex > WAY_MAX || s->route.fib.ifindex > WAY_MAX)
 		return s->adopting.reason;
-	if (adopt_keeps(p, s) || !adopt_is_answerable(p, s) || !adopt_mangles(p, s))
+	if (adopt_keeps(p, s) || !adopt_is_answerable(p, s) || !adopt_mangles(p, s) || !adopt_marks_left(s))
 		return REASON_PUNT_KEPT;
 	return CONTINUE;
 }
@@ -296,7 +412,8 @@ never_inline void adopt_entries(struct packet *p, struct scratch *s)
 	__builtin_memset(forward, 0, sizeof(*forward));
 	__builtin_memset(answer, 0, sizeof(*answer));
 	forward->seen = answer->seen = s->answer.rare = now();
-	s->forward.rare = s->forward.nat = s->answer.nat = 0;
+	s->forward.rare = s->adopting.mark;
+	s->forward.nat = s->answer.nat = 0;
 	s->forward.moving = s->answer.moving = 0;
 	if (s->adopting.reply) {
 		tuple_reverse(leaves, &s->forward.key);
@@ -337,8 +454,18 @@ always_inline void adopt_release(struct packet *p, struct scratch *s)
 	flow_end(&s->ending, &p->tuple, FLOW_END_LINUX);
 }
 
+/* Does the connection have the mark that its packets are counted for? */
+always_inline bool adopt_same_mark(const struct scratch *s, bool paired)
+{
+	const struct peek *opening = s->entry.state & FLOW_REPLY ? &s->ending.pair : &s->entry;
+
+	if (!(s->adopting.trusted & TRUST_MARKED))
+		return true;
+	return (paired || opening == &s->entry) && opening->rare == s->adopting.mark;
+}
+
 /* Is the entry in s->entry an adopted one that still leaves as Linux says, and goes the way that its packets are counted for? */
-always_inline bool adopt_same(const struct scratch *s)
+always_inline bool adopt_same(const struct scratch *s, bool paired)
 {
 	const struct tuple *a = &s->entry.leaves, *b = &s->forward.leaves;
 	const struct way *was = &s->entry.way, *is = &s->adopting.way;
@@ -346,7 +473,7 @@ always_inline bool adopt_same(const struct scratch *s)
 	if (was->inside && (was->inside != is->inside || was->outside != is->outside))
 		return false;
 	return a->sport == b->sport && a->dport == b->dport && addr_equal(&a->src, &b->src) &&
-	       addr_equal(&a->dst, &b->dst);
+	       addr_equal(&a->dst, &b->dst) && adopt_same_mark(s, paired);
 }
 
 /* Is it neither too large for its way, nor at its end? */
@@ -367,25 +494,25 @@ always_inline int adopt_send(struct packet *p, struct scratch *s, bool counted, 
 	return forward(p, &s->entry.verdict, &s->egress, reason);
 }
 
-/* Does the other direction answer? */
-always_inline enum life adopt_life(struct scratch *s)
+/* Finds the other direction. */
+always_inline bool adopt_pair(struct scratch *s)
 {
-	struct peek *pair = &s->ending.pair;
-
-	tuple_reverse(&s->entry.leaves, &pair->key);
-	return flow_peek(pair) && idle_since(now(), pair->seen) <= ticks(ADOPT_AGAIN_MS) ? LIFE_ANSWERED : LIFE_ALONE;
+	tuple_reverse(&s->entry.leaves, &s->ending.pair.key);
+	return flow_peek(&s->ending.pair);
 }
 
 always_inline int adopt_known(struct packet *p, __u32 stamp, struct scratch *s)
 {
 	if (!(s->entry.state & FLOW_ADOPTED)) /* of a configuration that was in force before, if not just opened */
 		return s->adopting.at_once ? stage(p, STAGE_KNOWN) : conclude(p, s->adopting.reason);
-	s->adopting.life = adopt_life(s);
+	bool paired = adopt_pair(s);
+	bool answers = paired && idle_since(now(), s->ending.pair.seen) <= ticks(ADOPT_AGAIN_MS);
+	s->adopting.life = answers ? LIFE_ANSWERED : LIFE_ALONE;
 	int reason = adopt_decide(p, s);
 	/* it may be proved again with the next ruleset; Linux carries it until then */
 	if (reason == REASON_PUNT_UNPROVEN)
 		return adopt_refuse(p, stamp, reason);
-	if (reason != CONTINUE || !adopt_same(s)) {
+	if (reason != CONTINUE || !adopt_same(s, paired)) {
 		adopt_release(p, s);
 		return reason == CONTINUE ? conclude(p, REASON_PUNT_ADOPTED) : adopt_refuse(p, stamp, reason);
 	}

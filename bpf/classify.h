@@ -17,7 +17,7 @@
  * and exchanges as a whole. */
 #pragma once
 
-#define CLASSIFIERS 80
+#define CLASSIFIERS 96
 #define CLASSIFY_NONE 0xffffff
 #define CLASSIFY_STEPS (1 << 23) /* as many as bpf_loop() can do; the compiler refuses what could take more */
 #define LABELS_ASKED ((1 << CLASSIFIED_COUNT) - 1)

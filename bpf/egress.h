@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The devices that packets leave by. A flow names a row of egress_v1; the row is filled in, with its generation, by whoever
+/* The devices that packets leave by. A flow names a row of egress_v2; the row is filled in, with its generation, by whoever
  * resolves a next hop through that device. A row of an older generation is nobody's any more: what names it goes
  * through the first-packet stages once, and another device may have its place. */
 #pragma once
@@ -10,7 +10,7 @@
 /* The row, copied; false when it is not what it was when the flow was resolved. */
 always_inline bool egress_read(__u32 index, __u32 stamp, struct egress *out)
 {
-	const struct egress *row = bpf_map_lookup_elem(&egress_v1, &index);
+	const struct egress *row = bpf_map_lookup_elem(&egress_v2, &index);
 
 	if (!row)
 		return false;
@@ -23,16 +23,22 @@ always_inline bool egress_equal(const struct egress *a, const struct egress *b)
 	return a->stamp == b->stamp && a->route == b->route && a->ifindex == b->ifindex &&
 	       a->vlan_outer == b->vlan_outer && a->vlan_inner == b->vlan_inner &&
 	       *(__u32 *)a->smac == *(__u32 *)b->smac && *(__u16 *)(a->smac + 4) == *(__u16 *)(b->smac + 4) &&
-	       a->xdp_transmit == b->xdp_transmit;
+	       a->xdp_transmit == b->xdp_transmit && a->mark == b->mark;
+}
+
+/* Where rows of a device begin; marks are spread. */
+always_inline __u32 egress_first(const struct egress *e)
+{
+	return e->route + (e->mark * 0x9e3779b1u >> 16);
 }
 
 /* The row of this device, brought up to date; EGRESS_NONE: its places are taken by others in use. */
 always_inline __u32 egress_store(const struct egress *wanted)
 {
 	for (__u32 i = 0; i < EGRESS_TRIES; i++) {
-		__u32 index = (wanted->route + i) % EGRESS_ROWS;
-		struct egress *row = bpf_map_lookup_elem(&egress_v1, &index);
-		if (!row || (row->route != wanted->route && row->stamp == wanted->stamp))
+		__u32 index = (egress_first(wanted) + i) % EGRESS_ROWS;
+		struct egress *row = bpf_map_lookup_elem(&egress_v2, &index);
+		if (!row || ((row->route != wanted->route || row->mark != wanted->mark) && row->stamp == wanted->stamp))
 			continue;
 		if (!egress_equal(row, wanted)) {
 			__sync_lock_test_and_set(&row->stamp, 0);
@@ -42,6 +48,7 @@ always_inline __u32 egress_store(const struct egress *wanted)
 			row->vlan_inner = wanted->vlan_inner;
 			__builtin_memcpy(row->smac, wanted->smac, ETH_ALEN);
 			row->xdp_transmit = wanted->xdp_transmit;
+			row->mark = wanted->mark;
 			__sync_lock_test_and_set(&row->stamp, wanted->stamp);
 		}
 		return index;

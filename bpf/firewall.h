@@ -38,7 +38,7 @@ always_inline void fields_write(struct fields *f, const struct tuple *t, const s
 		dport = a->icmp_type;
 	}
 	f->words[4] = sport << 48 | dport << 32 | (__u64)t->proto << 24 | (__u64)(a->tos >> 2) << 16 |
-		      (__u64)a->tcp_flags << 8 | a->local;
+		      (__u64)a->tcp_flags << 8 | (__u64)a->mark << 1 | a->local;
 	f->words[5] = fields_ifindex(a->ifindex_in) << 38 | fields_ifindex(a->ifindex_out) << 12 | a->vlan;
 	f->words[6] = 0;
 }

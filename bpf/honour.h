@@ -47,6 +47,7 @@ always_inline void honour_passing(struct scratch *s, const struct tuple *arrives
 	s->passing.leaves = *leaves;
 	s->passing.inside = inside;
 	s->passing.outside = outside;
+	s->passing.mark = 0; /* only conntrack gives marks */
 }
 
 /* Does a rule keep the first packet of the connection in s->passing, one that follows, or one that answers? */

@@ -17,6 +17,7 @@
  *   packet_resize    cut the layer 3 part and make room in front of it (answers)
  *   packet_partial   is the layer 4 checksum left for the device to finish? Layer 3 must be found again afterwards
  *   packet_device    the receiving device, from the kernel's own context
+ *   packet_mark      leaves with this mark
  */
 #pragma once
 

@@ -232,3 +232,10 @@ always_inline struct net_device *packet_device(const struct packet *p)
 
 	return skb->dev;
 }
+
+/* For who looks at marks on the way out. */
+always_inline void packet_mark(struct packet *p, __u32 mark)
+{
+	if (mark)
+		p->ctx->mark = mark;
+}

@@ -156,3 +156,8 @@ always_inline struct net_device *packet_device(const struct packet *p)
 
 	return xdp->rxq->dev;
 }
+
+/* A frame has none, and nobody looks for one: what does is left to TC (struct egress). */
+always_inline void packet_mark(struct packet *p, __u32 mark)
+{
+}

@@ -5,7 +5,7 @@
 
 /* Looked up as Linux does it (net/netfilter/nf_nat_proto.c: NF_IP_PRI_NAT_DST comes before routing, NF_IP_PRI_NAT_SRC after
  * it): to where the packet will go, from where it came, as arriving on the device it arrived on. */
-always_inline void route_lookup(const struct packet *p, struct scratch *s)
+always_inline void route_lookup_marked(const struct packet *p, struct scratch *s, __u32 mark)
 {
 	const struct tuple *leaves = &s->forward.leaves;
 	struct route *r = &s->route;
@@ -28,7 +28,8 @@ always_inline void route_lookup(const struct packet *p, struct scratch *s)
 		__builtin_memcpy(fib->ipv6_src, &p->tuple.src, sizeof(p->tuple.src));
 		__builtin_memcpy(fib->ipv6_dst, &leaves->dst, sizeof(leaves->dst));
 	}
-	r->result = bpf_fib_lookup(p->ctx, fib, sizeof(*fib), 0);
+	fib->mark = mark;
+	r->result = bpf_fib_lookup(p->ctx, fib, sizeof(*fib), mark ? BPF_FIB_LOOKUP_MARK : 0);
 	if (r->result != BPF_FIB_LKUP_RET_SUCCESS && r->result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return;
 	__u32 ifindex = fib->ifindex;
@@ -39,9 +40,25 @@ always_inline void route_lookup(const struct packet *p, struct scratch *s)
 		r->device.lower = ifindex;
 }
 
+always_inline void route_lookup(const struct packet *p, struct scratch *s)
+{
+	route_lookup_marked(p, s, 0);
+}
+
+/* Can the routing table be asked with this mark? */
+always_inline bool route_takes(__u32 mark)
+{
+	return !mark || bpf_core_field_exists(((struct bpf_fib_lookup___marked *)0)->mark);
+}
+
+always_inline bool route_leads(int result)
+{
+	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
+}
+
 always_inline bool route_found(const struct route *r)
 {
-	return r->result == BPF_FIB_LKUP_RET_SUCCESS || r->result == BPF_FIB_LKUP_RET_NO_NEIGH;
+	return route_leads(r->result);
 }
 
 /* Is it to be forwarded, by us or, through a tunnel of the route's own, by Linux alone? Otherwise it is for this machine, or
@@ -69,18 +86,18 @@ always_inline void route_back_ask(const struct packet *p, const union addr *from
 	}
 }
 
-/* Is there one? fib->ifindex: by which device. */
-always_inline bool route_back_found(const struct packet *p, struct bpf_fib_lookup *fib)
+/* Is there one, for packets with the mark? s->back.ifindex: by which device. */
+always_inline bool route_back_found(const struct packet *p, struct scratch *s, __u32 mark)
 {
-	int result = bpf_fib_lookup(p->ctx, fib, sizeof(*fib), 0);
-
-	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
+	s->back.mark = mark;
+	s->back_result = bpf_fib_lookup(p->ctx, &s->back, sizeof(s->back), mark ? BPF_FIB_LOOKUP_MARK : 0);
+	return route_leads(s->back_result);
 }
 
 /* Does the way to the sender lead out by the device that the packet came in by? Where it does not, or the sender is this machine,
  * it is for Linux to say whether the packet may be true (rp_filter, RFC 3704; net/ipv4/fib_frontend.c). Over IPv6 it does not
- * ask. */
-never_inline bool route_back(const struct packet *p, struct scratch *s)
+ * ask. s->back says where it leads. */
+never_inline bool route_back_marked(const struct packet *p, struct scratch *s, __u32 mark)
 {
 	struct bpf_fib_lookup *fib = &s->back;
 
@@ -91,7 +108,12 @@ never_inline bool route_back(const struct packet *p, struct scratch *s)
 	fib->l4_protocol = p->tuple.proto;
 	fib->sport = p->tuple.dport;
 	fib->dport = p->tuple.sport;
-	return route_back_found(p, fib) && fib->ifindex == p->ifindex;
+	return route_back_found(p, s, mark) && fib->ifindex == p->ifindex;
+}
+
+always_inline bool route_back(const struct packet *p, struct scratch *s)
+{
+	return route_back_marked(p, s, 0);
 }
 
 /* Does clearway take packets from this device? */
@@ -131,6 +153,7 @@ always_inline void route_egress(const struct route *r, __u32 stamp, struct egres
 	out->vlan_inner = r->device.vlan_inner;
 	__builtin_memcpy(out->smac, fib->smac, ETH_ALEN);
 	out->xdp_transmit = r->device.xdp_transmit;
+	out->mark = r->mark;
 }
 
 /* The next hop, and what it was resolved under. Without a neighbour it stays unresolved, and each packet asks again. */

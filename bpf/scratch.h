@@ -34,7 +34,7 @@ struct parsed {
 /* Where a packet goes next (route.h). */
 struct route {
 	int result; /* BPF_FIB_LKUP_RET_* */
-	__u32 pad;  /* to the alignment of a device's address */
+	__u32 mark; /* that packets leave with */
 	struct bpf_fib_lookup fib;
 	struct device device; /* of the egress; only `lower` where the mirror does not know it */
 };
@@ -75,7 +75,8 @@ struct asked {
 	__u8 icmp_type;
 	__u8 tos;
 	__u8 local; /* to the machine itself */
-	__u8 pad[2];
+	__u8 mark;  /* class of the connection's mark */
+	__u8 pad;
 };
 
 /* What the firewall is asked, and what it says (firewall.h). */
@@ -98,6 +99,7 @@ struct passing {
 	struct tuple leaves;
 	__u32 inside; /* ifindex by which it comes in, as routes name it */
 	__u32 outside;
+	__u32 mark; /* class of the connection's mark */
 };
 
 /* What of a connection's life Linux has not seen. */
@@ -113,6 +115,10 @@ struct adopting {
 	__u32 reason;	  /* that it has if it is not adopted */
 	__u32 life;	  /* enum life */
 	__u32 masquerade; /* ifindex by which it is to leave; 0: any */
+	__u32 mark;	  /* the connection's */
+	__u32 class;	  /* of that */
+	__u32 routed;	  /* with which mark its packets are routed */
+	__u32 left;	  /* with which they leave */
 	struct way way;
 	__u32 mangle; /* what rules change in it: FLOW_MANGLE of its flow's state */
 	__u8 reply;   /* the packet is of the direction that answers */
@@ -125,6 +131,7 @@ struct scratch {
 	struct parsed parsed; /* from stage() to packet_restore() */
 	struct route route;
 	struct bpf_fib_lookup back; /* to the sender */
+	int back_result;	    /* BPF_FIB_LKUP_RET_* */
 	struct source source;
 	struct birth forward; /* the two entries of a new flow; its tuples as the packet arrives and leaves */
 	struct birth answer;  /* and as its reply does: the other way round */

@@ -46,7 +46,8 @@ enum flow_tag {
 
 struct flow_marks {
 	__u32 mark[FLOW_SLOTS];
-	__u32 rare[FLOW_SLOTS]; /* opening direction: endpoint, if FLOW_HAS_SERVICE; answering: jiffies of its birth */
+	__u32 rare[FLOW_SLOTS]; /* opening direction: endpoint, if FLOW_HAS_SERVICE; FLOW_ADOPTED: conntrack's mark;
+				   answering: jiffies of its birth */
 	__u8 nat[FLOW_SLOTS];	/* NAT rule, if FLOW_HAS_NAT; opening direction: lower byte, answering: upper byte */
 	__u8 away;		/* entries that this is the first bucket of, and that stand in their second (table.h) */
 };
@@ -96,7 +97,7 @@ struct flow {
 	__u32 tcp_next; /* TCP: the sequence number after what this direction has sent; FLOW_ADOPTED: jiffies, when Linux was asked */
 	__u32 tcp_ack; /* TCP: highest acknowledgement this direction has sent (host order); FLOW_ADOPTED: struct way */
 	__u16 tcp_window; /* TCP: the window that came with it, to be scaled; FLOW_ADOPTED: likewise */
-	__u16 egress;	  /* row of egress_v1: the device that transmits, and as whom */
+	__u16 egress;	  /* row of egress_v2: the device that transmits, and as whom */
 	__u8 dmac[6];	  /* next hop */
 	__u16 mtu;	  /* of the route, layer 3 */
 	__be16 key_sport; /* as it arrives */
@@ -182,7 +183,7 @@ struct flow_record {
 	__u32 seen;
 	__u32 reply_seen;
 	__u32 state;	/* enum flow_state of the opening direction */
-	__u32 endpoint; /* if FLOW_HAS_SERVICE */
+	__u32 endpoint; /* if FLOW_HAS_SERVICE; FLOW_ADOPTED: conntrack's mark */
 	__u16 nat;	/* if FLOW_HAS_NAT */
 	__u8 why;	/* enum flow_end */
 	__u8 pad;
@@ -206,7 +207,7 @@ struct adopted_record {
 };
 _Static_assert(sizeof(struct adopted_record) == 160, "struct adopted_record");
 
-/* What a packet leaves by. Flows that share a device share a row; who resolves a next hop fills it in (egress.h). */
+/* What a packet leaves by, and with. Flows that share both share a row; who resolves a next hop fills it in (egress.h). */
 #define EGRESS_ROWS 4096
 struct egress {
 	__u32 stamp;	  /* generation.h: under which it was filled in; what carries another one does not use it */
@@ -217,8 +218,9 @@ struct egress {
 	__u8 smac[6];
 	__u8 xdp_transmit; /* the device takes frames redirected by XDP */
 	__u8 pad;
+	__u32 mark; /* that Linux would send it with */
 };
-_Static_assert(sizeof(struct egress) == 24, "struct egress");
+_Static_assert(sizeof(struct egress) == 28, "struct egress");
 
 /* What a flow has carried beyond what its entry can count. */
 struct carried_key {
@@ -271,8 +273,8 @@ _Static_assert(sizeof(struct trust) == 20, "struct trust");
 enum trusted {
 	TRUST_IPV4 = 1 << 0,
 	TRUST_IPV6 = 1 << 1,
-	TRUST_UNMARKED = 1 << 2, /* for connections without a mark alone */
-	TRUST_OTHER = 1 << 3,	 /* the other of two sets of classifiers */
+	TRUST_MARKED = 1 << 2, /* rules speak of marks: marking_v1 is to be asked */
+	TRUST_OTHER = 1 << 3,  /* the other of two sets of classifiers */
 	TRUST_NAT_IPV4 =
 		1 << 4, /* there are rules of NAT: otherwise Linux translates nothing, whatever it did before */
 	TRUST_NAT_IPV6 = 1 << 5,
@@ -303,12 +305,13 @@ enum back {
 };
 
 /* Places of classifier_v3, the first of each: what rules keep in Linux of adopted connections, of first packets of clearway's
- * own, and of those that follow (both directions); what they change in adopted ones. By which of two sets << 3, view << 1,
- * family. */
+ * own, and of those that follow (both directions); what they change in adopted ones; which marks these have. By which of two
+ * sets << 3, view (of marks: enum marked_where) << 1, family. */
 #define KEEP_PLACES 16
 #define FIRST_PLACES 32
 #define LATER_PLACES 48
 #define MANGLE_PLACES 64
+#define MARK_PLACES 80
 
 /* What rules change in the packets of a flow: of the type of service, or traffic class, all but tos_keep, which tos_flip is put
  * over; and how many hops are left when the packet leaves: what it came with under hops_keep, plus hops_add, hops_most at most. */
@@ -323,6 +326,40 @@ struct mangle {
 	__u8 pad;   /* to a word */
 };
 _Static_assert(sizeof(struct mangle) == 8, "struct mangle");
+
+/* Marks (src/clearway/proof/marks.py). Rules treat connections alike whose marks are of one class, and packets of a connection
+ * have marks that are made of its own. */
+#define MARK_TESTS 256
+#define MARKS_MADE 64
+
+struct mark_test {
+	__u32 mask;
+	__u32 value;
+	__u32 class;
+};
+
+enum marked_where {
+	MARKED_ROUTED, /* where packets are routed */
+	MARKED_LEFT,   /* where they leave */
+	MARKED_PLACES,
+};
+
+/* The marks that packets may have somewhere. */
+struct mark_told {
+	__u32 asked; /* a classifier tells which; otherwise the first */
+	__u32 view;  /* enum view: by which addresses */
+	struct {
+		__u32 connection; /* the connection's mark & this ^ toggle */
+		__u32 toggle;
+	} made[MARKS_MADE];
+};
+
+struct marking {
+	__u32 tests;
+	struct mark_told told[2 * MARKED_PLACES]; /* first of IPv4 */
+	struct mark_test test[MARK_TESTS];	  /* what meets none is Linux' */
+};
+_Static_assert(sizeof(struct marking) == 5156, "struct marking");
 
 #define REFUSED_ROWS 65536
 
@@ -624,7 +661,7 @@ _Static_assert(sizeof(struct clock_args) == 16, "struct clock_args");
  *   0, 1  source address: IPv6 upper and lower half, IPv4 and 0; as numbers
  *   2, 3  destination address
  *   4     source port << 48 | destination port (ICMP: type) << 32 | protocol << 24 | DSCP << 16 | TCP flags << 8 |
- *         to the machine itself: 1
+ *         class of the connection's mark << 1 | to the machine itself: 1
  *   5     ifindex in << 38 | ifindex out << 12 | VID; indexes in 26 bits, those that are larger: all ones
  *   6     labels, 16 bits of each enum classified */
 struct fields {

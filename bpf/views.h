@@ -39,7 +39,24 @@ always_inline void views_asked(struct scratch *s)
 	__builtin_memset(a, 0, sizeof(*a));
 	a->ifindex_in = s->passing.inside;
 	a->ifindex_out = s->passing.outside;
+	a->mark = s->passing.mark;
 	s->answer.key = s->passing.arrives;
+}
+
+/* What rules of that view see; not of one before the last. */
+always_inline void views_see(struct scratch *s, struct fields *fields, __u32 view)
+{
+	const struct tuple *leaves = &s->passing.leaves;
+
+	if (view >= VIEW_BETWEEN) {
+		s->answer.key.dst = leaves->dst;
+		s->answer.key.dport = leaves->dport;
+	}
+	if (view == VIEW_AFTER) {
+		s->answer.key.src = leaves->src;
+		s->answer.key.sport = leaves->sport;
+	}
+	fields_write(fields, &s->answer.key, &s->judging.asked);
 }
 
 /* Where the classifiers that are in force begin. */
@@ -57,18 +74,10 @@ __noinline int views_tell(__u32 places)
 
 	if (!s || !c)
 		return 1;
-	const struct passing *passing = &s->passing;
 	views_asked(s);
 	for (__u32 view = 0; view < VIEWS; view++) {
-		if (view == VIEW_BETWEEN) {
-			s->answer.key.dst = passing->leaves.dst;
-			s->answer.key.dport = passing->leaves.dport;
-		} else if (view == VIEW_AFTER) {
-			s->answer.key.src = passing->leaves.src;
-			s->answer.key.sport = passing->leaves.sport;
-		}
-		fields_write(&c->fields, &s->answer.key, &s->judging.asked);
-		if (classify(c, places | view << 1 | (passing->arrives.family == FAMILY_IPV6)) != CLASSIFY_NONE &&
+		views_see(s, &c->fields, view);
+		if (classify(c, places | view << 1 | (s->passing.arrives.family == FAMILY_IPV6)) != CLASSIFY_NONE &&
 		    c->told) /* 0: lets them pass */
 			return c->told;
 	}

@@ -165,9 +165,15 @@ struct bpf_fib_lookup {
 	};
 	__be16 h_vlan_proto;
 	__be16 h_vlan_TCI;
-	__u8 smac[6];
-	__u8 dmac[6];
+	union {
+		__u32 mark; /* in, with BPF_FIB_LOOKUP_MARK; since 6.10 */
+		struct {
+			__u8 smac[6];
+			__u8 dmac[6];
+		};
+	};
 };
+#define BPF_FIB_LOOKUP_MARK (1u << 5)
 _Static_assert(sizeof(struct bpf_fib_lookup) == 64, "struct bpf_fib_lookup is UAPI");
 
 struct bpf_redir_neigh {
@@ -302,7 +308,21 @@ typedef struct {
 	int counter;
 } atomic_t;
 
+struct bpf_fib_lookup___marked {
+	__u32 mark;
+};
+
+struct ipv4_devconf {
+	int data[25];
+};
+
+struct in_device {
+	void *ifa_list;
+	struct ipv4_devconf cnf;
+};
+
 struct netns_ipv4 {
+	struct ipv4_devconf *devconf_all;
 	atomic_t rt_genid;
 	bool fib_has_custom_rules;
 };
@@ -360,7 +380,9 @@ enum netdev_priv_flags {
 };
 
 struct net_device {
+	int ifindex;
 	unsigned long priv_flags : 32;
+	struct in_device *ip_ptr;
 	possible_net_t nd_net;
 };
 
@@ -452,6 +474,10 @@ enum nf_ct_ext_id {
 #define IPS_HELPER (1 << 13)
 #define IPS_OFFLOAD (1 << 14)
 #define IPS_HW_OFFLOAD (1 << 15)
+#define IPV4_DEVCONF_RP_FILTER 8
+#define RP_FILTER_NONE 0
+#define RP_FILTER_LOOSE 2
+#define IPV4_DEVCONF_SRC_VMARK 24
 #define XFRM_POLICY_OUT 1
 #define XFRM_POLICY_FWD 2
 #define XFRM_USERPOLICY_BLOCK 1

@@ -23,7 +23,6 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "transparent.md"
 BEGIN, END = "<!-- python -m tools.corpus_table --write -->\n", "<!-- end of the table -->\n"
 CODE = re.compile(r"`[^`]*`")
 """How a rule is spelt depends on the version of nft and iptables."""
-MARKED = "rules ask for conntrack's mark, and these connections have one"
 
 
 def table() -> str:
@@ -51,7 +50,7 @@ def why_kept(proof: Proof, traffic: Traffic) -> str | None:
         keep = proof.why_kept(passage(traffic, direction))
         if keep is not None:
             return keep.why if keep.rule is None else code(keep.rule)
-    return MARKED if proof.requires_unmarked and traffic.mark else None
+    return None
 
 
 def code(rule: RuleName) -> str:
@@ -77,6 +76,7 @@ def passage(traffic: Traffic, direction: Direction) -> Passage:
         leaves=fields(direction.leaves),
         inside=direction.inside,
         outside=direction.outside,
+        mark=traffic.mark,
     )
 
 

@@ -31,6 +31,8 @@ class Packet:
     inside: str = "eth0"
     outside: str = ""
     to: int = 2
+    connmark: int = 0
+    mark: int = 0
 
     @property
     def family(self) -> int:

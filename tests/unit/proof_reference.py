@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from itertools import product
 from random import Random
@@ -21,6 +21,7 @@ TCP, UDP = 6, 17
 PREROUTING, FORWARD, POSTROUTING = range(3)
 HOOKS = ("prerouting", "forward", "postrouting")
 INTERFACES = {"lan0": 2, "lan1": 3, "wan": 4}
+MARK_MAX = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Packet:
     luck: bool
     back: int
     state: str = "established"
+    mark: int = 0
+    connmark: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,11 @@ EXACT = (
         lambda one: one.tracked and one.state == "new",
     ),
     Condition(match(STATE, "invalid", "in"), "-m conntrack --ctstate INVALID", lambda one: not one.tracked),
-    Condition(match({"&": [meta("mark"), 1]}, 1), "-m mark --mark 0x1/0x1", lambda _one: False),
-    Condition(match(meta("mark"), 0), "-m mark --mark 0x0", lambda _one: True),
+    Condition(match({"&": [meta("mark"), 1]}, 1), "-m mark --mark 0x1/0x1", lambda one: bool(one.mark & 1)),
+    Condition(match(meta("mark"), 0), "-m mark --mark 0x0", lambda one: one.mark == 0),
+    Condition(
+        match({"&": [meta("mark"), 6]}, 4, "!="), "-m mark ! --mark 0x4/0x6", lambda one: one.mark & 6 != 4
+    ),
     Condition(match({"&": [payload("ip", "frag-off"), 8191]}, 0, "!="), "-f", lambda _one: False),
     Condition(
         match({"&": [payload("tcp", "flags"), ["fin", "syn", "rst", "ack"]]}, "syn"),
@@ -152,6 +158,20 @@ OUTSIDE = (
         match(meta("oifname"), "wan", "!="), "! -o wan", lambda one: not one.hook or one.outside != "wan"
     ),
 )
+CONNMARKS = (
+    Condition(
+        match({"ct": {"key": "mark"}}, 5, "!="),
+        "-m connmark ! --mark 0x5",
+        lambda one: one.connmark != 5,
+    ),
+    Condition(
+        match({"&": [{"ct": {"key": "mark"}}, 3]}, 1),
+        "-m connmark --mark 0x1/0x3",
+        lambda one: one.connmark & 3 == 1,
+    ),
+    Condition(match({"ct": {"key": "mark"}}, 4, ">="), None, lambda one: one.connmark >= 4),
+)
+"""Before conntrack they mean nothing."""
 INEXACT = (
     Condition(
         match(payload("tcp", "flags"), "psh", "in"),
@@ -175,7 +195,9 @@ INEXACT = (
 
 @dataclass(frozen=True)
 class Effect:
-    """What a rule does: a verdict, something that spoils, or a change of type of service and TTL."""
+    """What a rule does: a verdict, something that spoils, or a change of type of service and TTL. `mark`,
+    `connmark`: what becomes of the marks of packet and connection, by both.
+    """
 
     nft: Any
     iptables: str | None
@@ -183,15 +205,65 @@ class Effect:
     target: str = ""
     spoils: bool = False
     changes: Callable[[int, int], tuple[int, int]] | None = None
+    mark: Callable[[int, int], int] | None = None
+    connmark: Callable[[int, int], int] | None = None
+    tracked: bool = False
 
 
 ACCEPT, DROP = Effect({"accept": None}, "-j ACCEPT", "accept"), Effect({"drop": None}, "-j DROP", "drop")
-HARMLESS: tuple[Effect, ...] = (
+CT_MARK = {"ct": {"key": "mark"}}
+
+
+def set_mark(value: Any) -> Any:
+    return {"mangle": {"key": meta("mark"), "value": value}}
+
+
+def set_connmark(value: Any) -> Any:
+    return {"mangle": {"key": CT_MARK, "value": value}}
+
+
+MARKING = (
     Effect(
-        {"mangle": {"key": meta("mark"), "value": {"&": [meta("mark"), 7]}}}, "-j MARK --set-xmark 0x0/0x7"
+        set_mark({"&": [meta("mark"), 7]}),
+        "-j MARK --set-xmark 0x0/0xfffffff8",
+        mark=lambda mark, _ct: mark & 7,
     ),
-    Effect({"mangle": {"key": meta("mark"), "value": {"ct": {"key": "mark"}}}}, "-j CONNMARK --restore-mark"),
+    Effect(set_mark(1), "-j MARK --set-xmark 0x1/0xffffffff", mark=lambda _mark, _ct: 1),
+    Effect(
+        set_mark({"^": [{"&": [meta("mark"), 0xFFFFFFF9]}, 4]}),
+        "-j MARK --set-xmark 0x4/0x6",
+        mark=lambda mark, _ct: mark & ~6 ^ 4,
+    ),
+    Effect(
+        set_mark({"|": [meta("mark"), 2]}), "-j MARK --set-xmark 0x2/0x2", mark=lambda mark, _ct: mark | 2
+    ),
 )
+FROM_CONNECTION = (
+    Effect(set_mark(CT_MARK), "-j CONNMARK --restore-mark", mark=lambda _mark, ct: ct, tracked=True),
+    Effect(
+        set_mark({"^": [{"&": [meta("mark"), 0xFFFFFFFC]}, {"&": [CT_MARK, 3]}]}),
+        "-j CONNMARK --restore-mark --nfmask 0x3 --ctmask 0x3",
+        mark=lambda mark, ct: mark & ~3 ^ ct & 3,
+        tracked=True,
+    ),
+    Effect(set_mark({"|": [CT_MARK, 8]}), None, mark=lambda _mark, ct: ct | 8, tracked=True),
+    Effect(
+        set_connmark(meta("mark")),
+        "-j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+        connmark=lambda mark, _ct: mark,
+        tracked=True,
+    ),
+    Effect(
+        set_connmark({"^": [{"&": [CT_MARK, 0xFFFFFFFC]}, {"&": [meta("mark"), 3]}]}),
+        "-j CONNMARK --save-mark --nfmask 0x3 --ctmask 0x3",
+        connmark=lambda mark, ct: ct & ~3 ^ mark & 3,
+        tracked=True,
+    ),
+    Effect(
+        set_connmark(5), "-j CONNMARK --set-xmark 0x5/0xffffffff", connmark=lambda _mark, _ct: 5, tracked=True
+    ),
+)
+"""Before conntrack they mean nothing."""
 CHANGES: tuple[Effect, ...] = (
     Effect(
         {"mangle": {"key": payload("ip", "dscp"), "value": "ef"}},
@@ -216,7 +288,6 @@ CHANGES_OF_IPTABLES = (
 )
 SPOILING = (
     Effect({"log": {"prefix": "x"}}, '-j LOG --log-prefix "x "', spoils=True),
-    Effect({"mangle": {"key": meta("mark"), "value": 1}}, "-j MARK --set-xmark 0x1/0xffffffff", spoils=True),
     Effect({"set": {"op": "add", "elem": SADDR, "set": "@seen"}}, "-j SET --add-set seen src", spoils=True),
 )
 VERDICTS = (
@@ -260,8 +331,10 @@ BASES = ((0, -300), (0, -150), (0, -10), (1, 0), (1, 50), (2, 0), (2, 150))
 TABLES = {(0, -300): "raw", (0, -150): "mangle", (1, 0): "filter", (1, 50): "security"}
 
 
-def random_ruleset(random: Random, *, exact: bool, iptables: bool) -> Ruleset:
-    """Up to three base chains and two that are called. `exact`: each condition can be said in boxes."""
+def random_ruleset(random: Random, *, exact: bool, iptables: bool, marks: bool = True) -> Ruleset:
+    """Up to three base chains and two that are called. `exact`: each condition can be said in boxes.
+    `marks`: there are rules that set some.
+    """
     bases = [key for key in BASES if not iptables or key in TABLES]
     chosen = sorted(random.sample(bases, random.randint(1, 3)))
     chains = [Chain("a"), Chain("b")]
@@ -271,15 +344,22 @@ def random_ruleset(random: Random, *, exact: bool, iptables: bool) -> Ruleset:
     handles = iter(range(1, 1000))
     for chain in chains:
         for _ in range(random.randint(0, 5)):
-            chain.rules.append(_random_rule(random, chain, next(handles), exact=exact, iptables=iptables))
+            chain.rules.append(
+                _random_rule(random, chain, next(handles), exact=exact, iptables=iptables, marks=marks)
+            )
     return {chain.name: chain for chain in chains}
 
 
-def _random_rule(random: Random, chain: Chain, handle: int, *, exact: bool, iptables: bool) -> Rule:
+def _random_rule(
+    random: Random, chain: Chain, handle: int, *, exact: bool, iptables: bool, marks: bool
+) -> Rule:
+    late = chain.hook is not None and (chain.hook, chain.priority) > (PREROUTING, -200)
     pool = [*EXACT, *INSIDE] if chain.hook != POSTROUTING or not iptables else [*EXACT]
     pool += [] if iptables and chain.hook == PREROUTING else OUTSIDE
     if chain.hook == PREROUTING:
         pool += BACK
+    if late or not exact:
+        pool += CONNMARKS
     if not exact:
         pool += (*INEXACT, *INEXACT, *BACK)
     if iptables:
@@ -291,34 +371,37 @@ def _random_rule(random: Random, chain: Chain, handle: int, *, exact: bool, ipta
     below = {"a": ["b"], "b": []}.get(chain.name, ["a", "b"])
     effects += [call(verb, target) for target in below for verb in ("jump", "jump", "goto")]
     said = [random.choice(effects)]
-    others = HARMLESS[:1] if exact else (*HARMLESS, *SPOILING)  # before conntrack its mark means nothing
+    others = (*MARKING, *(FROM_CONNECTION if late or not exact else ()), *(() if exact else SPOILING))
     if random.random() < 0.5 and (chain.hook == FORWARD or not exact):
         others = CHANGES[:1] if exact else CHANGES + CHANGES_OF_IPTABLES * iptables
-    if random.random() < 0.3:
-        said = [random.choice(others)] if iptables else [random.choice(others), *said]
+    elif not marks:
+        others = ()
+    if others and random.random() < 0.3:
+        chosen = [random.choice([one for one in others if one.iptables is not None or not iptables])]
+        said = chosen if iptables else [*chosen, *random.choices(others, k=random.randint(0, 1)), *said]
     counts = random.randint(0, len(conditions)) if random.random() < 0.4 else None
     return Rule(handle, conditions, tuple(said), len(conditions) if iptables else counts)
 
 
-def random_passage(random: Random) -> Passage:
-    """One direction of a connection; half of them are translated."""
+def random_passage(random: Random, *, translated: bool = True) -> Passage:
+    """One direction of a connection; half of them are translated, if some are."""
     protocol = random.choice((TCP, UDP))
     source = ip_address(random.choice(("10.1.0.5", "10.1.7.1", "10.2.0.1", "203.0.113.9")))
     destination = ip_address(random.choice(("192.0.2.1", "203.0.113.9", "10.1.0.5", "198.51.100.1")))
     ports = random.choice((53, 443, 1000, 40001)), random.choice((53, 443, 1000))
     arrives: Tuple = (source, ports[0], destination, ports[1])
     leaves = arrives
-    if random.random() < 0.5:
-        translated = ip_address(random.choice(("192.0.2.1", "10.1.0.5", "10.1.7.1")))
-        leaves = (ip_address("203.0.113.9"), 1000, translated, random.choice((443, 53)))
+    if translated and random.random() < 0.5:
+        other = ip_address(random.choice(("192.0.2.1", "10.1.0.5", "10.1.7.1")))
+        leaves = (ip_address("203.0.113.9"), 1000, other, random.choice((443, 53)))
     inside, outside = random.choice(list(INTERFACES)), random.choice(list(INTERFACES))
-    return Passage(4, protocol, arrives, leaves, inside, outside)
+    return Passage(4, protocol, arrives, leaves, inside, outside, random.choice((0, 0, 1, 4, 5, 13)))
 
 
 # ---- forms ----
 
 
-def as_nft(ruleset: Ruleset) -> Sources:
+def as_nft(ruleset: Ruleset, *, translates: bool = True) -> Sources:
     where = {"family": "ip", "table": "t"}
     objects: list[Any] = [{"table": {"family": "ip", "name": "t", "handle": 1}}]
     objects.append(
@@ -331,6 +414,8 @@ def as_nft(ruleset: Ruleset) -> Sources:
             policy = "drop" if chain.drops else "accept"
             content |= {"type": "filter", "hook": HOOKS[chain.hook], "prio": chain.priority, "policy": policy}
         objects.append({"chain": content})
+    nat = {"type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
+    objects += [{"chain": {**where, "name": "nat", **nat}}] * translates
     for chain in ruleset.values():
         for rule in chain.rules:
             expressions = list(_expressions(rule))
@@ -350,9 +435,9 @@ def _expressions(rule: Rule) -> Iterator[Any]:
     yield from (effect.nft for effect in rule.effects if effect.nft)
 
 
-def as_iptables(ruleset: Ruleset) -> Sources:
+def as_iptables(ruleset: Ruleset, *, translates: bool = True) -> Sources:
     """Every table has its own copy of the chains that are called."""
-    lines = []
+    lines = ["*nat", ":POSTROUTING ACCEPT [0:0]", "COMMIT"] * translates
     called = [chain for chain in ruleset.values() if chain.hook is None]
     for chain in ruleset.values():
         if chain.hook is None:
@@ -380,10 +465,15 @@ class SpoiledError(Exception):
 
 @dataclass
 class Followed:
-    """The way of one packet: which counters it meets, by rule and base chain."""
+    """The way of one packet: which counters it meets, by rule and base chain; its mark, and what it was when
+    it was routed.
+    """
 
     ruleset: Ruleset
     back: int = STRICT
+    claimed: bool = False
+    mark: int = 0
+    routed: int = 0
     counted: list[tuple[str, int]] = field(default_factory=list)
     tos: int = 0
     ttl: int = 0
@@ -407,12 +497,14 @@ class Followed:
                 forwarded = True
             inside, outside = passage.inside, passage.outside
             fields = (base.hook, flags, self.tos >> 2, self.ttl, tracked, luck, self.back, state)
-            one = Packet(seen, passage.protocol, inside, outside, *fields)
+            one = Packet(seen, passage.protocol, inside, outside, *fields, connmark=passage.mark)
             verdict = self._through(base, one)
             if verdict == "drop" or (verdict != "accept" and base.drops):
                 return "drop"
             if verdict != "accept":
                 self.counted.append((base.name, 0))
+            if base.hook == PREROUTING:
+                self.routed = self.mark
         if not forwarded:
             if self.ttl < 2:
                 return "expires"
@@ -433,14 +525,14 @@ class Followed:
         for place, condition in enumerate(rule.conditions):
             if rule.counts == place:
                 self.counted.append((self.base.name, rule.handle))
-            if condition.spoils:
+            if condition.spoils or (condition in CONNMARKS and not one.tracked):
                 raise SpoiledError
-            if not condition.meets(one):
+            if not condition.meets(replace(one, mark=self.mark)):
                 return ""
         if rule.counts == len(rule.conditions):
             self.counted.append((self.base.name, rule.handle))
         for effect in rule.effects:
-            self._change(effect)
+            self._change(effect, one)
             if effect.verb in {"jump", "goto"}:
                 ended = self._through(self.ruleset[effect.target], one)
                 return ended or ("return" if effect.verb == "goto" else "")
@@ -448,9 +540,15 @@ class Followed:
                 return effect.verb
         return ""
 
-    def _change(self, effect: Effect) -> None:
-        if effect.spoils:
+    def _change(self, effect: Effect, one: Packet) -> None:
+        if effect.spoils or (effect.tracked and not one.tracked):
             raise SpoiledError
+        if effect.connmark and effect.connmark(self.mark, one.connmark) & MARK_MAX != one.connmark:
+            raise SpoiledError
+        if effect.mark:
+            self.mark = effect.mark(self.mark, one.connmark) & MARK_MAX
+            if self.claimed and self.mark:
+                raise SpoiledError
         if effect.changes:
             self.tos, self.ttl = effect.changes(self.tos, self.ttl)
 
@@ -465,19 +563,22 @@ def _seen(passage: Passage, hook: int, priority: int) -> Tuple:
 
 @dataclass(frozen=True)
 class Fate:
-    """Of all packets of a passage: the counters that they meet, and how each leaves: type of service and TTL
-    by those that it came with; None where it expires.
+    """Of all packets of a passage: the counters that they meet, their marks where they are routed and where
+    they leave, and how each leaves: type of service and TTL by those that it came with; None where it
+    expires.
     """
 
     counted: list[tuple[str, int]]
+    routed: int
+    left: int
     leaves: Mapping[tuple[int, int], tuple[int, int] | None]
 
 
 def followed(ruleset: Ruleset, passage: Passage, back: int = STRICT) -> Fate | None:
     """None when Linux has to have it: some packet is dropped, meets what cannot be done without it, or meets
-    other counters than the rest. `back`: how a route leads to who sends them.
+    other counters than the rest, or has another mark. `back`: how a route leads to who sends them.
     """
-    found: list[list[tuple[str, int]]] = []
+    found: list[tuple[list[tuple[str, int]], int, int]] = []
     leaves: dict[tuple[int, int], tuple[int, int] | None] = {}
     for flags, dscp, ttl, luck in product((0x10, 0x18, 0x30), (0, 46), (2, 64), (False, True)):
         way = Followed(ruleset, back)
@@ -491,20 +592,23 @@ def followed(ruleset: Ruleset, passage: Passage, back: int = STRICT) -> Fate | N
         if leaves.setdefault((dscp << 2 | 1, ttl), left) != left:
             return None
         if left:
-            found.append(way.counted)
-    return Fate(found[0] if found else [], leaves) if all(one == found[0] for one in found) else None
+            found.append((way.counted, way.routed, way.mark))
+    if any(one != found[0] for one in found):
+        return None
+    return Fate(*(found[0] if found else ([], 0, 0)), leaves)
 
 
 FLAGS = {Region.FIRST: (0x02, 0x0A, 0xC2), Region.LATER: (0x10, 0x18, 0x11, 0x04, 0x14, 0x12, 0x02)}
 
 
 def accepted(ruleset: Ruleset, passage: Passage, region: Region) -> bool:
-    """Whether Linux lets every such packet pass and changes none."""
+    """Whether Linux lets every such packet pass and changes none, and gives none a mark."""
     state = "new" if region is Region.FIRST else "established"
+    passage = replace(passage, mark=0)
     flags_of = FLAGS[region] if passage.protocol == TCP else (0,)
     for flags, dscp, ttl, luck, back in product(flags_of, (0, 46), (2, 64), (False, True), (NO_WAY, STRICT)):
         try:
-            way = Followed(ruleset, back)
+            way = Followed(ruleset, back, claimed=True)
             verdict = way.verdict(passage, flags=flags, dscp=dscp, ttl=ttl, luck=luck, state=state)
         except SpoiledError:
             return False

@@ -41,7 +41,7 @@ FREE, CLAIMED, BORN = 0, 1, 2  # enum flow_tag
 WIDTH = {4: 4, 6: 16}
 WORD = 0xFFFFFFFF
 SERVICE, SERVING = 7, 9  # a service, and its endpoint's id
-DEVICES = {1: 3, 2: 8}  # rows of egress_v1 -> ifindex
+DEVICES = {1: 3, 2: 8}  # rows of egress_v2 -> ifindex
 SECRET = np.random.default_rng(1).integers(1, 1 << 64, 11, np.uint64)
 
 

@@ -105,7 +105,7 @@ def test_every_table_of_more_than_a_few_rows_is_counted_with_its_rows() -> None:
             elif name in estimated:
                 assert estimated[name] == sizes.rows().get(name, layout.max_entries)
             else:
-                assert layout.max_entries <= 80
+                assert layout.max_entries <= 96
 
 
 def test_smallest_flow_table_is_that_of_the_configuration() -> None:

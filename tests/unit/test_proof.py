@@ -246,7 +246,7 @@ def test_tables_of_iptables_are_read_as_it_prints_them_where_json_does_not_tell(
     assert prove(Sources(text)).why_kept(passage()) is not None
     proof = prove(Sources(text, {"ip": saved}))
     assert proof.why_kept(passage()) is None
-    assert proof.requires_unmarked
+    assert proof.why_kept(passage(mark=1)) is None
     assert texts(proof.traversed(passage())) == ["policy accept"]
 
 

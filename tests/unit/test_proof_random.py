@@ -23,7 +23,16 @@ from clearway.proof import (
     prove_claimed,
     walk,
 )
-from clearway.proof.compiled import back_question, mangle_question, mangle_rows, question
+from clearway.proof.classes import Classes
+from clearway.proof.compiled import (
+    back_question,
+    classes_of,
+    mangle_question,
+    mangle_rows,
+    marks_question,
+    question,
+)
+from clearway.proof.marks import UNKNOWN
 from clearway.proof.steps import Steps
 from tests.classifier.reference import Packet, first_rule
 from tests.unit.proof_reference import (
@@ -41,6 +50,8 @@ from tests.unit.proof_reference import (
 )
 
 PASSAGES = 12
+MANY = (walk.UNCERTAIN, UNKNOWN)
+"""Why more is kept than has to be where packets are marked in very many ways."""
 BOTH = pytest.mark.parametrize("iptables", [False, True], ids=["nft", "iptables"])
 
 
@@ -59,9 +70,11 @@ def handles(ruleset: Ruleset, proof: Proof, passage: Passage, *, iptables: bool)
 
 
 def check(random: Random, *, exact: bool, iptables: bool) -> None:
-    ruleset = random_ruleset(random, exact=exact, iptables=iptables)
-    proof = prove(as_iptables(ruleset) if iptables else as_nft(ruleset))
-    for passage in [random_passage(random) for _ in range(PASSAGES)]:
+    """Where NAT makes it unclear which rule has marked a packet, more is kept than has to be."""
+    nat = random.random() < 0.5
+    ruleset = random_ruleset(random, exact=exact, iptables=iptables, marks=not (exact and nat))
+    proof = prove((as_iptables if iptables else as_nft)(ruleset, translates=nat))
+    for passage in [random_passage(random, translated=nat) for _ in range(PASSAGES)]:
         linux, kept = followed(ruleset, passage), proof.why_kept(passage)
         required = proof.back(passage)
         for back in range(required or NO_WAY, STRICT):  # with less of a way back it is not carried
@@ -72,15 +85,37 @@ def check(random: Random, *, exact: bool, iptables: bool) -> None:
             counted = [one if iptables else ("", one[1]) for one in linux.counted if iptables or one[1]]
             if linux.counted or all(linux.leaves.values()):
                 assert handles(ruleset, proof, passage, iptables=iptables) == counted
+            if any(linux.leaves.values()):
+                assert marks(proof, passage) == (linux.routed, linux.left)
             mangle = proof.mangle(passage)
             for (tos, ttl), left in linux.leaves.items():
                 is_left = mangle.tos(tos), mangle.hops(ttl)
                 assert (is_left if is_left[1] > 0 else None) == left
-        elif exact:
+        elif exact and (nat or not kept.why.endswith(MANY)):
             raise AssertionError(f"{passage} is kept in vain: {kept.why} {kept.rule}")
         assert classified(proof, passage) == kept
         assert led(proof, passage) == (required or NO_WAY)
         assert kept or changed(proof, passage) == proof.mangle(passage)
+
+
+def marks(proof: Proof, passage: Passage) -> tuple[int, int]:
+    """Of its packets where they are routed, and where they leave: by the conditions of their classifiers."""
+    classes, found = classes_of(proof), []
+    for marking in (proof.routed[4], proof.left[4]):
+        asked, told = marks_question(marking, 4, INTERFACES, classes)
+        first = first_rule(asked.conditions, asked.sets, packet_of(passage, marking.view, classes))
+        assert first is not None
+        found.append(told[asked.told[first]].of(passage.mark))
+    return found[0], found[1]
+
+
+def packet_of(passage: Passage, view: View, classes: Classes) -> Packet:
+    source, sport, destination, dport = passage.seen(view)
+    inside, outside = INTERFACES[passage.inside], INTERFACES[passage.outside]
+    [mark] = [number for number, part in enumerate(classes.parts) if passage.mark in part]
+    return Packet(
+        source, destination, passage.protocol, sport, dport, inside=inside, outside=outside, mark=mark
+    )
 
 
 def classified(proof: Rulings, passage: Passage) -> object:
@@ -89,7 +124,8 @@ def classified(proof: Rulings, passage: Passage) -> object:
         if (view, 4) not in proof.rulings:
             continue
         asked = question(proof, (view, 4), INTERFACES)
-        found = first_rule(asked.conditions, asked.sets, packet_of(passage, view))
+        packet = packet_of(passage, view, classes_of(proof))
+        found = first_rule(asked.conditions, asked.sets, packet)
         if found is not None and asked.told[found]:
             return proof.keeps[asked.told[found] - 1]
     return None
@@ -97,26 +133,22 @@ def classified(proof: Rulings, passage: Passage) -> object:
 
 def changed(proof: Proof, passage: Passage) -> Mangle:
     """What the same say of changes."""
+    classes = classes_of(proof)
     for view in View:
         if (view, 4) in proof.mangles:
-            asked = mangle_question(proof, (view, 4), INTERFACES)
-            found = first_rule(asked.conditions, asked.sets, packet_of(passage, view))
+            asked = mangle_question(proof, (view, 4), INTERFACES, classes)
+            found = first_rule(asked.conditions, asked.sets, packet_of(passage, view, classes))
             return mangle_rows(proof)[0 if found is None else asked.told[found]]
     return Mangle()
-
-
-def packet_of(passage: Passage, view: View) -> Packet:
-    source, sport, destination, dport = passage.seen(view)
-    inside, outside = INTERFACES[passage.inside], INTERFACES[passage.outside]
-    return Packet(source, destination, passage.protocol, sport, dport, inside=inside, outside=outside)
 
 
 def led(proof: Proof, passage: Passage) -> int:
     """The same of the way back that is required."""
     if 4 not in proof.backs:
         return NO_WAY
-    asked = back_question(proof, 4, INTERFACES)
-    found = first_rule(asked.conditions, asked.sets, packet_of(passage, View.BEFORE))
+    classes = classes_of(proof)
+    asked = back_question(proof, 4, INTERFACES, classes)
+    found = first_rule(asked.conditions, asked.sets, packet_of(passage, View.BEFORE, classes))
     return NO_WAY if found is None else asked.told[found]
 
 

@@ -18,19 +18,19 @@ from .facts import TableSizes
 from .tables import FirewallTables
 
 # Sizes of the structures in bpf/types.h.
-CARRIED_KEY, CARRIED, EGRESS, TUPLE, INBOUND = 8, 16, 24, 40, 4
+CARRIED_KEY, CARRIED, EGRESS, TUPLE, INBOUND = 8, 16, 28, 40, 4
 FRAGMENT_KEY, FRAGMENT = 40, 12
 SERVICE_KEY, SERVICE, ORIGIN = 24, 20, 24
 CLAIM, ENDPOINT, OPENED = 24, 24, 8
 NAT_KEY, NAT = 32, 32
 DEVICE, VLAN_KEY, VLAN, PORT = 32, 8, 4, 12
-COUNTER = 16
+COUNTER, MARKING = 16, 5156
 JUDGED, IDENTITY, CLASSIFIER_LINE = 24, 8, 64
 NUMBER = 4  # a key, a slot of a wheel, a round-robin position
 
 # Rows that no configuration changes, as bpf/maps.h has them.
 CARRIED_ROWS, EGRESS_ROWS, INBOUND_ROWS, FRAGMENT_ROWS = 65536, 4096, 16384, 4096
-REFUSED_ROWS = 65536
+REFUSED_ROWS, MARKINGS = 65536, 2
 DEVICE_ROWS, PORT_ROWS, COUNTER_ROWS = 4096, 4096, 192
 RECORDS_BYTES, ADOPTED_BYTES, EVENTS_BYTES = 1 << 22, 1 << 20, 1 << 20
 
@@ -181,7 +181,8 @@ def _other_tables(limits: Limits, cpus: int) -> Iterator[TableMemory]:
     yield _ring("records_v1", RECORDS_BYTES)
     yield _ring("adopted_v1", ADOPTED_BYTES)
     yield _ring("events_v1", EVENTS_BYTES)
-    yield _array("egress_v1", EGRESS_ROWS, EGRESS)
+    yield _array("egress_v2", EGRESS_ROWS, EGRESS)
+    yield _array("marking_v1", MARKINGS, MARKING)
     yield _array("refused_v1", REFUSED_ROWS, IDENTITY)
     yield _lru_hash("inbound_v1", INBOUND_ROWS, TUPLE, INBOUND)
     yield _lru_hash("fragment_v1", FRAGMENT_ROWS, FRAGMENT_KEY, FRAGMENT)

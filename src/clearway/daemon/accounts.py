@@ -166,6 +166,7 @@ def _passages(family: int, there: Array, back: Array, names: Mapping[int, str]) 
         leaves=_side(family, (there, *OPENING[2:]), (back, *ANSWERING[2:])),
         inside=_interfaces(names, there["inside"], back["reply_inside"]),
         outside=_interfaces(names, there["ifindex"], back["reply_ifindex"]),
+        mark=np.concatenate([there["mark"], back["mark"]]),
         interfaces={name: ifindex for ifindex, name in names.items()},
     )
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, field, replace
+from itertools import product
 
 import structlog
 
@@ -21,6 +22,7 @@ from clearway.daemon.accounts import Rules
 from clearway.daemon.grace import wait_for_readers
 from clearway.daemon.honour import Claims, LinuxTable, Wanted
 from clearway.datapath import Datapath, DatapathError, features
+from clearway.datapath.tables import Array
 from clearway.linux import conntrack, nftables, traffic_control, xfrm
 from clearway.linux.libnftables import NftablesError
 from clearway.linux.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener, NetlinkError
@@ -29,6 +31,7 @@ from clearway.linux.rtnetlink import Link
 from clearway.linux.ruleset import filtered_on_bridges, legacy_tables, read_ruleset
 from clearway.linux.xfrm import Policy
 from clearway.proof import (
+    Compiled,
     Keep,
     Mangle,
     Obstacle,
@@ -52,8 +55,8 @@ PLACES = {Region.CARRIED: 16, Region.FIRST: 32, Region.LATER: 48}
 """The first place of classifiers that keep packets in Linux (KEEP_PLACES, FIRST_PLACES, LATER_PLACES of
 bpf/types.h).
 """
-MANGLE_PLACES = 64
-"""Likewise, of those that tell what rules change in packets."""
+MANGLE_PLACES, MARK_PLACES = 64, 80
+"""Likewise, of those that tell what rules change in packets, and which marks these have."""
 LINGER = 5.0
 """Seconds from one look for connections that need clearway's own table to the next."""
 FAMILIES = (4, 6)
@@ -132,6 +135,7 @@ class Adoption:
         self._looking = threading.Lock()
         self._linger_until = 0.0  # of time.monotonic(); 0: clearway's own table does not
         self._other = self._other_in_force()  # which of the two sets of classifiers is
+        self._marked = False  # whether these have to be asked about marks
         self._names: Mapping[int, str] = {}  # of devices that the classifiers in force know
         self._rows: tuple[Mangle, ...] = ()
         self._policies: tuple[Policy, ...] | None = ()  # None: to be read
@@ -255,6 +259,7 @@ class Adoption:
             (*basis.obstacles, *map(_obstacle, basis.policies)),
             dict(basis.above),
             ruleset.filtering,
+            frozenset(FAMILIES if basis.claims or self._table.made else ()),
         )
         proof = prove(sources)
         regions = (Region.FIRST, Region.LATER) if basis.claims else ()
@@ -298,7 +303,9 @@ class Adoption:
         if proof is None:
             return ()
         other = not self._other
-        keeps = self._put_region(Region.CARRIED, proof, other, names)
+        compiled = self._put_region(Region.CARRIED, proof, other, names)
+        self._put_rows(compiled.rows)
+        self._marked = compiled.speaks_of_marks
         for region, rulings in self.standing.claimed.items():
             self._put_region(region, rulings, other, names)
         if self._adopts:
@@ -308,7 +315,7 @@ class Adoption:
         wait_for_readers()
         self._other, self._names = other, names
         self._known(names)
-        return keeps
+        return compiled.keeps
 
     def _what(self, proof: Proof) -> int:
         """Bits of enum trusted."""
@@ -318,7 +325,7 @@ class Adoption:
         if self._adopts:
             words += [f"TRUST_IPV{family}" for family in proof.tracks | ours]
             words += [f"TRUST_NAT_IPV{family}" for family in proof.translates | ours]
-            words += ["TRUST_UNMARKED"] if proof.requires_unmarked else []
+            words += ["TRUST_MARKED"] if self._marked else []
         return sum(trusted[word] for word in words)
 
     def _other_in_force(self) -> bool:
@@ -335,26 +342,10 @@ class Adoption:
 
     def _put_region(
         self, region: Region, rulings: Rulings, other: bool, names: Mapping[int, str]
-    ) -> tuple[Keep, ...]:
+    ) -> Compiled:
         compiled = classifiers(rulings, {name: ifindex for ifindex, name in names.items()})
-        views = self.datapath.enum("view")
-        first = PLACES[region]
-        wanted = {(first, "VIEW_BACK", family): compiled.backs.get(family) for family in FAMILIES}
-        for view in View:
-            for family in FAMILIES:
-                wanted[first, f"VIEW_{view.name}", family] = compiled.classifiers.get((view, family))
-                if region is Region.CARRIED:
-                    changes = compiled.mangles.get((view, family))
-                    wanted[MANGLE_PLACES, f"VIEW_{view.name}", family] = changes
-        for (first, name, family), classifier in wanted.items():
-            place = first | other << 3 | views[name] << 1 | (family == 6)
-            if classifier:
-                self.datapath.put_classifier(place, classifier.lines)
-            else:
-                self.datapath.drop_classifier(place)
-        if region is Region.CARRIED:
-            self._put_rows(compiled.rows)
-        return compiled.keeps
+        put_compiled(self.datapath, region, compiled, other)
+        return compiled
 
     def _put_rows(self, rows: tuple[Mangle, ...]) -> None:
         """Exchanged only when the rules are: then no flow counts that names them, and its packets that are
@@ -402,6 +393,44 @@ def _obstacle(policy: Policy) -> Obstacle:
         sport=policy.sport,
         dport=policy.dport,
     )
+
+
+def put_compiled(datapath: Datapath, region: Region, compiled: Compiled, other: bool) -> None:
+    """Tells the data path what is kept in Linux and, of what is adopted, what changes in packets and which
+    marks they have. other: which of two sets this is from now on; the one that is not in force.
+    """
+    views = datapath.enum("view")
+    first = PLACES[region]
+    wanted = {(first, views["VIEW_BACK"], family): compiled.backs.get(family) for family in FAMILIES}
+    for view, family in product(View, FAMILIES):
+        number = views[f"VIEW_{view.name}"]
+        wanted[first, number, family] = compiled.classifiers.get((view, family))
+        if region is Region.CARRIED:
+            wanted[MANGLE_PLACES, number, family] = compiled.mangles.get((view, family))
+    if region is Region.CARRIED:
+        for where, telling in enumerate((compiled.routed, compiled.left)):
+            for family, told in telling.items():
+                wanted[MARK_PLACES, where, family] = told.classifier
+        datapath.set_marking(other, lambda row: _write_marking(row, compiled, views))
+    for (start, number, family), classifier in wanted.items():
+        place = start | other << 3 | number << 1 | (family == 6)
+        if classifier is None:
+            datapath.drop_classifier(place)
+        else:
+            datapath.put_classifier(place, classifier.lines)
+
+
+def _write_marking(row: Array, compiled: Compiled, views: Mapping[str, int]) -> None:
+    """Into struct marking, a row of zeros."""
+    parts = enumerate(compiled.classes.parts)
+    tests = [(mask, value, number) for number, part in parts for mask, value in part.cubes]
+    row["tests"] = len(tests)
+    row["test"][: len(tests)] = tests
+    for where, telling in enumerate((compiled.routed, compiled.left)):
+        for family, told in telling.items():
+            mine = row["told"][2 * (family == 6) + where]
+            mine["asked"], mine["view"] = told.classifier is not None, views[f"VIEW_{told.view.name}"]
+            mine["made"][: len(told.marks)] = [(mark.connection, mark.toggle) for mark in told.marks]
 
 
 def _names(links: Links) -> dict[int, str]:

@@ -48,9 +48,10 @@ def explain_flow(
         return FlowExplanation(owner=owner, carried=True, can_be=True, why=why, directions=[])
     original = held.original if held else asked
     reply = held.reply if held else asked.reversed
+    mark = held.mark if held else 0
     directions = [
-        _adopted("original", original, reply.reversed, picture, standing),
-        _adopted("reply", reply, original.reversed, picture, standing),
+        _adopted("original", original, reply.reversed, mark, picture, standing),
+        _adopted("reply", reply, original.reversed, mark, picture, standing),
     ]
     wrong = _wrong(held, standing) or next((one.why for one in directions if one.kept), "")
     carried = owner == "linux"
@@ -107,13 +108,14 @@ def _wrong(held: Held | None, standing: Standing) -> str:
         return "its sequence numbers are adjusted (a helper, or synproxy)"
     if held.status & (conntrack.IPS_OFFLOAD | conntrack.IPS_HW_OFFLOAD):
         return "a flowtable of nftables carries it"
-    if held.mark and standing.proof.requires_unmarked:
-        return f"it has mark {held.mark:#x}, and there are rules that ask for marks of connections"
     return ""
 
 
-def _adopted(name: str, arrives: Tuple, leaves: Tuple, picture: Picture, standing: Standing) -> DirectionView:
-    passage = passage_of(arrives, leaves, picture)
+def _adopted(
+    name: str, arrives: Tuple, leaves: Tuple, mark: int, picture: Picture, standing: Standing
+) -> DirectionView:
+    """mark: the connection's."""
+    passage = passage_of(arrives, leaves, picture, mark)
     keep = standing.proof.why_kept(passage) if standing.proof else None
     why = ""
     if not passage.inside or not passage.outside:

@@ -12,8 +12,10 @@ from clearway.model import host_port
 from clearway.proof import Keep, Passage
 
 
-def passage_of(arrives: Tuple, leaves: Tuple, picture: Picture) -> Passage:
-    """By the interfaces that routes lead to; "" for this machine itself, and where none leads."""
+def passage_of(arrives: Tuple, leaves: Tuple, picture: Picture, mark: int = 0) -> Passage:
+    """By the interfaces that routes lead to; "" for this machine itself, and where none leads. mark: the
+    connection's.
+    """
     return Passage(
         family=arrives.source.version,
         protocol=arrives.protocol,
@@ -21,6 +23,7 @@ def passage_of(arrives: Tuple, leaves: Tuple, picture: Picture) -> Passage:
         leaves=(leaves.source, leaves.sport, leaves.destination, leaves.dport),
         inside=interface_to(arrives.source, picture) or "",
         outside=interface_to(leaves.destination, picture) or "",
+        mark=mark,
     )
 
 

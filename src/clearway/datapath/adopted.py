@@ -33,6 +33,7 @@ def ended_connections(records: Array) -> Array:
         out[name], out[f"{name}_port"] = flow[which][end], flow[which][PORTS[end]]
     for name in ("packets", "bytes", "reply_packets", "reply_bytes"):
         out[name] = flow[name]
+    out["mark"] = flow["endpoint"]  # which adopted ones have none of
     for prefix, way in (("", "way"), ("reply_", "reply_way")):
         out[f"{prefix}inside"] = records[way]["inside"]
         out[f"{prefix}ifindex"] = records[way]["outside"]

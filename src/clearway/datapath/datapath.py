@@ -393,6 +393,16 @@ class Datapath:
             values[place] = (*row, 0)
         table.update(keys, values)
 
+    def set_marking(self, other: bool, fill: Callable[[Any], None]) -> None:
+        """What of marks goes with one of the two sets of classifiers. fill: writes it into a row of struct
+        marking, of zeros.
+        """
+        table = self.table("marking_v1")
+        keys, values = table.rows(1)
+        keys[0] = other
+        fill(values[0])
+        table.update(keys, values)
+
     def be_lenient(self) -> None:
         """Has Linux' conntrack go on with connections some of whose packets it does not see. OSError."""
         lenient.be_lenient(self._pins)
@@ -453,7 +463,7 @@ class Datapath:
 
     def _flows(self) -> Array:
         _, endpoints = self.table("endpoint_v1").items()
-        _, egress = self.table("egress_v1").items()
+        _, egress = self.table("egress_v2").items()
         with self._store.opened() as tables:
             clock = self.clock()
             meaning = flows.Meaning(

@@ -44,7 +44,8 @@ LOW = np.uint64(0xFFFFFFFF)
 # client and destination: as the client's packets come; *_out: as they leave. state: enum timeout; flags:
 # enum flow_state of the opening direction; service, endpoint: ids, GONE or NONE; nat: id or NONE; paired:
 # the answering direction's entry was there; born: jiffies (low 32 bits). ifindex: by which the opening
-# direction leaves, inside: by which it comes in (of FLOW_ADOPTED alone); 0 where that is not known.
+# direction leaves, inside: by which it comes in (of FLOW_ADOPTED alone); 0 where that is not known. mark:
+# conntrack's, of FLOW_ADOPTED.
 CONNECTION = np.dtype(
     [
         ("family", "u1"),
@@ -73,6 +74,7 @@ CONNECTION = np.dtype(
         ("reply_ifindex", "u4"),
         ("inside", "u4"),
         ("reply_inside", "u4"),
+        ("mark", "u4"),
         ("paired", "?"),
     ]
 )
@@ -83,7 +85,7 @@ class Meaning:
     """What is needed to understand entries. `jiffies`, `hz`: the kernel's clock. `enums`: the data path's
     `flow_state` and `timeout`. `carried`: looks up rows of carried_v1, by family, table and slot, and tells
     which there are. `endpoints`: rows of endpoint_v1 by id. `services`: keys and values of service_v2.
-    `ifindexes`: devices by row of egress_v1.
+    `ifindexes`: devices by row of egress_v2.
     """
 
     jiffies: int
@@ -326,6 +328,7 @@ def _rows(
     out["inside"], out["ifindex"] = _way(mine.flow, meaning)
     inside, outside = _way(answers.flow, meaning)
     out["reply_inside"], out["reply_ifindex"] = np.where(paired, inside, 0), np.where(paired, outside, 0)
+    out["mark"] = np.where(mine.flow["state"] & state["FLOW_ADOPTED"] != 0, mine.rare, 0)
     out["born"] = np.where(paired, answers.rare, 0)
     out["age_s"] = np.where(paired, _seconds_since(answers.rare, meaning), 0)
     idle = _seconds_since(mine.flow["seen"], meaning)

@@ -14,6 +14,7 @@ from typing import Any
 from clearway.model.protocols import ICMPV6
 
 from .errors import InexactError
+from .marks import ANY_MARK, UNMARKED, Mark, Marks
 from .ranges import Names, Ranges
 
 BITS = {4: 32, 6: 128}
@@ -59,6 +60,10 @@ class Box:
 
     `sport` and `dport` are the first two 16-bit words of layer 4, `icmp` and `code` its first two bytes,
     whatever the protocol is; `hops` is the TTL or hop limit, `to` what routing calls the destination.
+    `connmark` is conntrack's mark, `mark` the packet's own.
+
+    Of packets on their way through rules (clearway.proof) `has` tells their mark, and `mark` any: it is no
+    field that boxes are compared by, and goes along with what is left of them. None: it is not known.
     """
 
     family: int
@@ -76,6 +81,9 @@ class Box:
     hops: Ranges = BYTE
     state: Ranges = ANY_STATE
     to: Ranges = ANY_TYPE
+    connmark: Marks = ANY_MARK
+    mark: Marks = ANY_MARK
+    has: Mark | None = UNMARKED
 
     def __and__(self, other: Box) -> Box | None:
         """What is in both, if anything."""
@@ -87,7 +95,7 @@ class Box:
             values[name] = mine if mine is theirs else mine & theirs  # most are cut down in few fields
             if not values[name]:
                 return None
-        return Box(self.family, **values)
+        return Box(self.family, **values, has=self.has)
 
     def within(self, other: Box) -> bool:
         # In long lists of rules most differ in their source or their port.
@@ -127,6 +135,8 @@ FIELDS = (
     "hops",
     "state",
     "to",
+    "connmark",
+    "mark",
 )
 Boxes = tuple[Box, ...]
 
@@ -164,7 +174,7 @@ def covered(some: Iterable[Box], others: Sequence[Box]) -> bool:
     return all(any(one.within(other) for other in others) for one in some)
 
 
-def limited(boxes: Iterable[Box], **values: Ranges | Names) -> Boxes:
+def limited(boxes: Iterable[Box], **values: Ranges | Names | Marks) -> Boxes:
     """The boxes with these fields cut down; without those of which nothing is left."""
     found = []
     for box in boxes:

@@ -3,10 +3,11 @@
 what has to stay in Linux out.
 
     nft.py, iptables.py -> steps.py: rules as steps, in the boxes of importer/box.py
-    settled.py: what is known of marks and fragments; back.py: rules that look for a route to the sender
-    mangle.py: what rules change in packets
+    settled.py: what is known of fragments; marks.py: what rules make of marks, and ask of them
+    back.py: rules that look for a route to the sender; mangle.py: what rules change in packets
     region.py: what is carried at all, and what a chain at each hook sees of it
     walk.py: a base chain as lines, kept or passing; lines.py: those of several chains as one list
+    marking.py: marks from chain to chain; classes.py: those that need not be told apart
     proving.py: all of it, as a Proof; kinds.py: every rule by itself
     compiled.py: what is kept, as classifiers; counted.py, passages.py: the counters to make up for
 

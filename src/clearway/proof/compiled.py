@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, summarize_address_range
+from itertools import chain
 
 from clearway.compiler.classifier import Classifier, Condition, Sets, TooBigError, compile_classifier
 from clearway.importer.box import BITS, PORTS, Box, Boxes, all_addresses, whole
+from clearway.importer.marks import ANY_MARK, UNMARKED, Mark
 from clearway.importer.ranges import Names, Ranges
 from clearway.importer.words import prefixes_of
 from clearway.model import IPNetwork, PortRange
 from clearway.model.protocols import TCP, UDP
 
+from .classes import Classes
+from .marking import Marking
 from .proving import Ruling, Rulings, Views
-from .result import Back, Keep, Mangle
+from .result import Back, Keep, Mangle, View
 
 PREFIXES_MAX = 65_536
 LISTED_MAX = 16
@@ -26,6 +30,8 @@ LISTED_MAX = 16
 ROWS_MAX = 100_000
 """Interfaces that are written out where a rule speaks of all but some, in all conditions together."""
 CARRIED = (TCP, UDP)
+MARKS_MAX = 64
+"""That packets of a family may have in one place (MARKS_MADE of bpf/types.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,8 @@ class Compiled:
     in `keeps` plus 1; 0, or no rule at all, is what passes. `keeps`: those of the proof, and why a family is
     kept whose classifier would be too big. `backs`: by family, absent where no route back is required of
     anybody; they tell a Back. `mangles`: by view and family, absent where nothing is changed; they tell a
-    place in `rows`, of which the first one changes nothing.
+    place in `rows`, of which the first one changes nothing. `classes`: of conntrack's mark, which classifiers
+    ask for. `routed`, `left`: by family, which mark packets have where they are routed, and where they leave.
     """
 
     classifiers: Mapping[Views, Classifier]
@@ -42,6 +49,30 @@ class Compiled:
     backs: Mapping[int, Classifier]
     mangles: Mapping[Views, Classifier]
     rows: tuple[Mangle, ...]
+    classes: Classes
+    routed: Mapping[int, Telling]
+    left: Mapping[int, Telling]
+
+    @property
+    def speaks_of_marks(self) -> bool:
+        """Whether they have to be looked at."""
+        plain = all(its.plain for its in (*self.routed.values(), *self.left.values()))
+        return len(self.classes.parts) > 1 or self.classes.parts[0] is not ANY_MARK or not plain
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Marks that packets may have. `classifier`: which, by what it tells, asked in this view; what it does
+    not know is Linux'. None: all have the only one.
+    """
+
+    view: View
+    marks: tuple[Mark, ...]
+    classifier: Classifier | None = None
+
+    @property
+    def plain(self) -> bool:
+        return self.classifier is None and self.marks == (UNMARKED,)
 
 
 def classifiers(proof: Rulings, interfaces: Mapping[str, int]) -> Compiled:
@@ -52,11 +83,12 @@ def classifiers(proof: Rulings, interfaces: Mapping[str, int]) -> Compiled:
     """
     found: dict[Views, Classifier] = {}
     keeps = list(proof.keeps)
+    classes = classes_of(proof)
     mangles: dict[Views, Classifier] = {}
     rows = mangle_rows(proof)
     for key in proof.mangles:
         try:
-            asked = mangle_question(proof, key, interfaces)
+            asked = mangle_question(proof, key, interfaces, classes)
             mangles[key] = compile_classifier(asked.conditions, asked.sets, key[1], asked.told)
         except TooBigError as error:
             keeps.append(Keep(key[0], (whole(key[1]),), str(error)))
@@ -65,14 +97,28 @@ def classifiers(proof: Rulings, interfaces: Mapping[str, int]) -> Compiled:
         if key in found:
             continue
         view, family = key
-        asked = question(proof, key, interfaces)
+        asked = question(proof, key, interfaces, classes)
         try:
             found[key] = compile_classifier(asked.conditions, asked.sets, family, asked.told)
         except TooBigError as error:
             keeps.append(Keep(view, (whole(family),), str(error)))
             found[key] = compile_classifier([Condition()], Sets(), family, [len(keeps)])
-    backs = {family: _back_classifier(proof, family, interfaces) for family in proof.backs}
-    return Compiled(found, tuple(keeps), backs, mangles, rows)
+    backs = {family: _back_classifier(proof, family, interfaces, classes) for family in proof.backs}
+    routed, left = (
+        {family: _telling(marking, family, interfaces, classes) for family, marking in its.items()}
+        for its in (proof.routed, proof.left)
+    )
+    return Compiled(found, tuple(keeps), backs, mangles, rows, classes, routed, left)
+
+
+def classes_of(proof: Rulings) -> Classes:
+    """The classes of connections' marks that the proof tells apart."""
+    ruled = (ruling.boxes for rulings in proof.rulings.values() for ruling in rulings)
+    backs = (boxes for asked in proof.backs.values() for boxes, _back in asked)
+    mangled = (boxes for lines in proof.mangles.values() for boxes, _mangle in lines)
+    having = (marking.regions for marking in (*proof.routed.values(), *proof.left.values()))
+    all_boxes = chain.from_iterable((*ruled, *backs, *mangled, *having))
+    return Classes.telling(box.connmark for box in all_boxes)
 
 
 def mangle_rows(proof: Rulings) -> tuple[Mangle, ...]:
@@ -81,8 +127,10 @@ def mangle_rows(proof: Rulings) -> tuple[Mangle, ...]:
     return tuple(dict.fromkeys((Mangle(), *changes)))
 
 
-def _back_classifier(proof: Rulings, family: int, interfaces: Mapping[str, int]) -> Classifier:
-    asked = back_question(proof, family, interfaces)
+def _back_classifier(
+    proof: Rulings, family: int, interfaces: Mapping[str, int], classes: Classes
+) -> Classifier:
+    asked = back_question(proof, family, interfaces, classes)
     try:
         return compile_classifier(asked.conditions, asked.sets, family, asked.told)
     except TooBigError:
@@ -98,29 +146,56 @@ class Question:
     sets: Sets
 
 
-def question(proof: Rulings, key: Views, interfaces: Mapping[str, int]) -> Question:
-    """Of one view and family, which has rulings."""
-    writer = _Writer(key[1], interfaces)
+def question(
+    proof: Rulings, key: Views, interfaces: Mapping[str, int], classes: Classes | None = None
+) -> Question:
+    """Of one view and family, which has rulings. classes: those of the proof, if they are there already."""
+    writer = _Writer(key[1], interfaces, classes or classes_of(proof))
     for ruling in proof.rulings[key]:
         writer.write(ruling)
-    return Question(writer.conditions, writer.told, Sets(addresses=writer.addresses))
+    return writer.question()
 
 
-def back_question(proof: Rulings, family: int, interfaces: Mapping[str, int]) -> Question:
+def marks_question(
+    marking: Marking, family: int, interfaces: Mapping[str, int], classes: Classes
+) -> tuple[Question, tuple[Mark, ...]]:
+    """Which mark packets have: what is told is its place."""
+    marks = tuple(dict.fromkeys(box.has for box in marking.regions if box.has is not None))
+    writer = _Writer(family, interfaces, classes)
+    for box in marking.regions:
+        if box.has is not None:
+            writer.write_all((box,), marks.index(box.has), larger=False)
+    return writer.question(), marks
+
+
+def _telling(marking: Marking, family: int, interfaces: Mapping[str, int], classes: Classes) -> Telling:
+    if marking.everywhere and (has := marking.regions[0].has) is not None:
+        return Telling(marking.view, (has,))
+    asked, marks = marks_question(marking, family, interfaces, classes)
+    if len(marks) > MARKS_MAX:
+        asked, marks = Question((), (), Sets()), ()
+    try:
+        classifier = compile_classifier(asked.conditions, asked.sets, family, asked.told)
+    except TooBigError:
+        classifier = compile_classifier((), Sets(), family)
+    return Telling(marking.view, marks, classifier)
+
+
+def back_question(proof: Rulings, family: int, interfaces: Mapping[str, int], classes: Classes) -> Question:
     """Of a family of which a route back is required."""
-    writer = _Writer(family, interfaces)
+    writer = _Writer(family, interfaces, classes)
     for boxes, back in proof.backs[family]:
         writer.write_all(boxes, back, larger=True)
-    return Question(writer.conditions, writer.told, Sets(addresses=writer.addresses))
+    return writer.question()
 
 
-def mangle_question(proof: Rulings, key: Views, interfaces: Mapping[str, int]) -> Question:
+def mangle_question(proof: Rulings, key: Views, interfaces: Mapping[str, int], classes: Classes) -> Question:
     """Of one view and family in which packets are changed. TooBigError: it cannot be said exactly."""
     rows = mangle_rows(proof)
-    writer = _Writer(key[1], interfaces, exact=True)
+    writer = _Writer(key[1], interfaces, classes, exact=True)
     for boxes, mangle in proof.mangles[key]:
         writer.write_all(boxes, rows.index(mangle), larger=False)
-    return Question(writer.conditions, writer.told, Sets(addresses=writer.addresses))
+    return writer.question()
 
 
 class _UnsayableError(Exception):
@@ -133,6 +208,7 @@ class _Writer:
 
     family: int
     interfaces: Mapping[str, int]
+    classes: Classes
     exact: bool = False
     conditions: list[Condition] = field(default_factory=list)
     told: list[int] = field(default_factory=list)
@@ -141,10 +217,11 @@ class _Writer:
     _rows: int = 0
 
     def write(self, ruling: Ruling) -> None:
-        kept = ruling.keep is not None
-        self.write_all(ruling.boxes, 0 if ruling.keep is None else ruling.keep + 1, larger=kept)
+        told = 0 if ruling.keep is None else ruling.keep + 1
+        self.write_all(ruling.boxes, told, larger=bool(told))
 
     def write_all(self, boxes: Boxes, told: int, *, larger: bool) -> None:
+        """`larger`: rather than not at all."""
         for box in boxes:
             try:
                 condition = self._condition(box, larger=larger)
@@ -153,8 +230,14 @@ class _Writer:
             self.conditions.append(condition)
             self.told.append(told)
 
+    def question(self) -> Question:
+        return Question(self.conditions, self.told, Sets(addresses=self.addresses))
+
     def _condition(self, box: Box, *, larger: bool) -> Condition:
-        """`larger`: rather than not at all. _UnsayableError also for what no packet meets."""
+        """_UnsayableError also for what no packet meets."""
+        marks = self.classes.among(box.connmark)
+        if marks == ():
+            raise _UnsayableError
         return Condition(
             source=self._addresses(box.source, larger=larger),
             destination=self._addresses(box.destination, larger=larger),
@@ -163,6 +246,7 @@ class _Writer:
             protocols=_protocols(box.protocol),
             interfaces_in=self._interfaces(box.inside, larger=larger),
             interfaces_out=self._interfaces(box.outside, larger=larger),
+            marks=marks,
         )
 
     def _addresses(self, addresses: Ranges, *, larger: bool) -> tuple[IPNetwork, ...] | str | None:

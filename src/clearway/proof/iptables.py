@@ -6,7 +6,7 @@ Matches are asked in their order; the counters of a rule count what meets all of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from clearway.importer.conditions import Condition
@@ -21,13 +21,14 @@ from clearway.importer.iptables import (
     Line,
     Reader,
     reading,
-    target_option,
     words_of,
 )
+from clearway.importer.marks import MARK_MAX
 from clearway.importer.nft_rule import Table
 
 from .back import back_of_rpfilter
-from .mangle import Change, change_of_target
+from .mangle import FieldChange, change_of_target
+from .marks import CONNECTION, PACKET, Change, number
 from .nft import LIMITS
 from .result import RuleName
 from .steps import Act, Chains, StepChain, StepRule, Steps, unproven
@@ -52,7 +53,7 @@ def read_save(text: str, family: int) -> Chains:
     chains: Chains = {}
     lines: list[tuple[StepChain, str]] = []
     table = ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for place, line in enumerate(text.splitlines(), 1):
         said = COUNTERS.sub("", line.strip(), count=1) if line.startswith("[") else line.strip()
         if said.startswith("*"):
             table = said[1:].strip()
@@ -61,10 +62,10 @@ def read_save(text: str, family: int) -> Chains:
         elif said.startswith("-A "):
             key = f"{IN_FAMILY[family]} {table}", said.split(" ", 2)[1]
             if key not in chains:
-                raise UnreadableError(f"line {number}: there is no chain {key[1]}")
+                raise UnreadableError(f"line {place}: there is no chain {key[1]}")
             lines.append((chains[key], said))
         elif said and not said.startswith("#") and said != "COMMIT":
-            raise UnreadableError(f"line {number}: {said[:40]!r} is not what iptables-save prints")
+            raise UnreadableError(f"line {place}: {said[:40]!r} is not what iptables-save prints")
     for chain, said in lines:
         chain.rules.append(_rule(said, chain, family, chains))
     return chains
@@ -174,27 +175,51 @@ def _target(steps: Steps, line: Line, *, calls: bool) -> None:
         steps.add(VERDICTS[target], target.lower())
     elif target == "TCPMSS":
         steps.clamp()
-    elif target in {"MARK", "CONNMARK"} and _leaves_zero(line):
-        if target == "CONNMARK":
-            steps.add(Act.CONNMARK)
-        steps.restore("sets a mark to 0, which it is")
+    elif target in {"MARK", "CONNMARK"}:
+        try:
+            _set_mark(steps, target, line.target_words)
+        except (InexactError, ValueError):
+            steps.opaque(f"-j {' '.join([target, *line.target_words])} is not known here")
     elif change := _change(line):
         steps.mangle(change)
     elif target:
         steps.opaque(f"-j {target} does something with every packet")
 
 
-def _change(line: Line) -> Change | None:
+def _change(line: Line) -> FieldChange | None:
     try:
         return change_of_target(line.target, line.target_words)
     except ValueError:
         return None
 
 
-def _leaves_zero(line: Line) -> bool:
-    """Whether a mark of 0 is 0 afterwards, when the other one is 0 as well (xt_mark.c, xt_connmark.c)."""
-    words = line.target_words
-    if "--save-mark" in words or "--restore-mark" in words:
-        return True
-    value = target_option(line, "--set-xmark").partition("/")[0]
-    return value != "" and int(value, 0) == 0
+def _set_mark(steps: Steps, target: str, words: Sequence[str]) -> None:
+    """What xt_mark.c and xt_connmark.c do. ValueError, InexactError."""
+    match target, words:
+        case "MARK", ["--set-xmark", said]:
+            steps.set_mark(_replaced(PACKET, said))
+        case "CONNMARK", ["--set-xmark", said]:
+            steps.save_mark(_replaced(CONNECTION, said))
+        case "CONNMARK", ["--save-mark", *masks]:
+            nfmask, ctmask = _masks(masks)
+            steps.save_mark(CONNECTION & ~ctmask ^ PACKET & nfmask)
+        case "CONNMARK", ["--restore-mark", *masks]:
+            nfmask, ctmask = _masks(masks)
+            steps.set_mark(PACKET & ~nfmask ^ CONNECTION & ctmask)
+        case _:
+            raise InexactError("it is not known here")
+
+
+def _replaced(mark: Change, said: str) -> Change:
+    """VALUE[/MASK]"""
+    value, _slash, mask = said.partition("/")
+    return mark & ~number(int(mask, 0) if mask else MARK_MAX) ^ number(int(value, 0))
+
+
+def _masks(words: Sequence[str]) -> tuple[Change, Change]:
+    """Of the packet's mark and of the connection's."""
+    said = dict(zip(words[::2], words[1::2], strict=True))
+    masks = [number(int(said.pop(name, hex(MARK_MAX)), 0)) for name in ("--nfmask", "--ctmask")]
+    if said:
+        raise InexactError("it is not known here")
+    return masks[0], masks[1]

@@ -32,7 +32,7 @@ def _on_path(rule: StepRule) -> tuple[Kind, str]:
     for step in rule.steps:
         if step.act is Act.OPAQUE:
             return Kind.OPAQUE, step.text
-    asked = {id(step.boxes): step for step in rule.steps if step.act is not Act.CONNMARK}
+    asked = {id(step.boxes): step for step in rule.steps if step.act not in {Act.CONNMARK, Act.SAVE}}
     for step in asked.values():  # what is counted and then accepted is asked once
         if why := _doubt(step):
             return Kind.OPAQUE, why

@@ -25,7 +25,7 @@ FIELDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FieldChange:
     """Of one field. `hops`: "" for the type of service, all of which but `keep` goes, and the number is put
     over it; otherwise what becomes of the TTL: "set" to the number, "inc" or "dec" by it.
     """
@@ -47,19 +47,19 @@ class Change:
         return Mangle(tos_keep=self.keep, tos_flip=self.number, early=early)
 
 
-def change_of(key: Mapping[str, Any], value: Any) -> Change | None:
+def change_of(key: Mapping[str, Any], value: Any) -> FieldChange | None:
     """Of nft's `mangle`; None when it is nothing of that kind. InexactError for values that are no DSCP."""
     payload = key.get("payload", {})
     match FIELDS.get((payload.get("protocol"), payload.get("field"))):
         case "dscp" if isinstance(value, int | str):
             [(number, _last)] = dscps(str(value)).spans
-            return Change("", number << DSCP_SHIFT, ECN)
+            return FieldChange("", number << DSCP_SHIFT, ECN)
         case "hops" if isinstance(value, int) and 0 <= value <= BYTE_MAX:
-            return Change("set", value)
+            return FieldChange("set", value)
     return None
 
 
-def change_of_target(target: str, words: Sequence[str]) -> Change | None:
+def change_of_target(target: str, words: Sequence[str]) -> FieldChange | None:
     """The same of a target of iptables, with its options (xt_DSCP.c, xt_HL.c)."""
     if len(words) != 2:
         return None
@@ -68,11 +68,11 @@ def change_of_target(target: str, words: Sequence[str]) -> Change | None:
     number = int(first, 0)
     match target, option:
         case "DSCP", "--set-dscp":
-            return Change("", number << DSCP_SHIFT, ECN)
+            return FieldChange("", number << DSCP_SHIFT, ECN)
         case "TOS", "--set-tos":
-            return Change("", number, BYTE_MAX & ~(int(mask, 0) if mask else BYTE_MAX))
+            return FieldChange("", number, BYTE_MAX & ~(int(mask, 0) if mask else BYTE_MAX))
         case "TTL" | "HL", _ if option.removeprefix(f"--{target.lower()}-") in {"set", "inc", "dec"}:
-            return Change(option.rpartition("-")[2], number)
+            return FieldChange(option.rpartition("-")[2], number)
     return None
 
 
@@ -118,6 +118,7 @@ def _flow(box: Box) -> Box:
         outside=box.outside,
         sport=box.sport,
         dport=box.dport,
+        connmark=box.connmark,
     )
 
 

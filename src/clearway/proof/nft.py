@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import and_, or_, xor
 from typing import Any
 
 from clearway.importer.box import Boxes, common
@@ -16,6 +18,7 @@ from clearway.importer.conditions import Condition, Limits, boxes_of
 from clearway.importer.errors import InexactError, UnreadableError
 from clearway.importer.nft_json import (
     VERDICTS,
+    keys_of,
     map_of,
     match_of,
     set_of,
@@ -28,6 +31,7 @@ from clearway.importer.ruleset import Verb
 
 from .back import back_of
 from .mangle import change_of
+from .marks import KEYS, Change, marks_of, number
 from .result import RuleName
 from .steps import Act, Chains, StepChain, Steps, unproven
 from .written import written
@@ -67,7 +71,9 @@ ONLY_LOOKS = frozenset(
     )
 )
 """Expressions that change nothing by being asked."""
-BITWISE = {"&": int.__and__, "|": int.__or__, "^": int.__xor__, "<<": int.__lshift__, ">>": int.__rshift__}
+BITWISE = {"&": and_, "|": or_, "^": xor}
+SHIFTS = {"<<": 1, ">>": -1}
+MARKS = PACKETS_MARK, CONNECTIONS_MARK = {"meta": {"key": "mark"}}, {"ct": {"key": "mark"}}
 
 
 TRACKING = ("ct", "masquerade", "redirect")
@@ -263,9 +269,21 @@ class _Statements(Steps):
     def _verdict_map(self, content: Json) -> None:
         if self._changed(content["data"]) or _has(content["key"], "numgen"):
             self.opaque(f"`{written([{'vmap': content}])}` changes by being asked, or by itself")
-        for boxes, verdict in self._branches(verdict_map_of(content)):
+        mapped = verdict_map_of(content)
+        if len(mapped.keys) == 1 and mapped.keys[0] in KEYS:
+            self._branch_by_mark(mapped)
+            return
+        for boxes, verdict in self._branches(mapped):
             if here := common(self.boxes, boxes):
                 self._verdict(verdict, here)
+
+    def _branch_by_mark(self, mapped: VerdictMap) -> None:
+        [key] = mapped.keys
+        if key == "ct mark":
+            self.add(Act.CONNMARK)
+        for element, verdict in map_elements(mapped, self.table):
+            wanted = marks_of(Condition(mapped.keys, "==", (element,)), {})
+            self._verdict(verdict, self.mark_of(key).where(wanted, self.boxes))
 
     def _branches(self, mapped: VerdictMap) -> list[tuple[Boxes, Verdict]]:
         """Once for each map: it may be large, and many rules name the same."""
@@ -279,10 +297,10 @@ class _Statements(Steps):
 
     def _mangle(self, content: Json) -> None:
         key, value = content["key"], content["value"]
-        if key in ({"meta": {"key": "mark"}}, {"ct": {"key": "mark"}}) and _mark(value) == 0:
-            if "ct" in key or _has(value, "ct"):
-                self.add(Act.CONNMARK)
-            self.restore("sets a mark to 0, which it is")
+        if key == PACKETS_MARK:
+            self.set_mark(self._mark(value))
+        elif key == CONNECTIONS_MARK:
+            self.save_mark(self._mark(value))
         elif "tcp option" in key and key["tcp option"].get("name") == "maxseg":
             self.clamp()
         elif change := change_of(key, value):
@@ -292,6 +310,20 @@ class _Statements(Steps):
             if "field" in key.get("payload", ()):
                 self.narrow([key["payload"]["protocol"]])
             self.opaque(f"`{written([{'mangle': content}])}` changes packets or their connection")
+
+    def _mark(self, value: Any) -> Change:
+        """What an expression of marks is. InexactError when it is of something else."""
+        if isinstance(value, int):
+            return number(value)
+        if value in MARKS:
+            return self.mark_of(" ".join(keys_of(value)))
+        [(operator, parts)] = value.items()
+        if operator in SHIFTS:
+            shifted, bits = parts
+            return self._mark(shifted).shifted(SHIFTS[operator] * bits)
+        if operator not in BITWISE:
+            raise InexactError(f"{operator} is not known of marks")
+        return reduce(BITWISE[operator], map(self._mark, parts))
 
 
 def _exists(content: Json) -> bool:
@@ -317,17 +349,3 @@ def _tracked(expressions: list[Json], families: tuple[int, ...]) -> Iterator[int
                 yield from OF_FAMILY.get((content or {}).get("family", ""), families)
         if any(_has(one, word) for word in TRACKING):
             yield from families
-
-
-def _mark(value: Any) -> int | None:
-    """What an expression of marks is when they are 0; None: not known here."""
-    if isinstance(value, int):
-        return value
-    if value in ({"meta": {"key": "mark"}}, {"ct": {"key": "mark"}}):
-        return 0
-    if isinstance(value, Mapping) and len(value) == 1:
-        [(operator, parts)] = value.items()
-        if operator in BITWISE and len(parts) == 2:
-            left, right = map(_mark, parts)
-            return None if left is None or right is None else BITWISE[operator](left, right)
-    return None

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearway.importer.box import Box
+from clearway.importer.marks import ANY_MARK, Marks
 from clearway.importer.ranges import Names, Ranges
 
 from .result import Passage, View
@@ -78,6 +79,14 @@ class Column:
         return found if found.any() else None
 
 
+def among(marks: NDArray[np.uint32], wanted: Marks) -> Mask:
+    """Which of the marks are wanted."""
+    found = np.zeros(len(marks), np.bool_)
+    for mask, value in wanted.cubes:
+        found |= marks & np.uint32(mask) == np.uint32(value)
+    return found
+
+
 def _column(values: NDArray[np.generic]) -> Column:
     different, rank = np.unique(values, return_inverse=True)
     return Column(different.tolist(), rank.reshape(-1).astype(np.int32))
@@ -86,7 +95,7 @@ def _column(values: NDArray[np.generic]) -> Column:
 @dataclass(frozen=True)
 class Passages:
     """n passages of one family. `protocol` (n): IP's numbers. `inside`, `outside` (n): those that
-    `interfaces` has for names; UNKNOWN for others.
+    `interfaces` has for names; UNKNOWN for others. `mark` (n): conntrack's.
     """
 
     family: int
@@ -95,6 +104,7 @@ class Passages:
     leaves: Side
     inside: NDArray[np.int64]
     outside: NDArray[np.int64]
+    mark: NDArray[np.uint32]
     interfaces: Mapping[str, int]
     _columns: dict[tuple[View, str], Column] = field(default_factory=dict)
 
@@ -111,6 +121,7 @@ class Passages:
             _side(passages, View.AFTER),
             np.array([interfaces[one.inside] for one in passages], np.int64),
             np.array([interfaces[one.outside] for one in passages], np.int64),
+            np.array([one.mark for one in passages], np.uint32),
             interfaces,
         )
 
@@ -130,10 +141,12 @@ class Passages:
             if wanted == getattr(whole, name):
                 continue
             column = self._column(view, name)
-            among = column.among(wanted if isinstance(wanted, Ranges) else self._numbers(wanted))
-            if among is None:
+            values = column.among(wanted if isinstance(wanted, Ranges) else self._numbers(wanted))
+            if values is None:
                 return np.zeros(len(rows), np.bool_)
-            met &= among[column.rank[rows]]
+            met &= values[column.rank[rows]]
+        if box.connmark is not ANY_MARK:
+            met &= among(self.mark[rows], box.connmark)
         return met
 
     def _numbers(self, names: Names) -> Ranges:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from clearway.importer.box import ANY_INTERFACE, FAMILIES, Box, Boxes, whole
 from clearway.importer.errors import UnreadableError
 from clearway.importer.ranges import Names, Ranges
@@ -16,6 +18,7 @@ from .iptables import read_save
 from .kinds import kind_of
 from .lines import joined
 from .mangle import Effect, one_after_the_other
+from .marking import Marked, Marking
 from .nft import NftRuleset, read_nft
 from .passages import Passages, Rows
 from .region import HOOKS, Region
@@ -41,18 +44,19 @@ class Ruling:
 @dataclass(frozen=True)
 class Rulings:
     """What is kept in Linux. `rulings`: by view and family, first match first; none where nothing is kept.
-    `path`: the base chains that packets meet, in order. `requires_unmarked`: holds only where conntrack's
-    mark is 0. `backs`: by family, of which packets as they arrive a route to the sender is required, first
-    match first; `mangles`: by view and family, what is changed in packets, likewise, at most MANGLES_MAX
-    different changes.
+    `path`: the base chains that packets meet, in order. `backs`: by family, of which packets as they arrive a
+    route to the sender is required, first match first; `mangles`: by view and family, what is changed in
+    packets, likewise, at most MANGLES_MAX different changes. `routed`, `left`: by family, the marks that
+    packets have where they are routed, and where they leave.
     """
 
     keeps: tuple[Keep, ...]
     rulings: Mapping[Views, tuple[Ruling, ...]]
     path: tuple[StepChain, ...]
-    requires_unmarked: bool
     backs: Mapping[int, tuple[tuple[Boxes, Back], ...]]
     mangles: Mapping[Views, tuple[tuple[Boxes, Mangle], ...]]
+    routed: Mapping[int, Marking]
+    left: Mapping[int, Marking]
 
     @property
     def asked(self) -> frozenset[int]:
@@ -115,8 +119,7 @@ class Proof(Rulings):
         type nat, also with those that it has begun to translate (net/netfilter/nf_nat_core.c,
         nf_nat_register_fn).
         """
-        chains = (chain for chain in self.chains.values() if chain.kind == "nat" and chain.hook)
-        return frozenset(family for chain in chains for family in chain.families)
+        return _translates(self.chains)
 
     def traversed(self, passage: Passage) -> tuple[Counted, ...]:
         """The counters that a packet of this direction meets, in order. Only for what is not kept."""
@@ -128,11 +131,12 @@ class Proof(Rulings):
         counted already, before the fast path sees the packet, is not among them.
         """
         met: list[tuple[Counted, Rows]] = []
+        marks = np.zeros(len(passages), np.uint32)
         for chain in self.path:
             if passages.family in chain.families:
                 counted = self.filtering.get(passages.family) if chain.hook == "prerouting" else None
-                rows = passages.not_from(counted or frozenset())
-                met += Counting(chain, self.chains, passages).met(rows)
+                mine = Counting(chain, self.chains, passages, marks).met()
+                met += _not_from(counted, passages, mine) if counted else mine
         return met
 
 
@@ -140,15 +144,17 @@ def prove(sources: Sources) -> Proof:
     """Never raises for what the kernel has accepted: what cannot be read keeps its families in Linux."""
     chains, always = _read(sources)
     always += _at_all_devices(sources, chains)
-    mine = _walked(chains, Region.CARRIED, (*always, *_beside(sources.obstacles)))
+    always_here = (*always, *_beside(sources.obstacles))
+    mine = _walked(chains, Region.CARRIED, always_here, sources.translated)
     rules = tuple(_classified(chains, mine.path, {keep.rule for keep in mine.keeps}))
     return Proof(
         keeps=mine.keeps,
         rulings=mine.rulings,
         path=mine.path,
-        requires_unmarked=mine.requires_unmarked,
         backs=mine.backs,
         mangles=mine.mangles,
+        routed=mine.routed,
+        left=mine.left,
         rules=rules,
         chains=chains,
         always=tuple(always),
@@ -161,31 +167,44 @@ def prove_claimed(proof: Proof, region: Region) -> Rulings:
     return _walked(proof.chains, region, proof.always)
 
 
-def _walked(chains: Chains, region: Region, always: Iterable[tuple[View, int, Line]]) -> Rulings:
+def _walked(
+    chains: Chains,
+    region: Region,
+    always: Iterable[tuple[View, int, Line]],
+    translated: frozenset[int] = frozenset(),
+) -> Rulings:
     path = _path(chains, region)
     found: dict[Views, list[list[Line]]] = {}
     for view, family, line in always:
         found.setdefault((view, family), []).append([line])
-    marked = False
+    translated = translated | _translates(chains)
+    marked = {family: Marked(chains, family, region, translated=family in translated) for family in FAMILIES}
     backs: dict[int, list[tuple[Boxes, Back]]] = {}
     effects = _Effects()
     for chain in path:
         for family in chain.families:
-            walk = Walk(chain, chains, family, region, reclassed=effects.reclass(family))
-            walk.walk()
+            walk = marked[family].walk(chain, chains, reclassed=effects.reclass(family))
             effects.add(chain, walk)
-            marked = marked or walk.asks_connmark
             if walk.asks_back:
                 backs.setdefault(family, []).extend(walk.asks_back)
             for view in walk.views:
                 found.setdefault((view, family), []).append(walk.lines)
     for key, line in effects.kept:
         found.setdefault(key, []).append([line])
+    for view, family, line in (one for its in marked.values() for one in its.unknown()):
+        found.setdefault((view, family), []).append([line])
     keeps: list[Keep] = []
     rulings = {key: ruled for key, lists in found.items() if (ruled := _ruled(key[0], lists, keeps))}
     required = {family: _strictest_first(asked) for family, asked in backs.items()}
     mangles = {key: tuple((one.boxes, one.mangle) for one in ones) for key, ones in effects.said.items()}
-    return Rulings(tuple(keeps), rulings, path, marked, required, mangles)
+    routed = {family: its.routed for family, its in marked.items()}
+    left = {family: its.left for family, its in marked.items()}
+    return Rulings(tuple(keeps), rulings, path, required, mangles, routed, left)
+
+
+def _translates(chains: Chains) -> frozenset[int]:
+    nat = (chain for chain in chains.values() if chain.kind == "nat" and chain.hook)
+    return frozenset(family for chain in nat for family in chain.families)
 
 
 @dataclass(slots=True)
@@ -377,7 +396,17 @@ def _reached(chains: Chains, bases: Iterable[StepChain]) -> set[tuple[str, str]]
     return found
 
 
-# ---- one passage ----
+# ---- passages ----
+
+
+def _not_from(
+    names: frozenset[str], passages: Passages, met: Iterable[tuple[Counted, Rows]]
+) -> Iterator[tuple[Counted, Rows]]:
+    """What passages meet that come in by other devices."""
+    wanted = passages.not_from(names)
+    for counted, rows in met:
+        if len(left := rows[np.isin(rows, wanted)]):
+            yield counted, left
 
 
 def _within(passage: Passage, view: View, boxes: Boxes) -> bool:
@@ -390,5 +419,6 @@ def _within(passage: Passage, view: View, boxes: Boxes) -> bool:
         and dport in box.dport
         and passage.inside in box.inside
         and passage.outside in box.outside
+        and passage.mark in box.connmark
         for box in boxes
     )

@@ -8,7 +8,7 @@ whatever its connection: tcp_valid_flags, nf_conntrack_proto_tcp.c.) nat chains 
 the first packet of a connection.
 
 Of what clearway's own configuration claims the first packet is asked about and then those that follow, which
-are all that a connection of TCP has (tcp_valid_flags).
+are all that a connection of TCP has (tcp_valid_flags). conntrack does not know these, so they have no mark.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 from functools import cache
+from typing import Any
 
 from clearway.importer.box import (
     ANY_INTERFACE,
@@ -29,6 +30,7 @@ from clearway.importer.box import (
     Boxes,
     whole,
 )
+from clearway.importer.marks import ANY_MARK, ZERO
 from clearway.importer.ranges import Ranges
 from clearway.importer.words import flags_where
 from clearway.model.protocols import TCP, TCP_FLAGS, UDP
@@ -92,6 +94,7 @@ def start(hook: str, priority: int, family: int, region: Region = Region.CARRIED
         state=state,
         to=ANY_TYPE if first and priority <= DSTNAT else UNICAST,
         outside=NO_INTERFACE if first else ANY_INTERFACE,
+        connmark=ANY_MARK if region is Region.CARRIED else ZERO,
     )
     if first and priority <= CONNTRACK:
         box = replace(box, state=INVALID if priority < CONNTRACK else INVALID | state)
@@ -138,8 +141,13 @@ def invariant(boxes: Boxes, whole_start: Box) -> Boxes:
 
 
 def widened(boxes: Boxes, whole_start: Box) -> Boxes:
-    """The boxes as all views have them: of flows, with the interface by which they leave."""
+    """The boxes as all views have them: of flows, with the interface by which they leave; of any mark, where
+    there is only one.
+    """
     boxes = invariant(boxes, whole_start)
-    if whole_start.outside is ANY_INTERFACE:
-        return boxes
-    return tuple(replace(box, outside=ANY_INTERFACE) for box in boxes)
+    same: dict[str, Any] = {}
+    if whole_start.outside is not ANY_INTERFACE:
+        same["outside"] = ANY_INTERFACE
+    if whole_start.connmark is not ANY_MARK:
+        same["connmark"] = ANY_MARK
+    return tuple(replace(box, **same) for box in boxes) if same else boxes

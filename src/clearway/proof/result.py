@@ -88,7 +88,7 @@ class RuleName:
 @dataclass(frozen=True, slots=True)
 class Keep:
     """Packets in these boxes, in this view, are Linux' as long as no earlier line of the view lets them pass.
-    Of the boxes source, destination, ports, protocol and interfaces count.
+    Of the boxes source, destination, ports, protocol, interfaces and conntrack's mark count.
     """
 
     view: View
@@ -122,7 +122,7 @@ Tuple = tuple[IPAddress, int, IPAddress, int]
 @dataclass(frozen=True, slots=True)
 class Passage:
     """One direction of a connection through this machine. `protocol`: IP's number; `inside`: the interface
-    by which its packets come in, `outside`: by which they leave.
+    by which its packets come in, `outside`: by which they leave. `mark`: its connection's.
     """
 
     family: int
@@ -131,6 +131,7 @@ class Passage:
     leaves: Tuple
     inside: str
     outside: str
+    mark: int = 0
 
     def seen(self, view: View) -> Tuple:
         match view:
@@ -164,6 +165,7 @@ class Sources:
     `ip6tables-nft-save` print, by "ip" and "ip6". `legacy`: families that have tables of iptables-legacy.
     `above`: for a device those on top of it (VLANs, a bridge or bond): rules may know its packets by these.
     `filtering`: by family, bridges that have their frames meet prerouting before they are anybody's.
+    `translated`: families of which others than these rules (clearway's own table) may translate connections.
     """
 
     nft: str = ""
@@ -172,3 +174,4 @@ class Sources:
     obstacles: tuple[Obstacle, ...] = ()
     above: Mapping[str, frozenset[str]] = field(default_factory=dict)
     filtering: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    translated: frozenset[int] = frozenset()

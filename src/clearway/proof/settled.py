@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conditions of which it is known how they turn out for every packet that a fast path carries.
 
-Marks are 0: a rule that sets another one keeps in Linux what it may match. Packets are no fragments. They
-came to this machine's link address, others are not forwarded.
+Packets are no fragments. They came to this machine's link address, others are not forwarded.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from clearway.importer.conditions import Condition
 from clearway.importer.errors import InexactError
 from clearway.importer.words import number_of
 
-MARKS = frozenset({"meta mark", "ct mark"})
 FRAGMENT_BITS = 0x3FFF
 """More fragments, and the offset. The bit for `do not fragment` differs from packet to packet."""
 TO_US = frozenset({"host", "unicast", "0"})
-MARK_MAX = 0xFFFF_FFFF
+OFFSET_MAX = 0xFFFF
 
 
 def settled(condition: Condition) -> bool | None:
@@ -24,8 +22,6 @@ def settled(condition: Condition) -> bool | None:
         return None
     key = condition.keys[0]
     try:
-        if key in MARKS:
-            return _of_nothing(condition)
         if key == "ip frag-off" and condition.mask and not _number(condition.mask) & ~FRAGMENT_BITS:
             return _of_nothing(condition)
         if key == "meta pkttype" and condition.operator in {"==", "!="}:
@@ -73,4 +69,4 @@ def _span(text: str) -> tuple[int, int]:
 
 
 def _number(text: str) -> int:
-    return number_of(text, {}, MARK_MAX, "number")
+    return number_of(text, {}, OFFSET_MAX, "number")

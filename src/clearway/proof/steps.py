@@ -16,7 +16,9 @@ from clearway.importer.nft_rule import FAMILIES_OF, Table
 from clearway.importer.ranges import Ranges
 from clearway.model.protocols import TCP, UDP
 
-from .mangle import Change
+from . import marks
+from .mangle import FieldChange
+from .marks import OF_KEY, PACKET, Change, marks_of
 from .region import CONNTRACK, start
 from .result import Back, RuleName
 from .settled import settled
@@ -29,8 +31,10 @@ class Act(StrEnum):
     OPAQUE = "opaque"
     CLAMP = "clamp"  # only SYNs get so far
     MANGLE = "mangle"  # `change`
-    CONNMARK = "connmark"  # means what is said here only where the connection's mark is 0
     BACK = "back"  # means what is said here only where a route leads to the sender (`back`)
+    CONNMARK = "connmark"  # asks for the connection's mark
+    MARK = "mark"  # sets the packet's
+    SAVE = "save"  # sets the connection's
     ACCEPT = "accept"
     DROP = "drop"
     JUMP = "jump"
@@ -41,15 +45,19 @@ class Act(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Step:
     """Packets in the boxes get this far in the rule: all or, when there are `reasons`, some. `text`: the
-    chain to go to, the object that counts, or what is done. `back`, `change`: of these acts.
+    chain to go to, the object that counts, or what is done. `mark`: what the rule has made of the packet's
+    mark by then, MARK included; SAVE: what it makes of the connection's. Boxes ask for the mark before that.
+    `back`, `change`: of these acts. `by_mark`: routes are looked up by the packet's mark.
     """
 
     act: Act
     boxes: Boxes
     text: str = ""
     reasons: tuple[str, ...] = ()
+    mark: Change = PACKET
     back: Back | None = None
-    change: Change | None = None
+    by_mark: bool = False
+    change: FieldChange | None = None
 
     @property
     def calls(self) -> bool:
@@ -58,12 +66,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepRule:
-    """`restores`: effects that need no step, and why. `tracks`: families, tracked for its sake."""
+    """`restores`: effects that need no step, and why. `tracks`: families, tracked for its sake. `marks`: it
+    sets the packet's mark.
+    """
 
     name: RuleName
     steps: tuple[Step, ...]
     restores: tuple[str, ...] = ()
     tracks: frozenset[int] = frozenset()
+    marks: bool = False
 
 
 @dataclass(slots=True)
@@ -95,7 +106,6 @@ class StepChain:
 
 
 PORTED = {"tcp": TCP, "udp": UDP}
-UNMARKED = Condition(("meta mark",), "==", (("0",),))
 Chains = dict[tuple[str, str], StepChain]
 """By family and table, and name."""
 
@@ -125,6 +135,7 @@ class Steps:
         self.done: list[Step] = []
         self.restores: list[str] = []
         self.tracks: frozenset[int] = frozenset()
+        self.mark = PACKET
 
     def ask(self, condition: Condition) -> None:
         """Go on with what meets the condition; where that cannot be said, with all that may meet it."""
@@ -133,32 +144,54 @@ class Steps:
             condition = replace(condition, keys=("meta l4proto",))
         met = settled(condition)
         if met is not None:
-            if condition.keys == ("ct mark",):
-                self.add(Act.CONNMARK)
             if not met:
                 self.never()
             return
         try:
-            self.boxes = common(self.boxes, self.table.boxes_of(condition))
+            self.boxes = self._asked(condition)
         except InexactError as error:
             named = str(error).startswith("set ")
             self.doubt(str(error) if named else unproven(str(condition)))
 
     def ask_back(self, back: Back, *, exists: bool, marked: bool) -> None:
         """Go on with packets to whose sender there is (`exists`) or is no such route: of what is carried it
-        is asked. `marked`: routes are looked up by the packet's mark, which is 0.
+        is asked. `marked`: routes are looked up by the packet's mark.
         """
-        if marked and settled(UNMARKED) is not True:
-            self.opaque("asks for a route back by a mark that is not known")
-            return
-        self.done.append(Step(Act.BACK, self.boxes, reasons=tuple(self.reasons), back=back))
+        reasons = tuple(self.reasons)
+        self.done.append(Step(Act.BACK, self.boxes, "", reasons, self.mark, back=back, by_mark=marked))
         self.restore("asks for a route to the sender, and so does who carries its packets")
         if not exists:
             self.never()
 
-    def mangle(self, change: Change) -> None:
-        self.done.append(Step(Act.MANGLE, self.boxes, reasons=tuple(self.reasons), change=change))
+    def mangle(self, change: FieldChange) -> None:
+        reasons = tuple(self.reasons)
+        self.done.append(Step(Act.MANGLE, self.boxes, "", reasons, self.mark, change=change))
         self.restore("changes the DSCP or the TTL, and so does who carries its packets")
+
+    def _asked(self, condition: Condition) -> Boxes:
+        if condition.keys[0] not in marks.KEYS or len(condition.keys) > 1:
+            return common(self.boxes, self.table.boxes_of(condition))
+        if condition.keys == ("ct mark",):
+            self.add(Act.CONNMARK)
+        return self.mark_of(condition.keys[0]).where(marks_of(condition, self.table.sets), self.boxes)
+
+    def mark_of(self, key: str) -> Change:
+        """What the mark of that key is by now."""
+        return self.mark if key == "meta mark" else OF_KEY[key]
+
+    def set_mark(self, value: Change) -> None:
+        self.restore("sets a mark, which is followed")
+        if value.connection | value.both:
+            self.add(Act.CONNMARK)
+        self.mark = value
+        self.add(Act.MARK, "sets the packet's mark")
+
+    def save_mark(self, value: Change) -> None:
+        self.add(Act.CONNMARK)
+        self.done.append(
+            Step(Act.SAVE, self.boxes, "changes the connection's mark", tuple(self.reasons), value)
+        )
+        self.restore("saves a mark where it is saved already")
 
     def never(self) -> None:
         """Nothing that is carried meets what comes now."""
@@ -177,7 +210,8 @@ class Steps:
         self.reasons.append(why)
 
     def add(self, act: Act, text: str = "", boxes: Boxes | None = None) -> None:
-        self.done.append(Step(act, self.boxes if boxes is None else boxes, text, tuple(self.reasons)))
+        boxes = self.boxes if boxes is None else boxes
+        self.done.append(Step(act, boxes, text, tuple(self.reasons), self.mark))
 
     def opaque(self, why: str) -> None:
         self.add(Act.OPAQUE, why)
@@ -195,4 +229,5 @@ class Steps:
             self.restore("clamps the MSS of SYNs, which Linux forwards")
 
     def rule(self, name: RuleName) -> StepRule:
-        return StepRule(name, tuple(self.done), tuple(self.restores), self.tracks)
+        marks = self.mark is not PACKET
+        return StepRule(name, tuple(self.done), tuple(self.restores), self.tracks, marks)

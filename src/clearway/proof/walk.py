@@ -9,19 +9,21 @@ too small, and a line is only believed where none before it is met.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clearway.importer.box import FIELDS, PORTS, Box, Boxes, all_addresses, common, without
 from clearway.importer.errors import InexactError
 from clearway.importer.index import Index, outside_of
+from clearway.importer.marks import ANY_MARK, Marks
 from clearway.importer.ranges import Names
 
 from .mangle import Effect, effect, one_after_the_other
+from .marks import PACKET, UNKNOWN, bearing, changed, disturbed, marked, meeting
 from .region import CONNTRACK, DSTNAT, SRCNAT, Region, invariant, start, varying, views_of, widened
 from .result import Back, RuleName, View
-from .steps import Act, Chains, Step, StepChain
+from .steps import Act, Chains, Step, StepChain, StepRule
 
 DEPTH_MAX = 64
 """nftables allows 16 (NFT_JUMP_STACK_SIZE); of iptables only loops are refused."""
@@ -30,6 +32,8 @@ STEPS_MAX = 500_000
 DOUBTS_MAX = 64
 SPANS_MAX = 4
 """Of a field of what is left on the way."""
+CUBES_MAX = 64
+"""The same of marks."""
 EFFECTS_MAX = 64
 CHANGED_TWICE = "changes what a rule before it has changed"
 UNCERTAIN = "a rule before it in its chain may return"
@@ -58,7 +62,7 @@ class Line:
 @dataclass(slots=True)
 class _Way:
     """What is on its way through a chain, what has come out of it, and what may have (`doubts`). `reasons`:
-    why packets may not have been sent here.
+    why packets may not have been sent here. `behind`: what is done with the present rule, otherwise marked.
     """
 
     chain: StepChain
@@ -67,6 +71,7 @@ class _Way:
     depth: int
     out: Boxes = ()
     doubts: Boxes = ()
+    behind: Boxes = ()
 
     def less(self, decided: Sequence[Box]) -> None:
         """What was decided leaves the way, if that leaves it as simple as it was."""
@@ -83,21 +88,30 @@ class _Way:
                 pass
         self.doubts = self.boxes if len(self.doubts) > DOUBTS_MAX else (*self.doubts, *boxes)
 
+    def replace(self, boxes: Boxes, others: Boxes) -> None:
+        """These go on behind the rule as others. InexactError."""
+        self.boxes = without(self.boxes, boxes)
+        self.behind += others
+
 
 @dataclass(slots=True)
 class Walk:
-    """One base chain, for one family. Its lines hold for connections whose mark is 0, if it `asks_connmark`,
-    and for packets, as they arrive, to whose sender a route leads as it `asks_back`. `effects`: what changes
-    in packets, first match first. `reclassed`: before routing a chain before this one has changed the type of
-    service of some.
+    """One base chain, for one family. Its lines hold for packets, as they arrive, to whose sender a route
+    leads as it `asks_back`. `effects`: what changes in packets, first match first. `reclassed`: before
+    routing a chain before this one has changed the type of service of some.
+
+    `arriving`: what comes here, with its marks. `marking`: the chains that may change them. `leaving`: what
+    leaves, with its marks, first match first; may be too large as `lines`.
     """
 
     base: StepChain
     chains: Chains
     family: int
     region: Region = Region.CARRIED
+    arriving: Boxes = ()
+    marking: Container[tuple[str, str]] = frozenset()
     lines: list[Line] = field(default_factory=list)
-    asks_connmark: bool = False
+    leaving: list[Box] = field(default_factory=list)
     asks_back: list[tuple[Boxes, Back]] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
     reclassed: bool = False
@@ -119,12 +133,14 @@ class Walk:
     def walk(self) -> None:
         """Fill `lines`. Whatever is wrong with the chains is a reason to keep everything."""
         try:
-            left = self._through(_Way(self.base, (self.start,), (), 0))
+            left = self._through(_Way(self.base, common(self.arriving, (self.start,)), (), 0))
         except LongError as error:
             self._keep((self.start,), str(error), None)
             return
         if self.base.drops:
             self._keep(left, "drops it", self.base.policy)
+        else:
+            self.leaving += left
 
     def _through(self, way: _Way) -> Boxes:
         """What comes out of a chain, at its end or by a return."""
@@ -132,8 +148,10 @@ class Walk:
             raise LongError(f"more than {DEPTH_MAX} chains call each other")
         for rule in way.chain.rules:
             for step in rule.steps:
-                if self._minds(step) and (met := common(way.boxes, step.boxes)):
-                    self._take(way, step, rule.name, met)
+                if self._minds(step) and (those := meeting(way.boxes, step.boxes)):
+                    self._take(way, step, rule.name, those)
+            if rule.marks or way.behind:
+                self._mark(way, rule)
             if not way.boxes:
                 break
         return (*way.out, *way.boxes)
@@ -143,13 +161,14 @@ class Walk:
         return step.act is not Act.COUNT or self.region is Region.CARRIED
 
     def _take(self, way: _Way, step: Step, rule: RuleName, met: Boxes) -> None:
+        """What happens to marks in the rule itself counts for what leaves it; the rest, when it is over."""
         self._steps += 1
         if self._steps > STEPS_MAX:
             raise LongError(f"it unfolds to more than {STEPS_MAX:,} steps")
         doubts = self._doubts(way, step, met)
         match step.act:
-            case Act.CONNMARK | Act.BACK:
-                self._require(way, step, rule, met)
+            case Act.CONNMARK | Act.MARK | Act.SAVE | Act.BACK:
+                self._require(way, step, rule, met, doubts)
             case Act.OPAQUE | Act.CLAMP:
                 self._decide(way, met, step.text, rule)
             case Act.DROP:
@@ -159,29 +178,45 @@ class Walk:
             case Act.MANGLE:
                 self._mangle(way, step, rule, met)
             case Act.ACCEPT:
-                self.lines.append(Line(widened(met, self.start)))
-                way.less(met)
+                self._pass(way, met, step)
             case Act.RETURN:
-                way.out += met
+                way.out += marked(met, step.mark)
                 way.leave(met, certain=not doubts)
             case Act.JUMP | Act.GOTO:
                 self._call(way, step, rule, met, doubts)
 
-    def _require(self, way: _Way, step: Step, rule: RuleName, met: Boxes) -> None:
+    def _require(self, way: _Way, step: Step, rule: RuleName, met: Boxes, doubts: tuple[str, ...]) -> None:
         """What is said of these packets holds under a condition, if it can be told here."""
-        early = self.base.hook == "prerouting"
-        if step.back is None:
-            if early and self.base.priority <= CONNTRACK:
-                self._decide(way, met, "asks for a connection before conntrack has looked", rule)
-            else:
-                self.asks_connmark = True
-        elif self.region is not Region.CARRIED:
-            self._decide(way, met, "asks for a route to the sender", rule)
-        elif early and not self._reclasses():
-            self.asks_back.append((self._arriving(met), step.back))
+        if step.act is Act.BACK:
+            self._ask_back(way, step, rule, met)
         else:
+            self._ask_marks(way, step, rule, met, doubts)
+
+    def _ask_marks(self, way: _Way, step: Step, rule: RuleName, met: Boxes, doubts: tuple[str, ...]) -> None:
+        """Keeps those whose marks would not be known any more; of what is claimed, who would get one."""
+        if step.act is Act.SAVE and (other := disturbed(met, step.mark)):
+            self._decide(way, other, step.text, rule)
+        elif step.act is Act.MARK and (other := changed(met, step.mark)):
+            if self.region is not Region.CARRIED:
+                self._decide(way, other, "marks packets", rule)
+            elif doubts:
+                self._decide(way, other, f"marks packets, and {doubts[0]}", rule)
+        elif step.act is Act.CONNMARK and self.base.hook == "prerouting" and self.base.priority <= CONNTRACK:
+            self._decide(way, met, "asks for a connection before conntrack has looked", rule)
+
+    def _ask_back(self, way: _Way, step: Step, rule: RuleName, met: Boxes) -> None:
+        assert step.back is not None
+        early = self.base.hook == "prerouting"
+        if self.region is not Region.CARRIED:
+            self._decide(way, met, "asks for a route to the sender", rule)
+            return
+        if not early or self._reclasses():
             why = "by a DSCP that is not the packet's" if early else "behind routing"
             self._decide(way, met, f"asks for a route to the sender {why}", rule)
+            return
+        self.asks_back.append((self._arriving(met), step.back))
+        if step.by_mark and (other := bearing(met, step.mark)):
+            self._decide(way, other, "asks for a route to the sender by a mark", rule)
 
     def _reclasses(self) -> bool:
         return self.reclassed or any(one.mangle.changes_tos for one in self.effects)
@@ -221,12 +256,30 @@ class Walk:
         if target is None:
             self._decide(way, met, f"there is no chain {step.text}", rule)
             return
-        left = self._through(_Way(target, met, doubts, way.depth + 1))
+        left = self._through(_Way(target, marked(met, step.mark), doubts, way.depth + 1))
         if not left:
             way.less(met)
         elif step.act is Act.GOTO:
             way.out += left
             way.leave(met, certain=not doubts)
+        elif not doubts and ((target.label, target.name) in self.marking or step.mark is not PACKET):
+            self._replace(way, met, left, rule)
+
+    def _mark(self, way: _Way, rule: StepRule) -> None:
+        """What the rule has not sent elsewhere goes on with the last mark that it has set."""
+        steps = [step for step in reversed(rule.steps) if step.act is Act.MARK]
+        for step in steps:
+            those = meeting(way.boxes, step.boxes)
+            if changed(those, step.mark) or (those and step is not steps[-1]):
+                self._replace(way, those, marked(those, step.mark), rule.name)
+        way.boxes += way.behind
+        way.behind = ()
+
+    def _replace(self, way: _Way, boxes: Boxes, others: Boxes, rule: RuleName) -> None:
+        try:
+            way.replace(boxes, others)
+        except InexactError:
+            self._decide(way, boxes, "marks what cannot be said in few boxes", rule)
 
     def _doubts(self, way: _Way, step: Step, met: Boxes) -> tuple[str, ...]:
         """Why it may not happen to each packet in these boxes."""
@@ -235,6 +288,8 @@ class Walk:
             found.append(UNCERTAIN)
         if step.act in {Act.COUNT, Act.MANGLE} and len(self.views) > 1:
             found.append(f"{step.act}s at the priority of NAT, where it may see either addresses")
+        if any(one.has is None for one in met) and any(one.mark is not ANY_MARK for one in step.boxes):
+            found.append(f"asks for marks, and {UNKNOWN}")
         if what := varying(met, self.start):
             found.append(f"asks for {what}")
         return tuple(found)
@@ -244,6 +299,11 @@ class Walk:
         whole = invariant(met, self.start)
         self._keep(whole, why, rule)
         way.less(whole)
+
+    def _pass(self, way: _Way, met: Boxes, step: Step) -> None:
+        self.lines.append(Line(widened(met, self.start)))
+        self.leaving += marked(met, step.mark)
+        way.less(met)
 
     def _keep(self, boxes: Boxes, why: str, rule: RuleName | None) -> None:
         if boxes:
@@ -262,5 +322,11 @@ def _rest(box: Box, decided: Box) -> Box | None:
     if not left:
         return None
     [rest] = left.values()
-    simple = isinstance(rest, Names) or len(rest.spans) <= SPANS_MAX
+    match rest:
+        case Marks():
+            simple = len(rest.cubes) <= CUBES_MAX
+        case Names():
+            simple = True
+        case _:
+            simple = len(rest.spans) <= SPANS_MAX
     return replace(box, **left) if simple else box
