@@ -48,13 +48,13 @@ def gateway(
             gateway.link(device, far, "eth0", NETWORKS, side)
             gateway.default_route(far, NETWORKS, side)
         gateway.router.run("nft", "-f", "-", stdin=RULES)
-        threading.Thread(target=_serve, args=(gateway.server,), daemon=True).start()
+        threading.Thread(target=serve, args=(gateway.server,), daemon=True).start()
         gateway.clearway("up", "lan", "wan", "--hook", hook)
         gateway.proved(3)
         yield gateway
 
 
-def _serve(server: Namespace) -> None:
+def serve(server: Namespace) -> None:
     """Says to each client what it says, until the namespace is gone."""
     listening = server.listen(("::", PORT), timeout=600)
     with suppress(OSError):
@@ -80,11 +80,11 @@ def talk(connection: socket.socket, exchanges: int = ENOUGH) -> None:
 def connection(gateway: Gateway, family: int) -> Iterator[socket.socket]:
     """One that is carried."""
     with gateway.client.connect((NETWORKS[family][1].format(2), PORT)) as opened:
-        wait_until("the connection is carried", lambda: _is_carried(gateway, opened))
+        wait_until("the connection is carried", lambda: is_carried(gateway, opened))
         yield opened
 
 
-def _is_carried(gateway: Gateway, opened: socket.socket) -> bool:
+def is_carried(gateway: Gateway, opened: socket.socket) -> bool:
     before = gateway.forwarded()
     talk(opened)
     return gateway.forwarded() >= before + 2 * ENOUGH
@@ -126,7 +126,7 @@ def test_tcpdump_sees_what_is_carried(gateway: Gateway, connection: socket.socke
     assert len(re.findall(rf"\.{port} > ", seen.read_text())) >= 10
     assert len(re.findall(rf" > \S+\.{port}: ", seen.read_text())) >= 10
     wait_until("nobody listens", lambda: not gateway.json("status")["listened"])
-    assert _is_carried(gateway, connection)
+    assert is_carried(gateway, connection)
 
 
 def test_what_only_linux_can_follow_stays_there(gateway: Gateway, connection: socket.socket) -> None:
@@ -148,7 +148,7 @@ def test_what_only_linux_can_follow_stays_there(gateway: Gateway, connection: so
         rules = [one["rule"]["handle"] for one in json.loads(first)["nftables"] if "rule" in one]
         gateway.router.run("nft", "delete", "rule", "inet", "gateway", "forwarding", "handle", str(rules[0]))
     gateway.proved(3)
-    wait_until("it is carried again", lambda: _is_carried(gateway, connection))
+    wait_until("it is carried again", lambda: is_carried(gateway, connection))
 
 
 def test_reverse_path_filter_is_followed(gateway: Gateway, family: int, connection: socket.socket) -> None:
@@ -166,7 +166,7 @@ def test_reverse_path_filter_is_followed(gateway: Gateway, family: int, connecti
     client = f"{NETWORKS[family][0].format(2)}/{128 if family == 6 else 32}"
     try:
         gateway.proved(4)
-        wait_until("it is carried again", lambda: _is_carried(gateway, connection))
+        wait_until("it is carried again", lambda: is_carried(gateway, connection))
         assert dropped() == 0
         gateway.router.ip("route", "add", client, "dev", "wan")
         connection.sendall(b"x" * 8)
@@ -190,7 +190,7 @@ def test_dscp_and_ttl_are_set_as_rules_say(gateway: Gateway, family: int, connec
     gateway.router.run("nft", "-f", "-", stdin=_table("changing", "forward", changing))
     try:
         gateway.proved(4)
-        wait_until("it is carried again", lambda: _is_carried(gateway, connection))
+        wait_until("it is carried again", lambda: is_carried(gateway, connection))
         rules = "\n".join(f"tcp dport {PORT} {rule}" for rule in (seen, "counter;"))
         gateway.server.run("nft", "-f", "-", stdin=_table("seen", "input", rules))
         before = gateway.forwarded()
