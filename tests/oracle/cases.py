@@ -11,7 +11,7 @@ from hypothesis.strategies import SearchStrategy
 
 from tests.oracle import iptables, nft
 from tests.oracle.case import Case, Flow, Run, Send, Shape, Step, What
-from tests.oracle.network import FREE_PREFERENCE, GATEWAY, HOSTS, REMOTE, SERVERS, address
+from tests.oracle.network import FREE_PREFERENCE, GATEWAY, HOSTS, MARKED_TABLE, REMOTE, SERVERS, address
 from tests.oracle.nft import PORTS, Ruleset
 
 FIRST_PORT = 20000
@@ -161,6 +161,7 @@ def network_changes(draw: st.DrawFn) -> Steps:
         [f"ip -{family} route replace {REMOTE[family]}/{whole} via {aside} dev wan1 mtu 1300"],
         [f"ip -{family} route delete {REMOTE[family]}/{whole}"],
         [f"ip -{family} rule add pref {FREE_PREFERENCE} from {address('lan0', HOSTS[0], family)} prohibit"],
+        [f"ip -{family} rule add pref {FREE_PREFERENCE} fwmark 0x2/0x2 lookup {MARKED_TABLE}"],
         [f"ip neighbour replace {neighbour} lladdr 02:00:00:00:00:77 dev {segment} nud permanent"],
         [f"ip link set {segment} down", f"ip link set {segment} up"],
         [f"ip link set {segment} mtu 1300"],

@@ -32,6 +32,7 @@ def matches(draw: st.DrawFn, family: int, table: str, chain: str) -> str:
         "-p tcp -m length --length 600:3000",
         "-p tcp -m dscp --dscp 46",
         "-p tcp -m mark --mark 1",
+        "-p tcp -m mark ! --mark 0/3",
     ]
     if table != "raw":
         asked += [
@@ -41,6 +42,7 @@ def matches(draw: st.DrawFn, family: int, table: str, chain: str) -> str:
             "-m conntrack --ctstate INVALID -p tcp",
             "-m conntrack --ctdir REPLY",
             "-p tcp -m connmark --mark 2",
+            "-p tcp -m connmark ! --mark 1/1",
             "-p tcp -m connbytes --connbytes 4: --connbytes-dir both --connbytes-mode packets",
         ]
     if chain == "PREROUTING" and table in ("raw", "mangle"):
@@ -59,6 +61,10 @@ def targets(draw: st.DrawFn, family: int, table: str, chain: str) -> str:
             f"MARK --set-mark {mark}",
             "CONNMARK --save-mark",
             "CONNMARK --restore-mark",
+            "CONNMARK --restore-mark --nfmask 0x1 --ctmask 0x1",
+            "CONNMARK --save-mark --nfmask 0x2 --ctmask 0x2",
+            f"CONNMARK --set-mark {mark}/2",
+            f"MARK --set-xmark {mark}/1",
             "DSCP --set-dscp 10",
             "TOS --set-tos 0x11/0x1f",
             hop.replace("set 33", draw(st.sampled_from(["dec 1", "inc 250"]))),

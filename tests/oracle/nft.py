@@ -91,6 +91,7 @@ def matches(family: int, port: int, where: str, hook: str, early: bool) -> list[
         "tcp flags & (fin | syn | rst | ack) == ack",
         f"{word} dscp ef",
         "meta mark 0x1",
+        "meta mark & 0x3 == 0x2",
         "tcp sport { 22, 80, 443 }",
     ]
     if not early:
@@ -103,6 +104,8 @@ def matches(family: int, port: int, where: str, hook: str, early: bool) -> list[
             "ct status assured",
             "ct status dnat",
             "ct mark 0x2",
+            "ct mark & 0x1 == 0x1",
+            "ct mark != 0x0",
             "ct bytes > 2000",
             f"ct original {word} daddr {address('wan0', HOSTS[0], family)}",
         ]
@@ -140,7 +143,15 @@ def statements(family: int, port: int, mark: int, hook: str, early: bool) -> lis
     if early:
         done += ["notrack"]  # a zone has the same tuple once more, and Linux draws a port for it by chance
     else:
-        done += [f"ct mark set {mark}", "ct mark set meta mark", "meta mark set ct mark"]
+        done += [
+            f"ct mark set {mark}",
+            "ct mark set meta mark",
+            "meta mark set ct mark",
+            "counter meta mark set ct mark & 0x1",
+            f"ct mark set ct mark | {mark}",
+            f"meta mark set meta mark & 0xfffffffe | {mark & 1} counter",
+            "ct mark vmap { 0x1 : accept, 0x2 : jump aside }",
+        ]
     if hook in ("forward", "input"):
         done += ["counter reject", "tcp flags ack counter reject with tcp reset"]
     return done
