@@ -12,7 +12,7 @@ import pytest
 
 from clearway.lab.run import wait_until
 from tests.net.gateway import LENGTHS, Gateway, made
-from tests.net.test_transparent import ENOUGH, PORT, is_carried, serve, talk
+from tests.net.test_transparent import ENOUGH, PORT, explained, is_carried, serve, talk
 
 RULES = f"""
 table inet uplinks {{
@@ -92,6 +92,14 @@ def test_connection_keeps_its_uplink_while_it_is_carried(gateway: Gateway, conne
     assert taken(gateway, connection) == [False, True]
     assert is_carried(gateway, connection)
     assert taken(gateway, connection) == [False, True]
+
+
+def test_explanation_names_the_uplink(gateway: Gateway, connection: socket.socket) -> None:
+    found = explained(gateway, connection)
+    there, back = found["directions"]
+    assert (there["interface_in"], there["interface_out"]) == ("lan", "wan1")
+    assert (back["interface_in"], back["interface_out"]) == ("wan1", "lan")
+    assert (found["carried"], found["can_be"]) == (True, True)
 
 
 def test_connection_follows_the_rules_of_routing(

@@ -19,7 +19,7 @@ from clearway.compiler.explain import QuestionError, parse_packet
 from clearway.daemon.adoption import Standing
 from clearway.daemon.explain_claim import claim_of, explain_claim
 from clearway.daemon.honour import Claims
-from clearway.daemon.passing import direction, passage_of
+from clearway.daemon.passing import direction, passage_of, unmarked
 from clearway.linux import conntrack
 from clearway.linux.conntrack import Held, Tuple
 from clearway.linux.picture import Picture
@@ -115,8 +115,9 @@ def _adopted(
     name: str, arrives: Tuple, leaves: Tuple, mark: int, picture: Picture, standing: Standing
 ) -> DirectionView:
     """mark: the connection's."""
-    passage = passage_of(arrives, leaves, picture, mark)
-    keep = standing.proof.why_kept(passage) if standing.proof else None
+    proof = standing.proof
+    passage = passage_of(arrives, leaves, picture, mark, proof.routed_with if proof else unmarked)
+    keep = proof.why_kept(passage) if proof else None
     why = ""
     if not passage.inside or not passage.outside:
         why = "no route leads there through this machine"

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from clearway.api.views import DirectionView
 from clearway.linux import rtnetlink
 from clearway.linux.conntrack import Tuple
@@ -12,17 +15,36 @@ from clearway.model import host_port
 from clearway.proof import Keep, Passage
 
 
-def passage_of(arrives: Tuple, leaves: Tuple, picture: Picture, mark: int = 0) -> Passage:
+def unmarked(_passage: Passage) -> int:
+    """What packets are routed with that have no mark."""
+    return 0
+
+
+def passage_of(
+    arrives: Tuple,
+    leaves: Tuple,
+    picture: Picture,
+    mark: int = 0,
+    routed_with: Callable[[Passage], int] = unmarked,
+) -> Passage:
     """By the interfaces that routes lead to; "" for this machine itself, and where none leads. mark: the
-    connection's.
+    connection's. routed_with: the mark that packets of a passage are routed with.
     """
+    back = _passage(leaves.reversed, arrives.reversed, mark)
+    inside = interface_to(arrives.source, picture, routed_with(back)) or ""
+    there = replace(_passage(arrives, leaves, mark), inside=inside)
+    return replace(there, outside=interface_to(leaves.destination, picture, routed_with(there)) or "")
+
+
+def _passage(arrives: Tuple, leaves: Tuple, mark: int) -> Passage:
+    """By interfaces that are not known."""
     return Passage(
         family=arrives.source.version,
         protocol=arrives.protocol,
         arrives=(arrives.source, arrives.sport, arrives.destination, arrives.dport),
         leaves=(leaves.source, leaves.sport, leaves.destination, leaves.dport),
-        inside=interface_to(arrives.source, picture) or "",
-        outside=interface_to(leaves.destination, picture) or "",
+        inside="",
+        outside="",
         mark=mark,
     )
 
@@ -43,13 +65,15 @@ def direction(
     )
 
 
-def interface_to(address: rtnetlink.Ip, picture: Picture) -> str | None:
-    """By which a packet to that address leaves; None for this machine's own, and where no route leads."""
+def interface_to(address: rtnetlink.Ip, picture: Picture, mark: int = 0) -> str | None:
+    """By which a packet to that address leaves, with this mark; None for this machine's own, and where no
+    route leads.
+    """
     if any(one.ip == address for one in picture.addresses.values()):
         return None
     try:
         with Conversation(NETLINK_ROUTE) as kernel:
-            hop = rtnetlink.route(kernel, address)
+            hop = rtnetlink.route(kernel, address, mark)
     except NetlinkError:
         return None
     link = picture.links.get(hop.ifindex) if hop else None

@@ -76,7 +76,7 @@ _IFLA_VLAN_ID, _IFLA_VLAN_EGRESS_QOS, _IFLA_VLAN_PROTOCOL = 1, 3, 5
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS = 1, 2, 6, 8
 _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL, _NDA_FLAGS_EXT = 1, 2, 12, 15
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_VIA = 1, 4, 5, 18
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MARK, _RTA_VIA = 1, 4, 5, 16, 18
 
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
@@ -248,10 +248,13 @@ def family_of(ip: Ip) -> int:
     return int(socket.AF_INET if ip.version == 4 else socket.AF_INET6)
 
 
-def route(kernel: Conversation, destination: Ip) -> Hop | None:
-    """The kernel's next hop for packets to `destination`. NetlinkError when it has no route."""
+def route(kernel: Conversation, destination: Ip, mark: int = 0) -> Hop | None:
+    """The kernel's next hop for packets to `destination` with this mark. NetlinkError when there is no
+    route.
+    """
     body = _RTMSG.pack(family_of(destination), destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
-    answer = kernel.ask(RTM_GETROUTE, body + attribute(_RTA_DST, destination.packed))
+    body += attribute(_RTA_DST, destination.packed) + attribute(_RTA_MARK, struct.pack("=I", mark))
+    answer = kernel.ask(RTM_GETROUTE, body)
     return decode_route(answer[0]) if answer else None
 
 

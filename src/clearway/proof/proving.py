@@ -83,6 +83,14 @@ class Rulings:
                 return back
         return None
 
+    def routed_with(self, passage: Passage) -> int:
+        """The mark that its packets are routed with; 0 where that is not known. Only for what is not kept."""
+        marking = self.routed[passage.family]
+        for box in marking.regions:
+            if box.has is not None and _within(passage, marking.view, (box,)):
+                return box.has.of(passage.mark)
+        return 0
+
     def mangle(self, passage: Passage) -> Mangle:
         """What is changed in the packets of this direction. Only for what is not kept."""
         for view in View:
