@@ -137,7 +137,7 @@ CASES = (
     Case("length", "udp dport 53 meta length > 1000 drop", "dns"),
     Case("fragments", "ip frag-off & 0x1fff != 0 counter drop\nexthdr frag exists drop", ""),
     Case("other headers", "rt type 0 drop\nip6 nexthdr { tcp, udp } accept\nmeta nfproto ipv6 drop", ""),
-    Case("mark is set", "iifname wan meta mark set 7", "back"),
+    Case("mark is set", "iifname wan meta mark set 7", ""),
     Case("mark is asked", "meta mark 7 drop\nmeta mark & 0xff00 == 0x100 log", ""),
     Case("mark from conntrack", "meta mark set ct mark\nct mark set meta mark", ""),
     Case("mark to conntrack", "udp dport 53 ct mark set 7", "dns"),
