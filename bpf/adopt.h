@@ -137,7 +137,7 @@ always_inline bool adopt_marks_left(struct scratch *s)
 /* ---- the way back ---- */
 
 /* Would Linux take the packet to come from where it says (net/ipv4/fib_frontend.c, fib_validate_source)? Of a VLAN's settings
- * the packet's context does not tell: there the way to the sender has to lead out by it, asked without a mark. */
+ * the packet's context does not tell: there the way to the sender has to lead out by it, with the mark and without. */
 never_inline bool adopt_back(struct packet *p, struct scratch *s)
 {
 	struct net_device *device = packet_device(p);
@@ -147,7 +147,7 @@ never_inline bool adopt_back(struct packet *p, struct scratch *s)
 	if (p->tuple.family != FAMILY_IPV4)
 		return true;
 	if (!in || !all || (__u32)device->ifindex != p->ifindex)
-		return route_back(p, s);
+		return route_back(p, s) && (!s->adopting.routed || route_back_marked(p, s, s->adopting.routed));
 	__u32 filter = in->cnf.data[IPV4_DEVCONF_RP_FILTER - 1], every = all->data[IPV4_DEVCONF_RP_FILTER - 1];
 	if (every > filter)
 		filter = every;
