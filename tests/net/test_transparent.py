@@ -213,7 +213,7 @@ def test_what_policies_of_ipsec_are_about_stays_in_linux(
     ends = {"others": ("src", others[0], "dst", others[1]), "ours": ("dst", server, "proto", "tcp")}
     gateway.router.ip("xfrm", "policy", "add", *ends["others"], "dir", "out")
     try:
-        wait_until("it is carried again", lambda: _is_carried(gateway, connection))
+        wait_until("it is carried again", lambda: is_carried(gateway, connection))
         gateway.router.ip("xfrm", "policy", "add", *ends["ours"], "dir", "out")
         try:
             before = gateway.forwarded()
@@ -225,7 +225,7 @@ def test_what_policies_of_ipsec_are_about_stays_in_linux(
             )  # the answers, which no policy is about, may go on
         finally:
             gateway.router.ip("xfrm", "policy", "delete", *ends["ours"], "dir", "out")
-        wait_until("it is carried again", lambda: _is_carried(gateway, connection))
+        wait_until("it is carried again", lambda: is_carried(gateway, connection))
     finally:
         gateway.router.ip("xfrm", "policy", "delete", *ends["others"], "dir", "out")
 
