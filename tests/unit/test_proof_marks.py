@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from clearway.importer.conditions import Condition
 from clearway.importer.errors import InexactError
 from clearway.importer.marks import ANY_MARK, MARK_MAX, Mark, Marks
-from clearway.proof import Passage, Proof, Sources, View, classifiers, prove
+from clearway.proof import Passage, Proof, Region, Sources, View, classifiers, prove, prove_claimed
 from clearway.proof.classes import Classes
 from clearway.proof.marks import CONNECTION, PACKET, Change, marks_of, number
+from clearway.proof.result import Back
 
 FEW = st.integers(0, 7)
 CUBES = st.lists(st.tuples(FEW, FEW).map(lambda both: (both[0], both[1] & both[0])), max_size=4)
@@ -114,7 +115,9 @@ def passage(mark: int = 0, destination: str = "192.0.2.1", **other: Any) -> Pass
     )
 
 
-def of_mangle(*rules: str, nat: bool = True, more: str = "") -> Proof:
+def of_mangle(
+    *rules: str, nat: bool = True, more: str = "", translated: frozenset[int] = frozenset()
+) -> Proof:
     chains = (
         ":PREROUTING ACCEPT [0:0]",
         ":FORWARD ACCEPT [0:0]",
@@ -123,7 +126,7 @@ def of_mangle(*rules: str, nat: bool = True, more: str = "") -> Proof:
     )
     lines = ["*mangle", *chains, *rules, "COMMIT"]
     lines += ["*nat", ":POSTROUTING ACCEPT [0:0]", "COMMIT"] * nat
-    return prove(Sources(saves={"ip": "\n".join([*lines, more, ""])}))
+    return prove(Sources(saves={"ip": "\n".join([*lines, more, ""])}, translated=translated))
 
 
 def of_nft(*rules: list[Any], hook: str = "prerouting", priority: int = -150) -> Proof:
@@ -275,3 +278,64 @@ def test_rules_without_marks_compile_without_them() -> None:
     compiled = classifiers(proof, {"lan0": 2, "wan": 4})
     assert not compiled.speaks_of_marks
     assert set(compiled.classifiers) == {(View.BETWEEN, 4)}
+
+
+# ---- where marks meet what else rules do ----
+
+
+RESTORED = "-A PREROUTING -j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff"
+CLAIMED = pytest.mark.parametrize("region", [Region.FIRST, Region.LATER])
+
+
+@pytest.mark.parametrize(("mark", "kept"), [(0, False), (0x100, False), (7, True)])
+def test_route_back_by_a_mark_is_only_looked_for_without_one(mark: int, kept: bool) -> None:
+    proof = of_mangle(RESTORED, "-A PREROUTING -m rpfilter --validmark --invert -j DROP")
+    assert (proof.why_kept(passage(mark=mark)) is not None) == kept
+    assert proof.back(passage(mark=mark)) == Back.STRICT
+
+
+def test_route_back_without_a_mark_is_looked_for_whatever_the_mark() -> None:
+    proof = of_mangle(RESTORED, "-A PREROUTING -m rpfilter --invert -j DROP")
+    assert proof.why_kept(passage(mark=7)) is None
+
+
+def test_changes_are_those_of_the_mark() -> None:
+    proof = of_mangle("-A FORWARD -m connmark --mark 0x7 -j TTL --ttl-set 33")
+    assert [proof.mangle(passage(mark=mark)).hops(64) for mark in (0, 7)] == [63, 33]
+
+
+@CLAIMED
+@pytest.mark.parametrize(
+    "rule",
+    [
+        RESTORED,
+        "-A FORWARD -j MARK --set-xmark 0x0/0xff",
+        "-A POSTROUTING -j CONNMARK --save-mark",
+        "-A FORWARD -m connmark ! --mark 0x0 -j DROP",
+        "-A FORWARD -m mark ! --mark 0x0 -j DROP",
+    ],
+)
+def test_what_is_claimed_has_no_mark(region: Region, rule: str) -> None:
+    assert prove_claimed(of_mangle(rule), region).why_kept(passage(mark=0)) is None
+
+
+@CLAIMED
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "-A PREROUTING -j MARK --set-xmark 0x7/0xff",
+        "-A FORWARD -j CONNMARK --set-xmark 0x7/0xff",
+        "-A FORWARD -m connmark --mark 0x0 -j DROP",
+    ],
+)
+def test_who_would_give_it_one_keeps_it(region: Region, rule: str) -> None:
+    assert prove_claimed(of_mangle(rule), region).why_kept(passage(mark=0)) is not None
+
+
+def test_what_others_translate_is_as_unclear_as_behind_nat() -> None:
+    server = ip_address("10.1.0.9")
+    forwarded = passage(leaves=(ip_address("10.1.0.5"), 40000, server, 443))
+    for translated in (frozenset[int](), frozenset({4})):
+        assert (of_mangle(*BY_ADDRESS, nat=False, translated=translated).why_kept(forwarded) is None) == (
+            not translated
+        )
