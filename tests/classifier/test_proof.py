@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.classifier.lookups import NO_RULE, Lookups
 from clearway.proof import Keep, Passage, Proof, View, classifiers, prove
+from clearway.proof.classes import Classes
 from tests.classifier.reference import Packet
 from tests.unit.proof_reference import INTERFACES, as_nft, random_passage, random_ruleset
 
@@ -16,10 +17,13 @@ RULESETS = 40
 PASSAGES = 50
 
 
-def packet(passage: Passage, view: View) -> Packet:
+def packet(passage: Passage, view: View, classes: Classes) -> Packet:
     source, sport, destination, dport = passage.seen(view)
     inside, outside = INTERFACES[passage.inside], INTERFACES[passage.outside]
-    return Packet(source, destination, passage.protocol, sport, dport, inside=inside, outside=outside)
+    [mark] = [number for number, part in enumerate(classes.parts) if passage.mark in part]
+    return Packet(
+        source, destination, passage.protocol, sport, dport, inside=inside, outside=outside, mark=mark
+    )
 
 
 def asked(lookups: Lookups, proof: Proof, passages: list[Passage]) -> list[Keep | None]:
@@ -30,7 +34,7 @@ def asked(lookups: Lookups, proof: Proof, passages: list[Passage]) -> list[Keep 
         if (view, 4) not in compiled.classifiers:
             continue
         lookups.put(compiled.classifiers[view, 4])
-        words = np.array([packet(one, view).words() for one in passages], np.uint64)
+        words = np.array([packet(one, view, compiled.classes).words() for one in passages], np.uint64)
         rules, told = lookups.answers(words)
         for place, (rule, number) in enumerate(zip(rules.tolist(), told.tolist(), strict=True)):
             if found[place] is None and rule != NO_RULE and number:

@@ -50,8 +50,8 @@ from tests.unit.proof_reference import (
 )
 
 PASSAGES = 12
-MANY = (walk.UNCERTAIN, UNKNOWN)
-"""Why more is kept than has to be where packets are marked in very many ways."""
+MANY = (walk.UNCERTAIN, UNKNOWN, "asks for a route to the sender by a mark")
+"""Why more is kept than has to be: packets are marked in many ways, or a rule asks that need not be asked."""
 BOTH = pytest.mark.parametrize("iptables", [False, True], ids=["nft", "iptables"])
 
 
