@@ -49,16 +49,14 @@ def rules(lab: Lab, daemon: Daemon, text: str) -> Iterator[None]:
 
 
 def proved(lab: Lab, daemon: Daemon) -> None:
-    wait_until("the rules are proved", lambda: _generation(daemon) == _in_force(lab))
+    """Returns when the rules in force are known, and Linux has what it needs."""
+    wait_until("the rules are proved", lambda: _known(lab, daemon) and _known(lab, daemon))
 
 
-def _generation(daemon: Daemon) -> Any:
-    return daemon.json("status")["adoption"]["generation"]
-
-
-def _in_force(lab: Lab) -> int:
+def _known(lab: Lab, daemon: Daemon) -> bool:
+    known = daemon.json("status")["adoption"]["generation"]
     with lab.node.entered():
-        return nftables.generation()
+        return bool(known == nftables.generation())
 
 
 def forward(rule: str, policy: str = "accept") -> str:

@@ -282,7 +282,7 @@ class Adoption:
         standing = self.standing
         families = standing.asked | self._lingering(standing.asked)
         wanted = self._tables.of(self.claims, _names(links), families)
-        made = self._table.bring(wanted)
+        made = self._table.bring(wanted, basis.generation)
         if made is None or made == basis.generation or standing.proof is None:
             return  # others have changed it as well: once more
         what = self._what(standing.proof) | self._of_set(other=self._other)

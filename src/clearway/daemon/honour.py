@@ -76,11 +76,14 @@ class LinuxTable:
             self._known = False
             self.datapath.set_table(False)
 
-    def bring(self, wanted: Mapping[int, NftTable]) -> int | None:
+    def bring(self, wanted: Mapping[int, NftTable], known: int) -> int | None:
         """Make Linux have these. The generation that the ruleset has then, if that was all that has changed
-        it; None when others have changed it as well. Raises NftablesError and NetlinkError.
+        it since the one that is known; None when others have changed it as well. Raises NftablesError and
+        NetlinkError.
         """
         before = nftables.generation()
+        if before != known:
+            return None
         if self._known and wanted == self.made and before == self._generation:
             return before
         self.look()
