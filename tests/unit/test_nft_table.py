@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,9 +32,9 @@ def wheel(family: int, weights: tuple[int, ...], size: int) -> tuple[Wheel, tupl
     return Wheel.of(maglev_wheel(members, size)), rows
 
 
-def service(family: int, slots: Wheel, **other: object) -> ServiceRow:
+def service(family: int, slots: Wheel, **other: Any) -> ServiceRow:
     row = ServiceRow(1, ip_address(VIP[family]), 80, "tcp", "nat", "maglev", None, 0, slots)
-    return replace(row, **other)  # type: ignore[arg-type]
+    return replace(row, **other)
 
 
 def made(tables: Tables, family: int) -> NftTable:

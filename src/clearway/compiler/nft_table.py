@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Linux needs to balance and translate by itself what its rules keep from clearway: a table of nftables
-for each family, with the same wheels and the same rules of NAT.
+for each family, with wheels of the same endpoints and the same rules of NAT.
 
 Its chains come after those of the same hook that others have: who has translated a connection already has
 decided. Source ports are those of the host's own range, in which clearway opens nothing

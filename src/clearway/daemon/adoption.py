@@ -245,9 +245,13 @@ class Adoption:
         begin = time.monotonic()
         self._table.look()
         trusted, what = self.datapath.trust()
-        if what and trusted == basis.generation:  # nothing tells the data path that this holds no more
+        left = what & self._of_claimed()
+        if (
+            what != left and trusted == basis.generation
+        ):  # nothing tells the data path that this holds no more
             known = len(self.standing.basis.policies) if self.standing.basis else 0
-            self.datapath.set_trust(trusted, what & self._of_claimed(), known)
+            self.standing = replace(self.standing, basis=None, why="Linux' rules are being read")
+            self.datapath.set_trust(trusted, left, known)
             self._changed("what Linux' rules depend on has changed")
         ruleset = read_ruleset(self._table.name, dict(basis.filtering))
         if ruleset is None or ruleset.generation != basis.generation:
