@@ -541,3 +541,19 @@ def test_what_cannot_be_read_keeps_what_is_claimed_as_well() -> None:
         rulings = prove_claimed(proof, region)
         assert rulings.asked == {4}
         assert rulings.why_kept(passage()) is not None
+
+
+@pytest.mark.parametrize(
+    ("table", "rule"),
+    [
+        ("raw", "-A PREROUTING -m rpfilter --invert -j DROP"),
+        ("mangle", "-A PREROUTING -j DSCP --set-dscp 0x2e"),
+        ("mangle", "-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff"),
+    ],
+)
+def test_what_is_made_up_for_keeps_what_is_claimed(table: str, rule: str) -> None:
+    """Adopted connections are carried past these; nobody asks, changes or marks for clearway's own."""
+    proof = of_iptables(rule, table=table, chains=":PREROUTING ACCEPT [0:0]")
+    assert proof.why_kept(passage()) is None
+    for region in (Region.FIRST, Region.LATER):
+        assert prove_claimed(proof, region).why_kept(passage()) is not None
