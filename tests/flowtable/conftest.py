@@ -4,24 +4,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterator
-from types import FrameType
 
 import pytest
 
 from tests.flowtable.kernel import Kernel, remove_leftovers
-
-
-def pytest_configure() -> None:
-    """SIGTERM ends the run as Ctrl-C does, with every fixture torn down, instead of leaving pins."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt("SIGTERM")
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -14,16 +12,6 @@ import pytest
 
 from clearway.lab import Daemon, Lab, Topology, reap
 from tests.net.configuration import standard
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """SIGTERM ends the run as Ctrl-C does, with every fixture torn down, instead of leaving namespaces."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt("SIGTERM")
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
 
 
 @pytest.fixture(scope="session")

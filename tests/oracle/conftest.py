@@ -4,23 +4,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from tests.oracle.lab import Pair
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """SIGTERM ends the run as Ctrl-C does, with every fixture torn down, instead of leaving namespaces."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt("SIGTERM")
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
 
 
 @pytest.fixture(scope="module", params=["tc", "xdp"])

@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import closing
-from types import FrameType
 
 import pytest
 
@@ -16,16 +13,6 @@ from tests.packet.addresses import NETS, Net
 from tests.packet.node import Node
 from tests.packet.wire import Wire
 from tests.packet.world import World, remove_leftovers
-
-
-def pytest_configure() -> None:
-    """SIGTERM ends the run as Ctrl-C does, with every fixture torn down, instead of leaving namespaces."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt("SIGTERM")
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
 
 
 @pytest.fixture(scope="session")
