@@ -36,15 +36,15 @@ struct {
 
 always_inline long ask(__u32 index, const struct asked *asked, const bool look_up)
 {
-	__u32 zero = 0, place = index;
-	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
+	__u32 place = index;
+	struct classify *c = classify_here();
 	const struct fields *packet = bpf_map_lookup_elem(&packets, &place);
 	__u64 *answer = bpf_map_lookup_elem(&found, &place);
 
 	if (!c || !packet || !answer)
 		return 1;
 	c->fields = *packet;
-	*answer = look_up ? classify(c, asked->instance) | (__u64)c->told << 32 : c->fields.words[0];
+	*answer = look_up ? classify(asked->instance) | (__u64)c->told << 32 : c->fields.words[0];
 	return 0;
 }
 

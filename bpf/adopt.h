@@ -86,8 +86,7 @@ __noinline int adopt_class(void)
 __noinline int adopt_mark(__u32 where)
 {
 	struct scratch *s = scratch_get();
-	__u32 zero = 0;
-	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
+	struct classify *c = classify_here();
 	const struct marking *marking = s ? adopt_marking(s) : NULL;
 
 	if (!marking || !c || where >= MARKED_PLACES)
@@ -99,7 +98,7 @@ __noinline int adopt_mark(__u32 where)
 	if (told->asked) {
 		views_asked(s);
 		views_see(s, &c->fields, told->view);
-		if (classify(c, trust_places(MARK_PLACES, s->adopting.trusted) | where << 1 | six) == CLASSIFY_NONE)
+		if (classify(trust_places(MARK_PLACES, s->adopting.trusted) | where << 1 | six) == CLASSIFY_NONE)
 			return 0;
 		number = c->told;
 	}
@@ -163,15 +162,14 @@ never_inline bool adopt_back(struct packet *p, struct scratch *s)
 __noinline int adopt_wants_back(void)
 {
 	struct scratch *s = scratch_get();
-	__u32 zero = 0;
-	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
+	struct classify *c = classify_here();
 
 	if (!s || !c)
 		return BACK_STRICT;
 	views_asked(s);
 	views_see(s, &c->fields, VIEW_BEFORE);
 	__u32 place = trust_places(KEEP_PLACES, s->adopting.trusted) | VIEW_BACK << 1;
-	return classify(c, place | (s->passing.arrives.family == FAMILY_IPV6)) != CLASSIFY_NONE ? c->told : 0;
+	return classify(place | (s->passing.arrives.family == FAMILY_IPV6)) != CLASSIFY_NONE ? c->told : 0;
 }
 
 /* Is it so, for the way from that address? Rules look it up as if this machine itself sent an answer (`iif lo`); nftables' with the

@@ -65,17 +65,37 @@ struct {
 	__type(value, struct classify);
 } classify_scratch SEC(".maps");
 
-always_inline void *classifier_line(__u32 instance, __u32 line)
+always_inline struct classify *classify_here(void)
 {
-	void *lines = bpf_map_lookup_elem(&classifier_v3, &instance);
+	__u32 zero = 0;
 
-	return lines ? bpf_map_lookup_elem(lines, &line) : NULL;
+	return bpf_map_lookup_elem(&classify_scratch, &zero);
+}
+
+always_inline void *classifier_lines(__u32 instance)
+{
+	return bpf_map_lookup_elem(&classifier_v3, &instance);
+}
+
+always_inline void *classifier_line(void *lines, __u32 line)
+{
+	return bpf_map_lookup_elem(lines, &line);
 }
 
 /* a < b, without a branch: the borrow of their difference. */
 always_inline __u64 classify_less(__u64 a, __u64 b)
 {
 	return ((~a & b) | (~(a ^ b) & (a - b))) >> 63;
+}
+
+/* The same of small numbers. What is found so the verifier does not take as a bound: it would try every combination of
+ * where two searches can end. */
+always_inline __u32 classify_smaller(__u64 a, __u32 b)
+{
+	__u64 smaller = (a - b) >> 63;
+
+	keep_register(smaller);
+	return smaller;
 }
 
 /* Which child of a node a word belongs to; neither it nor the boundaries have the uppermost bit, so that the sign of a
@@ -116,7 +136,8 @@ always_inline __u32 classify_wide_child(const __u64 *upper, const __u64 *lower, 
 /* The value of the interval that a number falls into, in a wide tree. */
 __u32 __attribute__((noinline)) classify_wide_search(__u32 instance, __u32 at, __u64 high, __u64 low)
 {
-	const struct classifier_tree *tree = classifier_line(instance, at);
+	void *lines = classifier_lines(instance);
+	const struct classifier_tree *tree = lines ? classifier_line(lines, at) : NULL;
 	__u32 node = 0, level = 0, line;
 	const __u64 *upper, *lower;
 
@@ -124,16 +145,16 @@ __u32 __attribute__((noinline)) classify_wide_search(__u32 instance, __u32 at, _
 		return 0;
 	for (; level < TREE_LEVELS && level + 1 < tree->levels; level++) {
 		line = tree->base[level] + 2 * node;
-		upper = classifier_line(instance, line);
-		lower = classifier_line(instance, line + 1);
+		upper = classifier_line(lines, line);
+		lower = classifier_line(lines, line + 1);
 		if (!upper || !lower)
 			return 0;
 		node = node * (TREE_KEYS + 1) + classify_wide_child(upper, lower, high, low);
 	}
 	line = tree->base[level & (TREE_LEVELS - 1)] + 3 * node;
-	upper = classifier_line(instance, line);
-	lower = classifier_line(instance, line + 1);
-	const __u32 *values = classifier_line(instance, line + 2);
+	upper = classifier_line(lines, line);
+	lower = classifier_line(lines, line + 1);
+	const __u32 *values = classifier_line(lines, line + 2);
 
 	return upper && lower && values ? values[classify_wide_child(upper, lower, high, low) & 15] : 0;
 }
@@ -147,70 +168,69 @@ struct walk_down {
 };
 
 /* There is a tree for words without the uppermost bit, and behind its line that of the tree for the others. */
-always_inline bool classify_walk(__u32 instance, struct walk_down *w, __u32 tree, __u64 word)
+always_inline bool classify_walk(void *lines, struct walk_down *w, __u32 tree, __u64 word)
 {
-	w->tree = classifier_line(instance, tree + (word >> 63));
+	w->tree = classifier_line(lines, tree + (word >> 63));
 	if (!w->tree)
 		return false;
 	w->word = word & ~0ull >> 1;
-	w->levels = tree ? w->tree->levels : 0;
+	w->levels = w->tree->levels * classify_smaller(0, tree);
 	w->node = 0;
 	return true;
 }
 
 /* One level further down; false: that was the lowest but one. */
-always_inline bool classify_down(__u32 instance, struct walk_down *w, __u32 level)
+always_inline bool classify_down(void *lines, struct walk_down *w, __u32 level)
 {
-	if (level + 1 >= w->levels)
+	if (!classify_smaller(level + 1, w->levels))
 		return false;
-	const __u64 *keys = classifier_line(instance, w->tree->base[level & (TREE_LEVELS - 1)] + w->node);
+	const __u64 *keys = classifier_line(lines, w->tree->base[level & (TREE_LEVELS - 1)] + w->node);
 	if (!keys)
 		return false;
 	w->node = w->node * (TREE_KEYS + 1) + classify_child(keys, TREE_KEYS, w->word);
 	return true;
 }
 
-always_inline const struct classifier_leaf *classify_leaf(__u32 instance, const struct walk_down *w)
+always_inline const struct classifier_leaf *classify_leaf(void *lines, const struct walk_down *w)
 {
 	__u32 line = w->tree->base[(w->levels - 1) & (TREE_LEVELS - 1)] + w->node;
 
-	return classifier_line(instance, w->levels ? line : 0);
+	return classifier_line(lines, line * classify_smaller(0, w->levels));
 }
 
 always_inline __u32 classify_value(const struct walk_down *w, const struct classifier_leaf *leaf)
 {
-	__u32 value = leaf->values[classify_child(leaf->keys, LEAF_KEYS, w->word)];
-
-	return w->levels ? value : 0;
+	return leaf->values[classify_child(leaf->keys, LEAF_KEYS, w->word)] * classify_smaller(0, w->levels);
 }
 
 /* The values of the intervals that two words fall into, the second one's in the upper half; 0: no such tree. Both at once,
  * that neither waits for the other's cache lines. */
 __u64 __attribute__((noinline)) classify_search(__u32 instance, __u32 first, __u64 word, __u32 second, __u64 other)
 {
+	void *lines = classifier_lines(instance);
 	struct walk_down a, b;
 
-	if (!classify_walk(instance, &a, first, word) || !classify_walk(instance, &b, second, other))
+	if (!lines || !classify_walk(lines, &a, first, word) || !classify_walk(lines, &b, second, other))
 		return 0;
 	for (__u32 level = 0; level < TREE_LEVELS; level++) {
-		bool further = classify_down(instance, &a, level);
-		further |= classify_down(instance, &b, level);
+		bool further = classify_down(lines, &a, level);
+		further |= classify_down(lines, &b, level);
 		if (!further)
 			break;
 	}
-	const struct classifier_leaf *leaf = classify_leaf(instance, &a), *sibling = classify_leaf(instance, &b);
+	const struct classifier_leaf *leaf = classify_leaf(lines, &a), *sibling = classify_leaf(lines, &b);
 	if (!leaf || !sibling)
 		return 0;
 	return classify_value(&a, leaf) | (__u64)classify_value(&b, sibling) << 32;
 }
 
-always_inline void classify_keep(struct classify *c, const enum classified field, __u32 row)
+always_inline void classify_keep(struct classify *c, void *lines, const enum classified field, __u32 row)
 {
 	c->rows[field] = row;
 	c->at[field] = 0;
 	if (!row)
 		return;
-	const struct classifier_class *class = classifier_line(c->instance, row);
+	const struct classifier_class *class = classifier_line(lines, row);
 	if (!class)
 		return;
 	for (int i = 0; i < CLASSIFIER_GROUPS / 64; i++)
@@ -218,9 +238,10 @@ always_inline void classify_keep(struct classify *c, const enum classified field
 }
 
 /* The groups that may have a rule for these fields. */
-never_inline bool classify_begin(struct classify *c)
+always_inline bool classify_begin(struct classify *c)
 {
-	const struct classifier_head *head = classifier_line(c->instance, 0);
+	void *lines = classifier_lines(c->instance);
+	const struct classifier_head *head = lines ? classifier_line(lines, 0) : NULL;
 	const struct fields *f = &c->fields;
 
 	if (!head)
@@ -245,12 +266,12 @@ never_inline bool classify_begin(struct classify *c)
 		from = classify_wide_search(c->instance, source & ~CLASSIFIER_WIDE, f->words[0], f->words[1]);
 	if (destination & CLASSIFIER_WIDE)
 		to = classify_wide_search(c->instance, destination & ~CLASSIFIER_WIDE, f->words[2], f->words[3]);
-	classify_keep(c, CLASSIFIED_SOURCE, from);
-	classify_keep(c, CLASSIFIED_DESTINATION, to);
+	classify_keep(c, lines, CLASSIFIED_SOURCE, from);
+	classify_keep(c, lines, CLASSIFIED_DESTINATION, to);
 	rows = classify_search(c->instance, head->tree[CLASSIFIED_SPORT], f->words[4] >> 48,
 			       head->tree[CLASSIFIED_DPORT], f->words[4] >> 32 & 0xffff);
-	classify_keep(c, CLASSIFIED_SPORT, rows);
-	classify_keep(c, CLASSIFIED_DPORT, rows >> 32);
+	classify_keep(c, lines, CLASSIFIED_SPORT, rows);
+	classify_keep(c, lines, CLASSIFIED_DPORT, rows >> 32);
 	return true;
 }
 
@@ -276,24 +297,25 @@ always_inline __u32 classify_next(const struct classify *c)
 /* The label of a class that is to be tried now; *more: there are others behind it. */
 always_inline __u16 classify_label(struct classify *c, const enum classified field, bool *more)
 {
-	const struct classifier_class *class = classifier_line(c->instance, c->rows[field]);
+	void *lines = classifier_lines(c->instance);
+	const struct classifier_class *class = lines ? classifier_line(lines, c->rows[field]) : NULL;
 	__u32 at = c->at[field];
 
 	if (!class || at >= class->labels)
 		return 0;
 	*more = at + 1 < class->labels;
 	if (class->labels > CLASS_LABELS) {
-		const __u16 *line = classifier_line(c->instance, class->list + at / 32);
+		const __u16 *line = classifier_line(lines, class->list + at / 32);
 		return line ? line[at % 32] : 0;
 	}
 	keep_register(at);
 	return at < CLASS_LABELS ? class->label[at] : 0;
 }
 
-/* The labels to be tried now, one of each field that the group asks for; then on to the next ones. *more: there are. */
-always_inline __u64 classify_labels(struct classify *c, __u32 asked, bool *more)
+/* The labels to be tried now become the last word of the key, one of each field that the group asks for; then on to the next
+ * ones. True: there are. */
+always_inline bool classify_labels(struct classify *c, __u32 asked)
 {
-	__u64 labels = 0;
 	bool turned = true; /* all fields before this one begin again */
 
 #pragma clang loop unroll(full)
@@ -301,14 +323,13 @@ always_inline __u64 classify_labels(struct classify *c, __u32 asked, bool *more)
 		bool others = false;
 		if (!(asked & 1 << field))
 			continue;
-		labels |= (__u64)classify_label(c, field, &others) << (48 - 16 * field);
+		c->key.words[FIELD_WORDS - 1] |= (__u64)classify_label(c, field, &others) << (48 - 16 * field);
 		if (!turned)
 			continue;
 		c->at[field] = others ? c->at[field] + 1 : 0;
 		turned = !others;
 	}
-	*more = !turned;
-	return labels;
+	return !turned;
 }
 
 always_inline __u64 classify_hash(const struct classify *c, const struct fields *key, __u32 group)
@@ -323,17 +344,17 @@ always_inline __u64 classify_hash(const struct classify *c, const struct fields 
 }
 
 /* What a group has under this key; NULL: nothing. */
-always_inline const struct classifier_entry *classify_entry(const struct classify *c, const struct fields *key,
-							    __u32 group)
+always_inline const struct classifier_entry *classify_entry(const struct classify *c, __u32 group)
 {
+	const struct fields *key = &c->key;
 	__u64 hash = classify_hash(c, key, group);
+	void *lines = classifier_lines(c->instance); /* again: the stack is short */
 	__u32 number = (hash >> 32) * c->move_count >> 32;
-	const __u8 *moves = classifier_line(c->instance, c->move_lines + number / 64);
+	const __u8 *moves = lines ? classifier_line(lines, c->move_lines + number / 64) : NULL;
 	if (!moves)
 		return NULL;
 	__u64 moved = (__u32)(hash * (2 * moves[number % 64] + 1));
-	const struct classifier_entry *entry =
-		classifier_line(c->instance, c->entry_lines + (moved * c->entry_count >> 32));
+	const struct classifier_entry *entry = classifier_line(lines, c->entry_lines + (moved * c->entry_count >> 32));
 	if (!entry)
 		return NULL;
 	__u64 different = (entry->rule & 0xff) ^ group;
@@ -354,22 +375,20 @@ always_inline void classify_found(struct classify *c, __u32 rule, __u32 told)
 /* One group, with one label of each kind that it asks for. 1: there is none that could be better. */
 never_inline long classify_group(struct classify *c)
 {
+	void *lines = classifier_lines(c->instance);
 	__u32 number = classify_next(c);
 
-	if (number >= CLASSIFIER_GROUPS)
+	if (!lines || number >= CLASSIFIER_GROUPS)
 		return 1;
-	const struct classifier_group *group = classifier_line(c->instance, c->group_lines + number);
+	const struct classifier_group *group = classifier_line(lines, c->group_lines + number);
 	if (!group || group->best >= c->rule)
 		return 1;
-	struct fields *key = &c->key;
-	bool more = false;
-	__u64 labels = group->asks & LABELS_ASKED ? classify_labels(c, group->asks, &more) : 0;
 	for (int i = 0; i < FIELD_WORDS - 1; i++)
-		key->words[i] = c->fields.words[i] & group->mask.words[i];
-	key->words[FIELD_WORDS - 1] = labels;
-	if (!more)
+		c->key.words[i] = c->fields.words[i] & group->mask.words[i];
+	c->key.words[FIELD_WORDS - 1] = 0;
+	if (!(group->asks & LABELS_ASKED) || !classify_labels(c, group->asks))
 		c->groups[number / 64] &= ~(1ull << (number & 63));
-	const struct classifier_entry *entry = classify_entry(c, key, number);
+	const struct classifier_entry *entry = classify_entry(c, number);
 	if (!entry)
 		return 0;
 	if (group->asks & CLASSIFIER_CHAINED)
@@ -382,7 +401,8 @@ never_inline long classify_group(struct classify *c)
 /* Is this one of the labels of a class? They are in ascending order. */
 __u32 __attribute__((noinline)) classify_has(__u32 instance, __u32 row, __u32 label)
 {
-	const struct classifier_class *class = classifier_line(instance, row);
+	void *lines = classifier_lines(instance);
+	const struct classifier_class *class = lines ? classifier_line(lines, row) : NULL;
 	__u32 first = 0, count = class ? class->labels : 0, found = 0;
 
 	if (!class)
@@ -394,15 +414,16 @@ __u32 __attribute__((noinline)) classify_has(__u32 instance, __u32 row, __u32 la
 		return found;
 	}
 	for (int i = 0; i < 16 && count; i++) {
-		__u32 middle = first + count / 2;
-		const __u16 *line = classifier_line(instance, class->list + middle / 32);
+		__u32 half = count / 2, middle = first + half;
+		const __u16 *line = classifier_line(lines, class->list + middle / 32);
 		if (!line)
 			return 0;
 		__u32 one = line[middle % 32];
 		if (one == label)
 			return 1;
-		first = one < label ? middle + 1 : first;
-		count = one < label ? count - count / 2 - 1 : count / 2;
+		__u32 above = classify_smaller(one, label);
+		first += above * (half + 1);
+		count = half - (above & ~count);
 	}
 	return 0;
 }
@@ -429,8 +450,9 @@ always_inline bool classify_meets(const struct classify *c, const struct fields 
 /* The next row of a chain. */
 always_inline void classify_link(struct classify *c)
 {
-	const struct classifier_link *link = classifier_line(c->instance, c->chain);
-	const struct fields *mask = classifier_line(c->instance, c->chain + 1);
+	void *lines = classifier_lines(c->instance);
+	const struct classifier_link *link = lines ? classifier_line(lines, c->chain) : NULL;
+	const struct fields *mask = lines ? classifier_line(lines, c->chain + 1) : NULL;
 
 	if (!link || !mask || link->rule >> 8 >= c->rule) {
 		c->chain = 0;
@@ -446,8 +468,7 @@ always_inline void classify_link(struct classify *c)
 
 static long classify_step(__u32 index, void *nothing)
 {
-	__u32 zero = 0;
-	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
+	struct classify *c = classify_here();
 
 	if (!c)
 		return 1;
@@ -457,10 +478,14 @@ static long classify_step(__u32 index, void *nothing)
 	return 0;
 }
 
-/* The first rule of a classifier that c->fields meet, by its number, and in c->told what is told with it; CLASSIFY_NONE: no
- * rule, or no such classifier. */
-always_inline __u32 classify(struct classify *c, __u32 instance)
+/* The first rule of a classifier that classify_scratch.fields meet, by its number, and in `told` what is told with it;
+ * CLASSIFY_NONE: no rule, or no such classifier. */
+__noinline __u32 classify(__u32 instance)
 {
+	struct classify *c = classify_here();
+
+	if (!c)
+		return CLASSIFY_NONE;
 	c->instance = instance;
 	if (!classify_begin(c))
 		return CLASSIFY_NONE;

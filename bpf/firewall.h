@@ -64,8 +64,7 @@ always_inline __u32 firewall_place(const struct judging *j, __u32 after)
 always_inline bool firewall_rule(struct judging *j)
 {
 	const struct config *config = config_of(j->epoch);
-	__u32 zero = 0;
-	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
+	struct classify *c = classify_here();
 
 	if (!config || !c)
 		return false;
@@ -73,7 +72,7 @@ always_inline bool firewall_rule(struct judging *j)
 	__u32 kinds = config->firewall & FIREWALL_AFTER ? 2 : 1;
 	for (__u32 after = 0; after < kinds && after < 2; after++) {
 		c->fields = after ? j->after : j->before;
-		__u32 found = classify(c, firewall_place(j, after));
+		__u32 found = classify(firewall_place(j, after));
 		if (found >= first)
 			continue;
 		first = found;

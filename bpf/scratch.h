@@ -93,6 +93,22 @@ struct judging {
 	__u8 linux_knows; /* enum inbound_direction: the packet's, in Linux' conntrack */
 };
 
+/* What is found out about the first packet of a connection (opening.h). */
+struct opening {
+	__u32 endpoint;
+	__u32 nat_id;
+	bool service;	/* addressed to one */
+	bool full_nat;	/* of that */
+	bool stateless; /* that service keeps no state when there is no room for it */
+	bool nat;	/* a rule claims its source */
+	bool midstream; /* TCP, and not a SYN */
+	bool answers;	/* an endpoint, for a connection without an entry (stateless.h) */
+	bool to_linux;	/* it is carried by Linux */
+	bool plain;	/* the firewall has accepted it, and nothing of it is translated */
+	bool judged;	/* the firewall has accepted it, and not counted that */
+	bool honours;	/* Linux' rules are to be asked */
+};
+
 /* One direction of a connection, as it passes this machine. */
 struct passing {
 	struct tuple arrives;
@@ -142,6 +158,7 @@ struct scratch {
 	struct segment segment;
 	struct tcp_options options;
 	struct judging judging;
+	struct opening opening;
 	struct adopting adopting;
 	struct passing passing; /* rules are asked about it (views.h) */
 	bool adopted;		/* the packet's flow is an adopted one that is to be asked about again */

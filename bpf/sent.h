@@ -35,16 +35,16 @@ always_inline bool sent_tells(const struct packet *p)
 
 always_inline void sent_open(struct packet *p, struct scratch *s)
 {
-	struct opening o = {.config = config_of(active_now().epoch),
-			    .midstream = p->tuple.proto == IPPROTO_TCP && !tcp_is_open(p->tcp_flags),
-			    .to_linux = true};
+	const struct config *config = config_of(active_now().epoch);
 	bool answers = is_icmp(&p->tuple) && p->icmp_type != icmp_request(p->tuple.family);
 
-	if (!o.config || !o.config->firewall || answers || p->tcp_flags & TCP_RST)
+	if (!config || !config->firewall || answers || p->tcp_flags & TCP_RST)
 		return;
+	opening_begin(p, s);
+	s->opening.to_linux = true;
 	s->forward.leaves = p->tuple;
 	s->source.address = p->tuple.src;
-	opening_for_linux(p, &o, s, generation(p));
+	opening_for_linux(p, s, generation(p));
 }
 
 always_inline int enter_sent(struct packet *p, struct scratch *s)

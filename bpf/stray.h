@@ -84,22 +84,22 @@ always_inline int stray_known(struct packet *p, const struct config *config, __u
 }
 
 /* A connection that Linux carries from now on; without a place in the table it does all the same. */
-always_inline void opening_for_linux(struct packet *p, struct opening *o, struct scratch *s, __u32 stamp)
+always_inline void opening_for_linux(struct packet *p, struct scratch *s, __u32 stamp)
 {
 	opening_to_linux(s, stamp);
-	opening_entries(p, o, s);
+	opening_entries(p, s);
 	s->forward.flow.carried = CARRIED_PACKET + p->length;
 	s->forward.key = p->tuple;
-	if (o->judged)
+	if (s->opening.judged)
 		firewall_count(s);
 	flow_open_plain(&s->forward, &s->answer, &s->ending);
 }
 
 always_inline int stray_open(struct packet *p, const struct config *config, __u32 stamp, struct scratch *s)
 {
-	struct opening o = {.config = config, .midstream = p->tuple.proto == IPPROTO_TCP && !tcp_is_open(p->tcp_flags)};
 	int reason = REASON_PUNT_LOCAL;
 
+	opening_begin(p, s);
 	s->forward.leaves = p->tuple;
 	if (is_to_many(p) || opening_from_nobody(&p->tuple)) {
 		s->route.result = BPF_FIB_LKUP_RET_NOT_FWDED;
@@ -107,7 +107,7 @@ always_inline int stray_open(struct packet *p, const struct config *config, __u3
 	} else {
 		route_lookup(p, s);
 	}
-	reason = opening_judge(p, &o, s, reason);
+	reason = opening_judge(p, config, s, reason);
 	if (reason == REFUSED)
 		return stray_refuse(p);
 	if (reason == REASON_DROP_MIDSTREAM || reason == REASON_ANSWER_RESET) { /* a reset is made from plain headers */
@@ -115,7 +115,7 @@ always_inline int stray_open(struct packet *p, const struct config *config, __u3
 		return conclude(p, REASON_DROP_MIDSTREAM);
 	}
 	if (reason == CONTINUE)
-		opening_for_linux(p, &o, s, stamp);
+		opening_for_linux(p, s, stamp);
 	return conclude(p, s->stray);
 }
 

@@ -202,15 +202,6 @@ always_inline void move_state(const struct peek *from, const struct birth *to, c
 			      mark_next(from->mark, FLOW_TAG_FREE));
 }
 
-/* A function that is verified once, and not on each way to it. */
-__noinline int move_free_pair(struct peek *ended, struct peek *pair)
-{
-	if (!ended || !pair)
-		return 0;
-	flow_free_pair(ended, pair);
-	return 1;
-}
-
 /* Before it comes into force: whoever counts there goes on from it. */
 always_inline void move_carried(const struct peek *from, const struct birth *to)
 {
@@ -227,11 +218,11 @@ always_inline void move_forget(const struct peek *from, const struct birth *to)
 }
 
 /* Both entries as copies in the current table, in force and locked. */
-always_inline bool move_open(struct move *move, const struct ending *e, struct birth *forward, struct birth *answer)
+always_inline bool move_open(struct work *work, const struct ending *e, struct birth *forward, struct birth *answer)
 {
 	int result = flow_place_both(forward, answer);
 
-	if (result == FLOW_FULL && flow_make_room_both(forward, answer, &move->work->evicted))
+	if (result == FLOW_FULL && flow_make_room_both(forward, answer, &work->evicted))
 		result = flow_place_both(forward, answer);
 	if (result != FLOW_CREATED)
 		return false;
@@ -240,31 +231,53 @@ always_inline bool move_open(struct move *move, const struct ending *e, struct b
 	return flow_commit_both(forward, answer) == FLOW_CREATED;
 }
 
+enum moved {
+	MOVED_NOT,  /* there is nothing to move any more */
+	MOVED_LEFT, /* until the next time */
+	MOVED_DONE,
+};
+
 /* Packets find the new entries first, and these stay locked until the old ones have ended, so they always find one. What
  * a packet writes into an old entry in that moment is lost to the counters, but not to the state. */
-always_inline void move_connection(struct move *move, const int family)
+always_inline enum moved move_both(struct work *work, const int family)
 {
-	struct ending *e = &move->work->ending;
-	struct birth *forward = &move->work->forward, *answer = &move->work->answer;
+	struct ending *e = &work->ending;
+	struct birth *forward = &work->forward, *answer = &work->answer;
 
 	if (!move_birth(&e->entry, forward, family) || !move_birth(&e->pair, answer, family))
-		return;
-	if (!move_open(move, e, forward, answer)) {
-		move->left++;
-		return;
-	}
+		return MOVED_NOT;
+	if (!move_open(work, e, forward, answer))
+		return MOVED_LEFT;
 	bool ours = peek_free(&e->entry);
 	if (ours) {
-		move_free_pair(&e->entry, &e->pair);
+		flow_free_pair(&e->entry, &e->pair);
 		move_state(&e->entry, forward, family);
 		move_state(&e->pair, answer, family);
-		move->moved++;
 	} else { /* just being rewritten, or ended: the next time shows */
 		move_forget(&e->entry, forward);
 		move_forget(&e->pair, answer);
-		move->left++;
 	}
 	flow_release_both(forward, answer, ours);
+	return ours ? MOVED_DONE : MOVED_LEFT;
+}
+
+/* The connection that was found. A function that is verified once, and not on each way to it. */
+__noinline int move_connection(void)
+{
+	struct work *work = work_get(WORK_MOVE);
+
+	if (!work)
+		return MOVED_NOT;
+	return work->ending.entry.key.family == FAMILY_IPV4 ? move_both(work, FAMILY_IPV4) :
+							      move_both(work, FAMILY_IPV6);
+}
+
+always_inline void move_on(struct move *move)
+{
+	int moved = move_connection();
+
+	move->moved += moved == MOVED_DONE;
+	move->left += moved == MOVED_LEFT;
 }
 
 /* Is this entry what is left of a connection that stands in the current table already, or of none? (An entry whose next
@@ -297,7 +310,7 @@ always_inline long move_bucket(__u32 index, struct move *move, const int family)
 		else if (!e->paired)
 			move->left++; /* just being born */
 		else
-			move_connection(move, family);
+			move_on(move);
 	}
 	return 0;
 }

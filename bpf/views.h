@@ -69,15 +69,14 @@ always_inline __u32 trust_places(__u32 first, __u32 trusted)
 __noinline int views_tell(__u32 places)
 {
 	struct scratch *s = scratch_get();
-	__u32 zero = 0;
-	struct classify *c = bpf_map_lookup_elem(&classify_scratch, &zero);
+	struct classify *c = classify_here();
 
 	if (!s || !c)
 		return 1;
 	views_asked(s);
 	for (__u32 view = 0; view < VIEWS; view++) {
 		views_see(s, &c->fields, view);
-		if (classify(c, places | view << 1 | (s->passing.arrives.family == FAMILY_IPV6)) != CLASSIFY_NONE &&
+		if (classify(places | view << 1 | (s->passing.arrives.family == FAMILY_IPV6)) != CLASSIFY_NONE &&
 		    c->told) /* 0: lets them pass */
 			return c->told;
 	}
