@@ -16,6 +16,8 @@ SHELL_SOURCES := .ci/run tools/setup tools/vm-test tools/vm-test-inner tools/ben
 
 CLANG ?= clang
 export CLANG
+# The tests start the daemon and the command line many hundred times: what is compiled once is kept, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
 # more for pytest: make test PYTEST_ARGS='-k half_close'
 PYTEST_ARGS ?=
 # what was chosen may all be in the other half
@@ -36,8 +38,8 @@ build: setup-build objects ## compiler, Python environment and BPF objects; then
 test: setup-test objects bench-objects test-objects ## unit, packet, classifier, flowtable, net, oracle (as root)
 	@$(PYTHON) -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS) tests/unit tests/packet tests/classifier $(NONE_CHOSEN)
 	@$(PYTHON) -m pytest $(PYTEST_ARGS) tests/flowtable $(NONE_CHOSEN)
-	@$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests/net $(NONE_CHOSEN)
-	@$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests/oracle $(NONE_CHOSEN)
+	@$(PYTHON) -m pytest -n 2 --dist loadscope $(PYTEST_ARGS) tests/net $(NONE_CHOSEN)
+	@$(PYTHON) -m pytest -n 2 --dist loadscope $(PYTEST_ARGS) tests/oracle $(NONE_CHOSEN)
 
 .PHONY: oracle
 oracle: setup-test objects ## 10,000 cases in two labs, with clearway and without: nobody may tell which (as root)

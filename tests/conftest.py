@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 
 import pytest
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+HOOK = re.compile(r"\[(tc|xdp)[]-]")
+"""In a test's name: the module's own parameter comes first."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -19,10 +25,14 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGTERM, interrupt)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With --dist loadgroup a file's tests of one hook stay together: they share a lab and a daemon."""
-    for item in items:
-        called_with = getattr(item, "callspec", None)
-        hook = called_with.params.get("hook", "") if called_with else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {hook}"))
+class ByLab(LoadScopeScheduling):  # type: ignore[misc]
+    """A file's tests of one hook go to one process: they share a lab and a daemon."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        hook = HOOK.search(test)
+        return f"{file} {hook[1] if hook else ''}"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByLab | None:
+    return ByLab(config, log) if config.getvalue("dist") == "loadscope" else None
