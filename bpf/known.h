@@ -260,7 +260,7 @@ always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *v
 		*verdict = hand_over(p, REASON_DROP_NO_EGRESS);
 		return 0;
 	}
-	if (p->ttl <= 1 || (s->route.result == BPF_FIB_LKUP_RET_SUCCESS && packet_segment(p) > v->mtu)) {
+	if (p->ttl <= 1 || (route_found(&s->route) && packet_segment(p) > v->mtu)) {
 		*verdict = stage(p, STAGE_ANSWER);
 		return 0;
 	}

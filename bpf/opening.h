@@ -188,12 +188,12 @@ never_inline int opening_forward(struct packet *p, struct scratch *s, int reason
 	v->dport = leaves->dport;
 	v->addr_delta = addr_delta(&p->tuple, leaves);
 	v->port_delta = fold(delta16(p->tuple.sport, v->sport) + delta16(p->tuple.dport, v->dport));
-	if (s->route.result == BPF_FIB_LKUP_RET_NO_NEIGH)
-		return forward_neighbour(p, v, &s->route);
 	if (must_hand_over(&s->egress))
 		return hand_over(p, REASON_DROP_NO_EGRESS);
 	if (packet_segment(p) > v->mtu)
 		return SEND_ANSWER;
+	if (s->route.result == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return forward_neighbour(p, v, &s->route);
 	return forward(p, v, &s->egress, reason);
 }
 
@@ -386,7 +386,7 @@ always_inline int opening_failed(struct packet *p, int reason)
 /* Will this program send the packet itself? What goes on to another one is counted in the flow there. */
 always_inline bool opening_sends(const struct packet *p, const struct scratch *s)
 {
-	if (s->route.result == BPF_FIB_LKUP_RET_SUCCESS && packet_segment(p) > s->entry.verdict.mtu)
+	if (packet_segment(p) > s->entry.verdict.mtu)
 		return false;
 #ifdef HOOK_XDP
 	return s->route.result == BPF_FIB_LKUP_RET_SUCCESS && s->route.device.xdp_transmit;

@@ -3,20 +3,15 @@
  * MTU exceptions), its neighbour table gives the link address, device_v1 tells what lies below the device. */
 #pragma once
 
-/* Looked up as Linux does it (net/netfilter/nf_nat_proto.c: NF_IP_PRI_NAT_DST comes before routing, NF_IP_PRI_NAT_SRC after
- * it): to where the packet will go, from where it came, as arriving on the device it arrived on. */
-always_inline void route_lookup_marked(const struct packet *p, struct scratch *s, __u32 mark)
+/* The question for the way of the packet, as Linux asks it (net/netfilter/nf_nat_proto.c: NF_IP_PRI_NAT_DST comes before
+ * routing, NF_IP_PRI_NAT_SRC after it): to where it will go, from where it came, as arriving on the device it arrived on. */
+always_inline void route_ask(const struct packet *p, const struct tuple *leaves, struct bpf_fib_lookup *fib)
 {
-	const struct tuple *leaves = &s->forward.leaves;
-	struct route *r = &s->route;
-	struct bpf_fib_lookup *fib = &r->fib;
-
-	__builtin_memset(r, 0, sizeof(*r));
+	__builtin_memset(fib, 0, sizeof(*fib));
 	fib->ifindex = p->ifindex;
 	fib->l4_protocol = leaves->proto;
 	fib->sport = p->tuple.sport;
 	fib->dport = leaves->dport;
-	fib->tot_len = 1; /* fits every MTU, and makes the kernel report the route's */
 	if (leaves->family == FAMILY_IPV4) {
 		fib->family = AF_INET;
 		fib->tos = p->tos;
@@ -28,8 +23,33 @@ always_inline void route_lookup_marked(const struct packet *p, struct scratch *s
 		__builtin_memcpy(fib->ipv6_src, &p->tuple.src, sizeof(p->tuple.src));
 		__builtin_memcpy(fib->ipv6_dst, &leaves->dst, sizeof(leaves->dst));
 	}
+}
+
+/* The MTU of a way whose neighbour is not known yet, which the kernel tells only if something does not fit. */
+never_inline void route_mtu(const struct packet *p, struct scratch *s, __u32 mark)
+{
+	struct bpf_fib_lookup *fib = &s->back;
+
+	route_ask(p, &s->forward.leaves, fib);
+	fib->tot_len = 0xffff;
+	fib->mark = mark;
+	bpf_fib_lookup(p->ctx, fib, sizeof(*fib), mark ? BPF_FIB_LOOKUP_MARK : 0);
+	s->route.fib.mtu_result = fib->mtu_result;
+}
+
+always_inline void route_lookup_marked(const struct packet *p, struct scratch *s, __u32 mark)
+{
+	struct route *r = &s->route;
+	struct bpf_fib_lookup *fib = &r->fib;
+
+	__builtin_memset(&r->device, 0, sizeof(r->device));
+	r->mark = 0;
+	route_ask(p, &s->forward.leaves, fib);
+	fib->tot_len = 1; /* fits every MTU, and makes the kernel report the route's */
 	fib->mark = mark;
 	r->result = bpf_fib_lookup(p->ctx, fib, sizeof(*fib), mark ? BPF_FIB_LOOKUP_MARK : 0);
+	if (r->result == BPF_FIB_LKUP_RET_NO_NEIGH)
+		route_mtu(p, s, mark);
 	if (r->result != BPF_FIB_LKUP_RET_SUCCESS && r->result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return;
 	__u32 ifindex = fib->ifindex;
@@ -156,18 +176,18 @@ always_inline void route_egress(const struct route *r, __u32 stamp, struct egres
 	out->mark = r->mark;
 }
 
-/* The next hop, and what it was resolved under. Without a neighbour it stays unresolved, and each packet asks again. */
+/* The next hop, and what it was resolved under. Without a neighbour it stays unresolved but for its MTU, and each packet asks
+ * again. */
 always_inline void route_verdict(const struct route *r, __u32 stamp, struct verdict *v, struct egress *out)
 {
 	v->stamp = 0;
 	v->egress = 0;
-	v->mtu = 0;
+	v->mtu = route_found(r) ? r->fib.mtu_result : 0;
 	__builtin_memset(v->dmac, 0, sizeof(v->dmac));
 	route_egress(r, stamp, out);
 	if (r->result != BPF_FIB_LKUP_RET_SUCCESS)
 		return;
 	__builtin_memcpy(v->dmac, r->fib.dmac, ETH_ALEN);
-	v->mtu = r->fib.mtu_result;
 	__u32 row = egress_store(out);
 	if (row == EGRESS_NONE)
 		return;

@@ -112,6 +112,15 @@ def test_ping_of_every_size(lab: Lab, daemon: Daemon, family: int, there: str, s
     raise AssertionError("\n".join(said))
 
 
+def test_what_does_not_fit_is_answered_before_the_neighbour_is_known(
+    lab: Lab, daemon: Daemon, family: int
+) -> None:
+    lab.node.ip("neigh", "flush", "to", lab["client2"].address(family))
+    ping = ("ping", "-c1", "-W1", "-Mdo", "-s1400", lab["client2"].address(family))
+    said = lab.client.ns.run(*ping, check=False, timeout=10).stdout
+    assert ("Packet too big: mtu=" if family == 6 else "Frag needed and DF set (mtu = ") + str(NARROW) in said
+
+
 @pytest.mark.parametrize("size", [1400, 5000])
 def test_fragments_of_datagrams(lab: Lab, daemon: Daemon, stack: ExitStack, family: int, size: int) -> None:
     """There and back, whatever has to be cut where."""
