@@ -11,7 +11,7 @@
 #define ADOPT_AGAIN_MS 2000 /* Linux tells when a connection is deleted; that long it is believed without */
 #define ADOPT_UNTOLD_MS 100 /* the same, where it does not tell: the connection is older than our listening */
 #define ADOPT_REFUSED_MS 20
-#define ADOPT_TURNS 64
+#define ADOPT_TURNS 8
 #define ADOPT_DOUBLED_MAX 4 /* times: who is refused again and again is asked about every 320 ms */
 
 /* Of an established TCP connection, and changing nothing about it (RFC 9293 3.10.7.4: every segment has an ACK). */
@@ -104,11 +104,11 @@ always_inline void refused_write(__u64 *row, __u32 tag, __u32 doubled, int reaso
 		(__u64)tag << 32 | (now() & REFUSED_TIME_MASK) << REFUSED_TIME_SHIFT | doubled << 8 | reason;
 }
 
-/* Connections that share a row take it from each other, for ever if both go on. So each has its turn, a jiffy of ADOPT_TURNS, in
- * which it is asked about all the same. */
-always_inline bool adopt_turn(__u32 tag)
+/* Connections that share a row take it from each other, for ever if both go on. So one packet in ADOPT_TURNS is asked about all the
+ * same: of more connections than there are rows, each comes to its turn within seconds. */
+always_inline bool adopt_turn(void)
 {
-	return !((tag ^ now()) & (ADOPT_TURNS - 1));
+	return !(bpf_get_prandom_u32() & (ADOPT_TURNS - 1));
 }
 
 /* The reason under which the packet is left to Linux without asking: because one like it was a moment ago; or because it is
@@ -128,7 +128,7 @@ always_inline int adopt_refused(const struct packet *p, __u64 hash, __u32 stamp,
 	if (was.tag == tag)
 		return was.reason == SIGHTED || was.passed > ticks(ADOPT_REFUSED_MS) << was.doubled ? CONTINUE :
 												      was.reason;
-	if (known || adopt_may_be_claimed() || (was.tag && adopt_turn(tag)))
+	if (known || adopt_may_be_claimed() || (was.tag && adopt_turn()))
 		return CONTINUE;
 	refused_write(row, tag, 0, SIGHTED);
 	return REASON_PUNT_NOT_OURS;

@@ -517,7 +517,8 @@ always_inline enum flow_result table_place(const struct flow_tables *tables, str
 	}
 	if (!yields)
 		return FLOW_CREATED;
-	if (mark_change(&marks->mark[slot], b->mark, mark_next(b->mark, FLOW_TAG_FREE)) && away)
+	if (mark_change(&marks->mark[slot], b->mark, mark_next(b->mark, FLOW_TAG_FREE)) &&
+	    b->bucket != choice->bucket[0]) /* `away`, which the verifier would follow through all of the above */
 		table_came_back(first);
 	return FLOW_EXISTS;
 }

@@ -21,7 +21,8 @@ TOGETHER_AT_MOST = 10_000  # flows
 ROUNDS = 11
 TURNS, ROUNDS_A_TURN = 3, 5
 CONNTRACK_MAX = "/proc/sys/net/netfilter/nf_conntrack_max"
-BURST_SECONDS = 0.06  # short, so that a round of all systems sees one state of the machine
+# Short, so that a round of all systems sees one state of the machine; but long enough for some packets of each flow.
+BURST_SECONDS = {1_000: 0.06, 100_000: 1.0}
 FIRST_BURST = 4_000  # frames, to find out how many fill a burst
 
 PACKETS = "packets per second"
@@ -93,7 +94,7 @@ def take_turns(through: Sequence[Traffic], rounds: int, cpu: int) -> dict[str, l
     for one in through:
         with alone_on(cpu):
             burst, _ = one.burst(FIRST_BURST)
-        frames[one.system] = round(BURST_SECONDS / burst.cpu_seconds * FIRST_BURST)
+        frames[one.system] = round(BURST_SECONDS[one.flows] / burst.cpu_seconds * FIRST_BURST)
     taken: dict[str, list[Sample]] = {one.system: [] for one in through}
     for number in range(rounds):
         for one in through if number % 2 == 0 else reversed(through):

@@ -69,7 +69,10 @@ class Router:
 
     def carried(self) -> int:
         """Packets that clearway has sent on, so far."""
-        return 0 if self.datapath is None else self.datapath.counters().reasons["forward_flow"].packets
+        if self.datapath is None:
+            return 0
+        counted = self.datapath.counters().reasons
+        return sum(one.packets for reason, one in counted.items() if reason.startswith("forward_"))
 
     def held(self, family: int, status: str) -> int:
         """UDP connections that Linux holds and that conntrack(8) lists with that status."""
