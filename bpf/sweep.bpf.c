@@ -196,9 +196,12 @@ always_inline void move_state(const struct peek *from, const struct birth *to, c
 {
 	struct flow_marks *old = table_bucket(family, from->table & 1, from->bucket);
 	struct flow_marks *now = table_bucket(family, to->table & 1, to->bucket);
+	__u32 was = from->slot, is = to->slot;
 
-	if (old && now && from->slot < FLOW_SLOTS && to->slot < FLOW_SLOTS)
-		table_inherit(table_slot(now, family, to->slot), table_slot(old, family, from->slot), old, from->slot,
+	keep_register(was);
+	keep_register(is);
+	if (old && now && was < FLOW_SLOTS && is < FLOW_SLOTS)
+		table_inherit(table_slot(now, family, is), table_slot(old, family, was), old, was,
 			      mark_next(from->mark, FLOW_TAG_FREE));
 }
 
