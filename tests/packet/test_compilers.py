@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from clearway.datapath import features
+from clearway.datapath import bpf, features
 from clearway.datapath.loader import load_object
 from clearway.lab.run import patience
 from tests.packet.stack import STACK_BYTES, deepest
 
 ROOT = Path(__file__).parents[2]
+CONNTRACK = re.compile(r"call (bpf_(?:skb_|xdp_)?ct_\w+)")
 OBJECTS = ("xdp", "tc", "sweep")
 SIZES = {
     "service_v2": 8,
@@ -44,6 +46,13 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return directory
 
 
+def asked_of_conntrack(program: int) -> set[str]:
+    """Functions of conntrack that a loaded program calls: older kernels have none, and refuse it."""
+    number = str(bpf.program_info(program).id)
+    listing = ["bpftool", "prog", "dump", "xlated", "id", number]
+    return set(CONNTRACK.findall(subprocess.run(listing, capture_output=True, text=True, check=True).stdout))
+
+
 def kernel_has(name: str) -> bool:
     return next(check.ok for check in features.checks() if check.name == name)
 
@@ -58,6 +67,7 @@ def test_object_passes_the_verifier(compiled: Path, name: str, newer: bool, tmp_
         "cw_csum_ipv6_flag": newer and kernel_has("IPv6 checksum flag"),
         "cw_conntrack": newer and kernel_has("conntrack kfuncs"),
         "cw_adoption": newer and features.has_adoption(),
+        "cw_handover": newer and features.has_handover(),
     }
     used = SIZES if name != "sweep" else {}
     constants: dict[str, int | bool] = {"cw_hz": 250, **(facts if name != "sweep" else {})}
@@ -65,6 +75,8 @@ def test_object_passes_the_verifier(compiled: Path, name: str, newer: bool, tmp_
     try:
         entry = {"xdp": "cw_xdp", "tc": "cw_tc", "sweep": "sweep"}[name]
         assert loaded.program_fd(entry) > 0
+        called = {call for program in loaded.programs.values() for call in asked_of_conntrack(program)}
+        assert bool(called) == (facts["cw_conntrack"] and name != "sweep")
     finally:
         loaded.close()
 
