@@ -681,10 +681,8 @@ __noinline int flow_may_evict(struct ending *e)
 
 /* Is there a place for this entry? Made by ending what has expired or is closed, by moving something away, or by ending what
  * may be ended, in this order. */
-__noinline int flow_make_room(struct birth *b, struct ending *e)
+always_inline bool flow_make_room(struct birth *b, struct ending *e)
 {
-	if (!b || !e)
-		return false;
 	for (int i = 0; i < VICTIM_TRIES; i++) {
 		int found = flow_victim(b, e);
 		if (found == FLOW_VICTIM_NEEDLESS)

@@ -21,8 +21,9 @@ HEAD = """\
 set -euo pipefail
 hook=${{1:?linux, tc or xdp}}
 clearway=${{CLEARWAY:-.venv/bin/clearway}}
-router=cw-repro-router hosts=cw-repro-hosts
-export CLEARWAY_INSTANCE=cw-repro CLEARWAY_STATE_DIR=$(mktemp -d)
+name=cw-repro-$$ # so that both can run at once
+router=$name-router hosts=$name-hosts
+export CLEARWAY_INSTANCE=$name CLEARWAY_STATE_DIR=$(mktemp -d)
 in_router() {{ nsenter --net=/run/netns/$router -- "$@"; }}
 in_hosts() {{ nsenter --net=/run/netns/$hosts -- "$@"; }}
 end() {{
