@@ -12,7 +12,8 @@
 #define ADOPT_UNTOLD_MS 100 /* the same, where it does not tell: the connection is older than our listening */
 #define ADOPT_REFUSED_MS 20
 #define ADOPT_TURNS 8
-#define ADOPT_DOUBLED_MAX 4 /* times: who is refused again and again is asked about every 320 ms */
+#define ADOPT_SHARED_MS 1000 /* who has not come by for longer takes the row from nobody */
+#define ADOPT_DOUBLED_MAX 4  /* times: who is refused again and again is asked about every 320 ms */
 
 /* Of an established TCP connection, and changing nothing about it (RFC 9293 3.10.7.4: every segment has an ACK). */
 always_inline bool adopt_is_plain_tcp(__u8 flags)
@@ -106,9 +107,9 @@ always_inline void refused_write(__u64 *row, __u32 tag, __u32 doubled, int reaso
 
 /* Connections that share a row take it from each other, for ever if both go on. So one packet in ADOPT_TURNS is asked about all the
  * same: of more connections than there are rows, each comes to its turn within seconds. */
-always_inline bool adopt_turn(void)
+always_inline bool adopt_turn(const struct refused *was)
 {
-	return !(bpf_get_prandom_u32() & (ADOPT_TURNS - 1));
+	return was->tag && was->passed < ticks(ADOPT_SHARED_MS) && !(bpf_get_prandom_u32() & (ADOPT_TURNS - 1));
 }
 
 /* The reason under which the packet is left to Linux without asking: because one like it was a moment ago; or because it is
@@ -128,7 +129,7 @@ always_inline int adopt_refused(const struct packet *p, __u64 hash, __u32 stamp,
 	if (was.tag == tag)
 		return was.reason == SIGHTED || was.passed > ticks(ADOPT_REFUSED_MS) << was.doubled ? CONTINUE :
 												      was.reason;
-	if (known || adopt_may_be_claimed() || (was.tag && adopt_turn()))
+	if (known || adopt_may_be_claimed() || adopt_turn(&was))
 		return CONTINUE;
 	refused_write(row, tag, 0, SIGHTED);
 	return REASON_PUNT_NOT_OURS;
