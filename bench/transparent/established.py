@@ -21,7 +21,8 @@ TOGETHER_AT_MOST = 10_000  # flows
 ROUNDS = 11
 TURNS, ROUNDS_A_TURN = 3, 5
 CONNTRACK_MAX = "/proc/sys/net/netfilter/nf_conntrack_max"
-# Short, so that a round of all systems sees one state of the machine; but long enough for some packets of each flow.
+# By flows. Short, so that a round of all systems sees one state of the machine; but long enough for some
+# packets of each flow.
 BURST_SECONDS = {1_000: 0.06, 100_000: 1.0}
 FIRST_BURST = 4_000  # frames, to find out how many fill a burst
 
