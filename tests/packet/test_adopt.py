@@ -32,6 +32,7 @@ from tests.packet.test_fragments import datagram, fragments, whole_packet
 BOTH = 1 | 2 | 16 | 32  # TRUST_IPV4 | TRUST_IPV6 | TRUST_NAT_IPV4 | TRUST_NAT_IPV6
 MARKED, OTHER = 4, 8
 REFUSED_S = 0.03  # ADOPT_REFUSED_MS, and a jiffy
+UNTOLD_S = 0.11  # ADOPT_UNTOLD_MS, and a jiffy
 PATIENCE = 20.0  # seconds; its turn comes four times in each
 
 
@@ -304,6 +305,23 @@ def test_deleted_by_linux_is_deleted_here(node: Node, net: Net) -> None:
     node.datapath.bump_mirror()  # or two seconds later
     assert talk.client(payload=b"x").reason == "punt_not_ours"
     assert node.flows.entries() == 0
+
+
+def test_what_linux_does_not_tell_of_is_asked_about_sooner(node: Node, net: Net) -> None:
+    """Connections that are older than our listening."""
+    trust(node)
+    told = Held(node, net)
+    node.world.node.sysctl({"netfilter/nf_conntrack_events": 0})
+    try:
+        untold = Held(node, net, "udp")
+    finally:
+        node.world.node.sysctl({"netfilter/nf_conntrack_events": 2})
+    for talk in (told, untold):
+        node.run(talk.client_frame("A", payload=b"x"), talk.client_device)
+        assert talk.client(payload=b"x").reason in {"forward_adopted", "forward_flow"}
+    time.sleep(UNTOLD_S)
+    assert told.client(payload=b"x").reason == "forward_flow"
+    assert untold.client(payload=b"x").reason == "forward_resolved"
 
 
 def test_release_ends_an_adopted_connection_and_no_other(node: Node, net: Net) -> None:

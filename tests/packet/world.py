@@ -15,6 +15,7 @@ from clearway.datapath import Datapath, Sizes
 from clearway.datapath.datapath import remove
 from clearway.lab.namespace import Namespace, existing
 from clearway.lab.run import run, wait_until
+from clearway.linux import conntrack
 from tests.packet.addresses import (
     BACK,
     DEVICES,
@@ -92,6 +93,8 @@ class World:
         self.node.ip_batch(self._configuration())
         with self.node.entered():
             self.ifindex = {name: number for number, name in socket.if_nameindex()}
+            # As the daemon: connections that Linux tells of are believed for longer.
+            self._undo.callback(conntrack.listener().close)
 
     def _configuration(self) -> Iterator[str]:
         for device in DEVICES:
