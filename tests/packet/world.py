@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from clearway.datapath import Datapath, Sizes
+from clearway.datapath import Datapath, Sizes, features
 from clearway.datapath.datapath import remove
 from clearway.lab.namespace import Namespace, existing
 from clearway.lab.run import run, wait_until
@@ -93,8 +93,9 @@ class World:
         self.node.ip_batch(self._configuration())
         with self.node.entered():
             self.ifindex = {name: number for number, name in socket.if_nameindex()}
-            # As the daemon: connections that Linux tells of are believed for longer.
-            self._undo.callback(conntrack.listener().close)
+            if features.has_adoption():
+                # As the daemon: connections that Linux tells of are believed for longer.
+                self._undo.callback(conntrack.listener().close)
 
     def _configuration(self) -> Iterator[str]:
         for device in DEVICES:
