@@ -74,6 +74,11 @@ always_inline bool packet_checksum_write(struct packet *p, __u32 offset, __u16 a
 	return true;
 }
 
+/* The context as the kernel has it, to be read and not trusted: what a pointer out of a trusted structure is worth the verifier
+ * looks up among all types of the kernel, each time that it comes by (kernel/bpf/btf.c, btf_nested_type_is_trusted). */
+#define packet_kernel_context(P, TYPE) \
+	((TYPE *)bpf_rdonly_cast(bpf_cast_to_kern_ctx((P)->ctx), bpf_core_type_id_kernel(TYPE)))
+
 #ifdef HOOK_XDP
 #include "packet_xdp.h"
 #else

@@ -68,7 +68,7 @@ always_inline __u8 packet_summed(const struct packet *p)
 {
 	if (!cw_kernel_context)
 		return CHECKSUM_PARTIAL;
-	struct sk_buff *skb = bpf_cast_to_kern_ctx(p->ctx);
+	struct sk_buff *skb = packet_kernel_context(p, struct sk_buff);
 	return BPF_CORE_READ_BITFIELD(skb, ip_summed);
 }
 
@@ -121,7 +121,7 @@ always_inline bool packet_decrypted(const struct packet *p)
 {
 	if (!cw_kernel_context || !bpf_core_enum_value_exists(enum skb_ext_id, SKB_EXT_SEC_PATH))
 		return false;
-	struct sk_buff *skb = bpf_cast_to_kern_ctx(p->ctx);
+	struct sk_buff *skb = packet_kernel_context(p, struct sk_buff);
 	return skb->active_extensions & 1 << bpf_core_enum_value(enum skb_ext_id, SKB_EXT_SEC_PATH);
 }
 
@@ -228,7 +228,7 @@ always_inline void packet_header_changed(struct packet *p, __u16 delta)
 
 always_inline struct net_device *packet_device(const struct packet *p)
 {
-	struct sk_buff *skb = bpf_cast_to_kern_ctx(p->ctx);
+	struct sk_buff *skb = packet_kernel_context(p, struct sk_buff);
 
 	return skb->dev;
 }

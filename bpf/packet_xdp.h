@@ -152,7 +152,7 @@ always_inline void packet_header_changed(struct packet *p, __u16 delta)
 
 always_inline struct net_device *packet_device(const struct packet *p)
 {
-	struct xdp_buff *xdp = bpf_cast_to_kern_ctx(p->ctx);
+	struct xdp_buff *xdp = packet_kernel_context(p, struct xdp_buff);
 
 	return xdp->rxq->dev;
 }

@@ -522,3 +522,4 @@ extern void bpf_ct_set_timeout(struct nf_conn___init *ct, __u32 timeout) __attri
 extern int bpf_ct_set_status(const struct nf_conn___init *ct, __u32 status) __attribute__((section(".ksyms"), weak));
 extern struct nf_conn *bpf_ct_insert_entry(struct nf_conn___init *ct) __attribute__((section(".ksyms"), weak));
 extern void *bpf_cast_to_kern_ctx(void *obj) __attribute__((section(".ksyms"), weak));
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __attribute__((section(".ksyms"), weak));
