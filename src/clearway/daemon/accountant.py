@@ -100,7 +100,7 @@ class Accountant:
                     credited = time.monotonic()
 
     def _credit_ended(self, ring: Ring) -> None:
-        self._learn_names()
+        self._names.update({ifindex: link.name for ifindex, link in self._links().items()})
         records, behind = ring.peek()
         if len(records) and self._accounts.rules is not None:
             self._accounts.settle_ended(ended_connections(records), self._names)
@@ -112,7 +112,8 @@ class Accountant:
         """rules: that are in force from then on."""
         if self._ring is None or self._accounts.rules is None:
             return
-        self._learn_names()
+        # First, because who comes again within a jiffy looks like who has ended.
+        self._credit_ended(self._ring)
         flows = self._datapath.flows()
         adopted = flows["flags"] & self._datapath.enum("flow_state")["FLOW_ADOPTED"] != 0
         records, behind = self._ring.peek()
@@ -132,6 +133,3 @@ class Accountant:
             if str(error) != self._complained:
                 log.error("the accounts of Linux' rules cannot be kept for the next start", why=str(error))
             self._complained = str(error)
-
-    def _learn_names(self) -> None:
-        self._names.update({ifindex: link.name for ifindex, link in self._links().items()})
