@@ -8,8 +8,12 @@ import signal
 import threading
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+settings.register_profile("clearway", deadline=None)  # the machine may be busy with something else
+settings.load_profile("clearway")
 
 HOOK = re.compile(r"\[(tc|xdp)[]-]")
 """In a test's name: the module's own parameter comes first."""

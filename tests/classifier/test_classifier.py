@@ -72,7 +72,7 @@ def network(family: int, number: int, length: int) -> IPNetwork:
     return IPv4Network((number, length)) if family == 4 else IPv6Network((number, length))
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_first_rule_is_found(lookups: Lookups, family: int, data: st.DataObject) -> None:
     sets = data.draw(SETS)

@@ -150,7 +150,7 @@ def words(packet: Packet) -> list[int]:
     ).words()
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_firewall_decides_as_its_rules_read(lookups: Lookups, family: int, data: st.DataObject) -> None:
     config = data.draw(firewalls())

@@ -19,7 +19,6 @@ LEAST_ARRIVALS = 4  # frames a case, on average: others say little
 REPEATABLE = settings(
     derandomize=True,
     database=None,
-    deadline=None,
     phases=(Phase.generate, Phase.shrink),
     print_blob=False,
     report_multiple_bugs=False,

@@ -19,7 +19,6 @@ from tests.packet.node import Node
 
 FUZZ = settings(
     max_examples=300,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 DESTINATION = bytes.fromhex(device_mac(FRONT).replace(":", ""))

@@ -363,7 +363,7 @@ def test_ipv6_and_full_nat_and_pools_survive_the_tables() -> None:
     assert sorted(lengths) == [96, 96 + 8]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(chain())
 def test_any_chain_of_configurations_is_applied_and_read_back(configs: list[Config]) -> None:
     fake = FakeDatapath()

@@ -448,7 +448,7 @@ def check_swap(before: Tables, after: Tables) -> None:
         assert (n.id == kept.id) if kept else (n.id not in {m.id for m in before.nats})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(chain())
 def test_any_chain_of_configurations(configs: list[Config]) -> None:
     tables = Tables()

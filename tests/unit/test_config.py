@@ -503,7 +503,7 @@ def configurations(draw: st.DrawFn) -> dict[str, object]:
     }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(configurations())
 def test_configuration_survives_being_written(data: dict[str, object]) -> None:
     config = config_from_data(data)

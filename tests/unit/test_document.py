@@ -270,7 +270,7 @@ OTHER = ["%YAML 1.1\n", "%TAG ! x\n", "---\n", "...\n", '"\\x', "'"]
 WORDS = st.sampled_from([*SECTIONS, *NUMBERS, *SIGNS, *OTHER])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(YAMLISH, st.lists(WORDS, max_size=15).map("".join), st.text(max_size=40)))
 @example("%YAML 1")
 @example("%YAML 1.x\n---\na: 1")
@@ -282,13 +282,13 @@ def test_any_text_is_read_or_refused_cleanly(text: str) -> None:
     refused_cleanly(text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=40))
 def test_any_bytes_are_read_or_refused_cleanly(data: bytes) -> None:
     refused_cleanly(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(0, len(COMPLETE) - 1),
     st.integers(0, 6),
@@ -314,7 +314,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(JSON)
 def test_any_request_is_taken_or_refused_cleanly(data: object) -> None:
     try:

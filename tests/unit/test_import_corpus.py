@@ -224,7 +224,7 @@ def test_option_without_its_values_is_named(option: str) -> None:
 DAMAGES = st.sampled_from(["cut", "drop a line", "drop a word", "repeat a line", "swap words"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(path.name for path in CORPUS.iterdir())), DAMAGES, st.integers(0, 2**32))
 def test_damaged_text_is_refused_or_imported(name: str, damage: str, seed: int) -> None:
     """And nothing else happens: no error comes out that is not meant for people."""

@@ -47,7 +47,7 @@ def test_smallest_wheel_that_is_allowed_shares_within_one_percent() -> None:
     assert largest_error(maglev_wheel(members(100), next_prime(100 * 100)), [1] * 100) <= 0.01
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=25))
 def test_weights_share_within_one_percent(weights: list[int]) -> None:
     size = next_prime(100 * sum(weights) // min(weights))
@@ -81,7 +81,7 @@ def test_one_of_different_weights_that_goes_moves_at_most_twice_its_share() -> N
         assert own <= moved <= 2 * own
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_order_of_listing_makes_no_difference(data: st.DataObject) -> None:
     listed = members(8, data.draw(st.lists(st.integers(1, 9), min_size=8, max_size=8)))
@@ -127,7 +127,7 @@ def test_turns_are_in_the_order_they_are_due(weights: list[int]) -> None:
     assert take_turns(weights, count).tolist() == [member for _, member in due[:count]]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 65535), min_size=1, max_size=20), st.integers(1, 5000))
 def test_any_number_of_turns_is_dealt_out_evenly(weights: list[int], count: int) -> None:
     turns = np.bincount(take_turns(weights, count), minlength=len(weights))

@@ -237,7 +237,7 @@ def test_tables_of_the_same_configuration_have_nothing_to_change() -> None:
     assert plan_tables(running, compile_tables(config, FACTS, running), config, FACTS).empty
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from([BEFORE, AFTER]), st.sampled_from([BEFORE, AFTER]))
 def test_plan_is_empty_exactly_when_nothing_differs(one: str, other: str) -> None:
     assert plan_configs(parse_config(one), parse_config(other), FACTS).empty == (one == other)

@@ -153,14 +153,14 @@ def led(proof: Proof, passage: Passage) -> int:
 
 
 @BOTH
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(random=st.randoms(use_true_random=False))
 def test_what_is_not_kept_is_as_in_linux(random: Random, iptables: bool) -> None:
     check(random, exact=False, iptables=iptables)
 
 
 @BOTH
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(random=st.randoms(use_true_random=False))
 def test_nothing_is_kept_in_vain_where_rules_are_plain(random: Random, iptables: bool) -> None:
     check(random, exact=True, iptables=iptables)
@@ -168,7 +168,7 @@ def test_nothing_is_kept_in_vain_where_rules_are_plain(random: Random, iptables:
 
 @BOTH
 @pytest.mark.parametrize("region", [Region.FIRST, Region.LATER])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(random=st.randoms(use_true_random=False))
 def test_of_what_is_claimed_linux_lets_pass_what_is_not_kept(
     random: Random, region: Region, iptables: bool
