@@ -2,14 +2,16 @@
 """Both ends of all connections of a case: says what they put on the wire next, and learns from what arrives.
 
 A server knows a connection by the addresses its packets arrive with; so it answers to the translation of the
-lab that it is in. Sequence numbers go by the script: as if everything had arrived.
+lab that it is in. Sequence numbers go by the script: as if everything had arrived. Once an end has reset a
+connection, what would open or close it is a reset, too: whether Linux has believed the first depends on
+packets that it has not seen (docs/transparent.md), and so does what it makes of those.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.oracle import frames, network
 from tests.oracle.case import Flow, Send, What
@@ -27,6 +29,7 @@ TCP_FLAGS: Mapping[What, str] = {
     "fin": "FA",
     "rst": "RA",
 }
+OPENS_OR_CLOSES = ("syn", "syn-ack", "fin")
 ERRORS: Mapping[What, Mapping[int, tuple[int, int, int]]] = {  # type, code, second word
     "unreachable": {4: (3, 3, 0), 6: (1, 4, 0)},
     "too-big": {4: (3, 4, 1300), 6: (2, 0, 1300)},
@@ -63,6 +66,7 @@ class _Talk:
     flow: Flow
     near: _End = field(init=False)
     far: _End = field(init=False)
+    reset: bool = False
 
     def __post_init__(self) -> None:
         flow = self.flow
@@ -94,6 +98,9 @@ class Conversation:
     def say(self, send: Send) -> list[Injection]:
         """What `send` puts on the wire."""
         talk = self._talks[send.flow]
+        if talk.reset and send.what in OPENS_OR_CLOSES:
+            send = replace(send, what="rst")
+        talk.reset |= send.what == "rst"
         sender, other = talk.ends(send.back)
         self._ident = (self._ident + 1) & 0xFFFF
         header = Header(
