@@ -519,6 +519,8 @@ always_inline int adopt_known(struct packet *p, __u32 stamp, struct scratch *s)
 	s->entry.way = s->adopting.way;
 	s->entry.verdict.state = (s->entry.verdict.state & ~FLOW_MANGLE) | s->adopting.mangle;
 	flow_resolve(&s->entry);
+	if (neighbour_due())
+		return conclude(p, REASON_PUNT_NEIGHBOUR);
 	return adopt_send(p, s, false, REASON_FORWARD_RESOLVED);
 }
 
@@ -538,6 +540,7 @@ always_inline int adopt_new(struct packet *p, __u32 stamp, struct scratch *s)
 	}
 	if (flow_open_adopted(&s->forward, &s->answer) != FLOW_CREATED)
 		return adopt_refuse(p, stamp, s->adopting.reason);
+	neighbour_due(); /* counted from now: those before this packet went by Linux */
 	return adopt_send(p, s, true, REASON_FORWARD_ADOPTED);
 }
 

@@ -42,6 +42,7 @@
 #include "adopted.h"
 #include "egress.h"
 #include "route.h"
+#include "neighbour.h"
 #include "rewrite.h"
 #include "service.h"
 #include "nat.h"

@@ -49,9 +49,10 @@ TABLE(unaccounted_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, 1,
       0); /* carried, and no record of it had room */
 TABLE(egress_v2, BPF_MAP_TYPE_ARRAY, __u32, struct egress, EGRESS_ROWS, 0);
 TABLE(trust_v2, BPF_MAP_TYPE_ARRAY, __u32, struct trust, 1, 0);
-TABLE(mangle_v1, BPF_MAP_TYPE_ARRAY, __u32, struct mangle, MANGLES, 0); /* index: FLOW_MANGLE */
-TABLE(marking_v1, BPF_MAP_TYPE_ARRAY, __u32, struct marking, 2, 0);	/* by TRUST_OTHER */
-TABLE(refused_v1, BPF_MAP_TYPE_ARRAY, __u32, __u64, REFUSED_ROWS, 0);	/* adopted.h, struct refused */
+TABLE(mangle_v1, BPF_MAP_TYPE_ARRAY, __u32, struct mangle, MANGLES, 0);	  /* index: FLOW_MANGLE */
+TABLE(marking_v1, BPF_MAP_TYPE_ARRAY, __u32, struct marking, 2, 0);	  /* by TRUST_OTHER */
+TABLE(refused_v1, BPF_MAP_TYPE_ARRAY, __u32, __u64, REFUSED_ROWS, 0);	  /* adopted.h, struct refused */
+TABLE(neighbour_v1, BPF_MAP_TYPE_ARRAY, __u32, __u64, NEIGHBOUR_ROWS, 0); /* tag << 32 | jiffies: neighbour.h */
 TABLE(inbound_v1, BPF_MAP_TYPE_LRU_HASH, struct tuple, struct inbound, 16384, 0);
 TABLE(fragment_v1, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 4096, 0);
 

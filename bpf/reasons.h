@@ -39,6 +39,7 @@ enum reason {
 	REASON_PUNT_ADOPTED, /* of an adopted flow, and Linux' to judge: SYN, FIN, RST, fragments, expired, too large */
 	REASON_PUNT_TO_FRAGMENT, /* translated, over MTU, may be fragmented: Linux fragments; it gets the packet by `lo` */
 	REASON_PUNT_MALFORMED, /* an extension, TCP, UDP or ICMP header cut short or impossible, and nothing claims it */
+	REASON_PUNT_NEIGHBOUR, /* of an adopted flow, every few seconds: Linux shall go on asking for the next hop */
 
 	/* dropped */
 	REASON_DROP_ETHERNET_SHORT = 128,

@@ -362,6 +362,7 @@ struct marking {
 _Static_assert(sizeof(struct marking) == 5156, "struct marking");
 
 #define REFUSED_ROWS 65536
+#define NEIGHBOUR_ROWS 4096
 
 /* ---- inbound: a tuple whose packets answer what Linux forwarded, so that no NAT rule may claim them ---- */
 

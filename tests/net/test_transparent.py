@@ -129,6 +129,37 @@ def test_tcpdump_sees_what_is_carried(gateway: Gateway, connection: socket.socke
     assert is_carried(gateway, connection)
 
 
+QUICK = {"base_reachable_time_ms": 500, "delay_first_probe_time": 1, "retrans_time_ms": 100}
+"""When Linux asks a neighbour again that it has not heard of."""
+
+
+def test_neighbour_that_moves_without_a_word_is_found(
+    gateway: Gateway, family: int, connection: socket.socket
+) -> None:
+    """Linux would find it, because it asks those that it sends to."""
+    near, far = NETWORKS[family][1].format(1), NETWORKS[family][1].format(2)
+    gateway.router.sysctl({f"ipv{family}/neigh/wan/{name}": value for name, value in QUICK.items()})
+    gateway.router.ip("neigh", "flush", "dev", "wan")  # which holds for who is found from now on
+    gateway.client.sysctl({"ipv4/tcp_rto_max_ms": 1000})
+    assert is_carried(gateway, connection) or is_carried(gateway, connection)
+    before, router = (_link_address(*end) for end in ((gateway.server, "eth0"), (gateway.router, "wan")))
+    after = f"{before[:-2]}{int(before[-2:], 16) ^ 0x40:02x}"
+    moves = [f"link set eth0 address {after}", f"neigh replace {near} dev eth0 lladdr {router} nud permanent"]
+    gateway.server.ip_batch(moves)
+    try:
+        connection.settimeout(60)
+        talk(connection, 1)
+        assert after in gateway.router.ip("neigh", "show", far)
+        wait_until("it is carried again", lambda: is_carried(gateway, connection))
+    finally:
+        gateway.server.ip("link", "set", "eth0", "address", before)  # its neighbours are forgotten, too
+
+
+def _link_address(namespace: Namespace, device: str) -> str:
+    [link] = json.loads(namespace.ip("-j", "link", "show", device))
+    return str(link["address"])
+
+
 def test_what_only_linux_can_follow_stays_there(gateway: Gateway, connection: socket.socket) -> None:
     rule = ("tcp", "dport", str(PORT), "limit", "rate", "1000000/second", "accept")
     gateway.router.run("nft", "insert", "rule", "inet", "gateway", "forwarding", *rule)

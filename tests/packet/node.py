@@ -83,7 +83,7 @@ class Node:
             keys, _ = table.items()
             if len(keys):
                 table.delete(keys)
-        for name in ("answer_v1", "cursor_v1", "opened_v1", "full_v1"):
+        for name in ("answer_v1", "cursor_v1", "opened_v1", "full_v1", "neighbour_v1"):
             table = self.datapath.table(name)
             keys, values = table.items()
             table.update(keys, np.zeros_like(values))

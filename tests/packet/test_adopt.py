@@ -32,6 +32,7 @@ from tests.packet.test_fragments import datagram, fragments, whole_packet
 BOTH = 1 | 2 | 16 | 32  # TRUST_IPV4 | TRUST_IPV6 | TRUST_NAT_IPV4 | TRUST_NAT_IPV6
 MARKED, OTHER = 4, 8
 REFUSED_S = 0.03  # ADOPT_REFUSED_MS, and a jiffy
+NEIGHBOUR_S = 4  # NEIGHBOUR_MS, and more
 UNTOLD_S = 0.11  # ADOPT_UNTOLD_MS, and a jiffy
 PATIENCE = 20.0  # seconds; its turn comes four times in each
 
@@ -322,6 +323,44 @@ def test_what_linux_does_not_tell_of_is_asked_about_sooner(node: Node, net: Net)
     time.sleep(UNTOLD_S)
     assert told.client(payload=b"x").reason == "forward_flow"
     assert untold.client(payload=b"x").reason == "forward_resolved"
+
+
+def seconds_later(node: Node, seconds: int, another: int = 0) -> None:
+    """For the rows of neighbours. another: added to their tags, which makes them those of others."""
+    table = node.datapath.table("neighbour_v1")
+    keys, rows = table.items()
+    used = rows != 0
+    assert used.any()
+    rows[used] += np.uint64(another << 32)
+    rows[used] -= np.uint64(seconds * node.datapath.clock().hz)
+    table.update(keys, rows)
+
+
+def test_linux_gets_a_packet_to_each_neighbour_now_and_then(node: Node, net: Net) -> None:
+    """It finds out that they have moved by sending to them."""
+    trust(node)
+    talk = Held(node, net)
+    assert [talk.client(payload=b"x").reason, talk.server(payload=b"y").reason] == [
+        "forward_adopted",
+        "forward_resolved",
+    ]
+    seconds_later(node, NEIGHBOUR_S)
+    node.datapath.bump_mirror()
+    for send in (talk.client, talk.server):
+        out = send(payload=b"x")
+        assert (out.reason, out.frame) == ("punt_neighbour", out.sent)
+        assert [send(payload=b"x").reason for _ in range(2)] == ["forward_flow"] * 2
+    node.datapath.bump_mirror()
+    assert talk.client(payload=b"x").reason == "forward_resolved"  # it was asked just now
+
+
+def test_neighbours_that_share_a_row_take_it_from_each_other(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net)
+    assert talk.client(payload=b"x").reason == "forward_adopted"
+    seconds_later(node, 0, another=1)
+    node.datapath.bump_mirror()
+    assert [talk.client(payload=b"x").reason for _ in range(2)] == ["punt_neighbour", "forward_flow"]
 
 
 def test_release_ends_an_adopted_connection_and_no_other(node: Node, net: Net) -> None:

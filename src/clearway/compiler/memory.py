@@ -30,7 +30,7 @@ NUMBER = 4  # a key, a slot of a wheel, a round-robin position
 
 # Rows that no configuration changes, as bpf/maps.h has them.
 CARRIED_ROWS, EGRESS_ROWS, INBOUND_ROWS, FRAGMENT_ROWS = 65536, 4096, 16384, 4096
-REFUSED_ROWS, MARKINGS = 65536, 2
+REFUSED_ROWS, NEIGHBOUR_ROWS, MARKINGS = 65536, 4096, 2
 DEVICE_ROWS, PORT_ROWS, COUNTER_ROWS = 4096, 4096, 192
 RECORDS_BYTES, ADOPTED_BYTES, EVENTS_BYTES = 1 << 22, 1 << 20, 1 << 20
 
@@ -184,6 +184,7 @@ def _other_tables(limits: Limits, cpus: int) -> Iterator[TableMemory]:
     yield _array("egress_v2", EGRESS_ROWS, EGRESS)
     yield _array("marking_v1", MARKINGS, MARKING)
     yield _array("refused_v1", REFUSED_ROWS, IDENTITY)
+    yield _array("neighbour_v1", NEIGHBOUR_ROWS, IDENTITY)
     yield _lru_hash("inbound_v1", INBOUND_ROWS, TUPLE, INBOUND)
     yield _lru_hash("fragment_v1", FRAGMENT_ROWS, FRAGMENT_KEY, FRAGMENT)
     yield _hash("service_v2", 2 * services, SERVICE_KEY, SERVICE)
