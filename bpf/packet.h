@@ -14,6 +14,7 @@
  *   packet_load      copy bytes out of the packet
  *   packet_transmit, packet_neighbour, packet_return, packet_hand_over
  *                    the ways out
+ *   packet_trim      cut off padding; the packet must be reloaded afterwards
  *   packet_resize    cut the layer 3 part and make room in front of it (answers)
  *   packet_partial   is the layer 4 checksum left for the device to finish? Layer 3 must be found again afterwards
  *   packet_device    the receiving device, from the kernel's own context

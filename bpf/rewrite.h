@@ -128,6 +128,8 @@ always_inline int send(struct packet *p, const __u8 *dmac, const struct egress *
 {
 	if (!packet_link(p, dmac, out->smac, out->vlan_outer, out->vlan_inner))
 		return conclude(p, REASON_DROP_REWRITE_FAILED);
+	if (!packet_trim(p))
+		return conclude(p, REASON_DROP_REWRITE_FAILED);
 	count(p, reason);
 	packet_mark(p, out->mark);
 	return packet_transmit(p, out->ifindex);

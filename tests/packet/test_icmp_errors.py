@@ -316,7 +316,7 @@ def test_padding_behind_the_quoted_packet_is_not_taken_for_it(node: Node, net: N
     error = frame(BACK, net.endpoint, talk.leaves.src, icmp_error("unreachable", about)) + filled
     out = node.send(error, BACK)
     assert out.reason == "forward_icmp_error"
-    assert out.frame.endswith(filled)
+    assert len(out.frame) == len(error) - padding
 
 
 @IPV4

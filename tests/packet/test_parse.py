@@ -236,12 +236,16 @@ def test_other_icmpv6_goes_to_linux(busy: Node, net: Net, kind: int) -> None:
     assert busy.send(sent).reason == "punt_icmp"
 
 
-def test_bytes_behind_the_packet_are_kept(busy: Node, net: Net) -> None:
-    """Ethernet pads to 60 bytes; what the padding says does not matter."""
+def test_bytes_behind_the_packet_go_no_further(busy: Node, net: Net) -> None:
+    """Ethernet pads to 60 bytes, with what may be left of another packet."""
     talk = Conversation(busy, net)
-    out = busy.send(talk.client_frame("S", ack=0) + b"\xaa" * 6)
-    assert out.reason == "forward_new"
-    assert out.frame.endswith(b"\xaa" * 6) and out.packet.haslayer(TCP)
+    for flags, reason in (("S", "forward_new"), ("A", "forward_state"), ("A", "forward_flow")):
+        sent = talk.client_frame(flags, ack=flags == "A")
+        out = busy.send(sent + b"\xaa" * 6)
+        assert (out.reason, len(out.frame)) == (reason, len(sent))
+        assert out.packet.haslayer(TCP)
+        if flags == "S":
+            talk.server("SA")
 
 
 def test_tos_and_flow_label_are_kept(busy: Node, net: Net) -> None:
