@@ -3,6 +3,14 @@
  * MTU exceptions), its neighbour table gives the link address, device_v1 tells what lies below the device. */
 #pragma once
 
+/* Of several equal routes Linux chooses by it (net/ipv6/route.c, rt6_multipath_hash: fib_multipath_hash_policy 0). */
+always_inline __be32 route_label(const struct packet *p)
+{
+	const struct ipv6hdr *ip = packet_ipv6(p);
+
+	return ip ? *(const __be32 *)ip & bpf_htonl(0xfffff) : 0;
+}
+
 /* The question for the way of the packet, as Linux asks it (net/netfilter/nf_nat_proto.c: NF_IP_PRI_NAT_DST comes before
  * routing, NF_IP_PRI_NAT_SRC after it): to where it will go, from where it came, as arriving on the device it arrived on. */
 always_inline void route_ask(const struct packet *p, const struct tuple *leaves, struct bpf_fib_lookup *fib)
@@ -19,7 +27,7 @@ always_inline void route_ask(const struct packet *p, const struct tuple *leaves,
 		fib->ipv4_dst = leaves->dst.v4;
 	} else {
 		fib->family = AF_INET6;
-		fib->flowinfo = bpf_htonl((__u32)p->tos << 20);
+		fib->flowinfo = bpf_htonl((__u32)p->tos << 20) | route_label(p);
 		__builtin_memcpy(fib->ipv6_src, &p->tuple.src, sizeof(p->tuple.src));
 		__builtin_memcpy(fib->ipv6_dst, &leaves->dst, sizeof(leaves->dst));
 	}
