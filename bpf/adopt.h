@@ -135,7 +135,8 @@ always_inline bool adopt_marks_left(struct scratch *s)
 
 /* ---- the way back ---- */
 
-/* Would Linux take the packet to come from where it says (net/ipv4/fib_frontend.c, fib_validate_source)? Of a VLAN's settings
+/* Would Linux take the packet to come from where it says (net/ipv4/fib_frontend.c, fib_validate_source), or at all
+ * (net/ipv6/ip6_input.c: disable_ipv6)? Of a VLAN's settings
  * the packet's context does not tell: there the way to the sender has to lead out by it, with the mark and without. */
 never_inline bool adopt_back(struct packet *p, struct scratch *s)
 {
@@ -143,8 +144,10 @@ never_inline bool adopt_back(struct packet *p, struct scratch *s)
 	const struct in_device *in = device->ip_ptr;
 	const struct ipv4_devconf *all = device->nd_net.net->ipv4.devconf_all;
 
-	if (p->tuple.family != FAMILY_IPV4)
-		return true;
+	if (p->tuple.family != FAMILY_IPV4) {
+		const struct inet6_dev *in6 = device->ip6_ptr;
+		return (__u32)device->ifindex != p->ifindex || (in6 && !in6->cnf.disable_ipv6);
+	}
 	if (!in || !all || (__u32)device->ifindex != p->ifindex)
 		return route_back(p, s) && (!s->adopting.routed || route_back_marked(p, s, s->adopting.routed));
 	__u32 filter = in->cnf.data[IPV4_DEVCONF_RP_FILTER - 1], every = all->data[IPV4_DEVCONF_RP_FILTER - 1];
@@ -344,9 +347,9 @@ __noinline int adopt_ask(context *ctx)
 /* ---- the stage ---- */
 
 /* The time that an entry notes as when Linux was asked. */
-always_inline __u32 adopt_asked(const struct scratch *s)
+always_inline __u32 adopt_asked(const struct packet *p, const struct scratch *s)
 {
-	return now() - (s->adopting.told ? 0 : ticks(ADOPT_AGAIN_MS) - ticks(ADOPT_UNTOLD_MS));
+	return adopt_asked_of(p, s->adopting.told ? 0 : ticks(ADOPT_AGAIN_MS) - ticks(ADOPT_UNTOLD_MS));
 }
 
 /* Would Linux translate the packet, if it is to be? */
@@ -424,7 +427,7 @@ never_inline void adopt_entries(struct packet *p, struct scratch *s)
 	}
 	forward->state = both | (source ? FLOW_SOURCE_NAT : 0) | (dest ? FLOW_DEST_NAT : 0);
 	answer->state = both | FLOW_REPLY | (source ? FLOW_DEST_NAT : 0) | (dest ? FLOW_SOURCE_NAT : 0);
-	forward->tcp_next = answer->tcp_next = adopt_asked(s);
+	forward->tcp_next = answer->tcp_next = adopt_asked(p, s);
 	struct flow *mine = s->adopting.reply ? answer : forward;
 	flow_hop(&s->entry.verdict, mine);
 	flow_lead(mine, &s->adopting.way);
@@ -503,6 +506,12 @@ always_inline int adopt_known(struct packet *p, __u32 stamp, struct scratch *s)
 {
 	if (!(s->entry.state & FLOW_ADOPTED)) /* of a configuration that was in force before, if not just opened */
 		return s->adopting.at_once ? stage(p, STAGE_KNOWN) : conclude(p, s->adopting.reason);
+	/* by another device: Linux judges it; and is asked again when no packet has come by the first for a while */
+	if (s->entry.way.inside && s->entry.way.inside != p->ifindex) {
+		if (idle_since(now(), s->entry.seen) > ticks(ADOPT_AGAIN_MS))
+			adopt_release(p, s);
+		return conclude(p, REASON_PUNT_ADOPTED);
+	}
 	bool paired = adopt_pair(s);
 	bool answers = paired && idle_since(now(), s->ending.pair.seen) <= ticks(ADOPT_AGAIN_MS);
 	s->adopting.life = answers ? LIFE_ANSWERED : LIFE_ALONE;
@@ -515,7 +524,7 @@ always_inline int adopt_known(struct packet *p, __u32 stamp, struct scratch *s)
 		return reason == CONTINUE ? conclude(p, REASON_PUNT_ADOPTED) : adopt_refuse(p, stamp, reason);
 	}
 	route_verdict(&s->route, stamp, &s->entry.verdict, &s->egress);
-	s->entry.asked = adopt_asked(s);
+	s->entry.asked = adopt_asked(p, s);
 	s->entry.way = s->adopting.way;
 	s->entry.verdict.state = (s->entry.verdict.state & ~FLOW_MANGLE) | s->adopting.mangle;
 	flow_resolve(&s->entry);

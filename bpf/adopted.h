@@ -35,11 +35,35 @@ always_inline bool adopt_is_plain(const struct packet *p)
 	return p->tuple.proto == IPPROTO_TCP ? adopt_is_plain_tcp(p->tcp_flags) : p->tuple.proto == IPPROTO_UDP;
 }
 
+/* What an entry notes of the packet that Linux was asked about: when (jiffies << ADOPT_CLASS_BITS) and its class of service, which
+ * routes and rules of routing may ask for. `ago`: jiffies. */
+#define ADOPT_CLASS_BITS 6
+#define ADOPT_CLASS_MASK ((1 << ADOPT_CLASS_BITS) - 1)
+
+always_inline __u32 adopt_asked_of(const struct packet *p, __u32 ago)
+{
+	return (now() - ago) << ADOPT_CLASS_BITS | p->tos >> 2;
+}
+
+/* Was Linux asked long ago? A time of fewer bits seems to be near again after days, but not when packets go by. */
+always_inline bool adopt_was_long_ago(const struct flow *f)
+{
+	__u32 at = f->tcp_next >> ADOPT_CLASS_BITS, is = now();
+
+	return ((is - at) & ~0u >> ADOPT_CLASS_BITS) > ticks(ADOPT_AGAIN_MS) || is - f->seen > ticks(ADOPT_AGAIN_MS);
+}
+
+/* Does it come by another way than those before? */
+always_inline bool adopt_strays(const struct packet *p, const struct flow *f)
+{
+	return flow_way(f).inside != p->ifindex || (f->tcp_next & ADOPT_CLASS_MASK) != p->tos >> 2;
+}
+
 /* May the entry not carry this packet as it is? Linux is to be asked again, or to judge it; or it belongs to a bridge, behind which
  * the same connection may be carried. */
 always_inline bool adopt_asks(const struct packet *p, const struct flow *f)
 {
-	return packet_bridged(p) || packet_decrypted(p) || now() - f->tcp_next > ticks(ADOPT_AGAIN_MS) ||
+	return packet_bridged(p) || packet_decrypted(p) || adopt_was_long_ago(f) || adopt_strays(p, f) ||
 	       adopt_has_extension(p) || (p->tuple.proto == IPPROTO_TCP && !adopt_is_plain_tcp(p->tcp_flags));
 }
 

@@ -221,7 +221,7 @@ struct peek {
 	__u32 seen;
 	__u32 rare;
 	__u32 nat;
-	__u32 asked;	/* FLOW_ADOPTED: jiffies, when Linux was asked */
+	__u32 asked;	/* FLOW_ADOPTED: adopt_asked_of() */
 	struct way way; /* likewise */
 	__u32 table;
 	__u32 bucket;

@@ -94,7 +94,7 @@ struct flow {
 	__u32 state;   /* enum flow_state */
 	__u32 stamp;   /* generation.h: what was current when the next hop was resolved; 0 = unresolved */
 	__u32 seen;    /* jiffies (low 32 bits) of the last packet */
-	__u32 tcp_next; /* TCP: the sequence number after what this direction has sent; FLOW_ADOPTED: jiffies, when Linux was asked */
+	__u32 tcp_next; /* TCP: the sequence number after what this direction has sent; FLOW_ADOPTED: when Linux was asked (adopted.h) */
 	__u32 tcp_ack; /* TCP: highest acknowledgement this direction has sent (host order); FLOW_ADOPTED: struct way */
 	__u16 tcp_window; /* TCP: the window that came with it, to be scaled; FLOW_ADOPTED: likewise */
 	__u16 egress;	  /* row of egress_v2: the device that transmits, and as whom */

@@ -321,6 +321,14 @@ struct in_device {
 	struct ipv4_devconf cnf;
 };
 
+struct ipv6_devconf {
+	__s32 disable_ipv6;
+};
+
+struct inet6_dev {
+	struct ipv6_devconf cnf;
+};
+
 struct netns_ipv4 {
 	struct ipv4_devconf *devconf_all;
 	atomic_t rt_genid;
@@ -383,6 +391,7 @@ struct net_device {
 	int ifindex;
 	unsigned long priv_flags : 32;
 	struct in_device *ip_ptr;
+	struct inet6_dev *ip6_ptr;
 	possible_net_t nd_net;
 };
 

@@ -194,6 +194,12 @@ def test_forbidden_packet_never_passes(pair: Pair, family: int, name: str) -> No
         stopped_and_let_go(stream, *STOPPING[name])
 
 
+def test_interface_that_takes_no_ipv6_takes_none(pair: Pair) -> None:
+    with streaming(pair, 6) as stream:
+        off = stream.run("sysctl -q -w net.ipv6.conf.lan0.disable_ipv6=1")
+        assert numbers(stream.listen(off)) == []
+
+
 def test_deleted_connection_is_a_new_one(pair: Pair, family: int) -> None:
     """What the rules forbid to new connections stays allowed to this one as long as conntrack knows it."""
     with streaming(pair, family) as stream:
