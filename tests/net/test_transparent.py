@@ -169,7 +169,9 @@ def test_what_only_linux_can_follow_stays_there(gateway: Gateway, connection: so
         talk(connection)
         found = explained(gateway, connection)
         assert (found["carried"], found["can_be"]) == (False, False)
-        assert "limit rate" in found["directions"][0]["rule"]
+        there, back = found["directions"]
+        assert "limit rate" in there["rule"]
+        assert (there["carried"], back["kept"]) == (False, False)
         [limit] = [one for one in gateway.json("explain", "rules")["rules"] if "limit" in one["rule"]]
         assert (limit["kind"], limit["keeps"]) == ("opaque", True)
         # the answers, which the rule does not ask for, may go on
@@ -180,6 +182,25 @@ def test_what_only_linux_can_follow_stays_there(gateway: Gateway, connection: so
         gateway.router.run("nft", "delete", "rule", "inet", "gateway", "forwarding", "handle", str(rules[0]))
     gateway.proved(3)
     wait_until("it is carried again", lambda: is_carried(gateway, connection))
+
+
+def test_interface_that_is_not_taken_is_named(
+    gateway: Gateway, hook: str, family: int, connection: socket.socket
+) -> None:
+    gateway.clearway("apply", "-", stdin=taking(hook, "lan"))
+    try:
+        talk(connection)
+        found = explained(gateway, connection)
+        assert (found["carried"], found["can_be"]) == (False, False)
+        assert [one["kept"] for one in found["directions"]] == [False, True]
+        assert found["why"] == "it comes in by wan, which clearway has not taken: `clearway up wan`"
+    finally:
+        gateway.clearway("apply", "-", stdin=taking(hook, "lan", "wan"))
+    wait_until("it is carried again", lambda: is_carried(gateway, connection))
+
+
+def taking(hook: str, *names: str) -> str:
+    return json.dumps({"interfaces": [{"name": name, "hook": hook} for name in names]})
 
 
 def test_reverse_path_filter_is_followed(gateway: Gateway, family: int, connection: socket.socket) -> None:

@@ -252,6 +252,7 @@ class FakeControl:
                     leaves=way,
                     interface_in="eth0",
                     interface_out="eth1",
+                    carried=False,
                     kept=True,
                     why="may match a rule with a limit",
                     rule=limit,

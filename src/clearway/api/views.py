@@ -305,13 +305,16 @@ class FlowQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionView:
-    """One direction of a connection: what its packets come in and leave as, and whether Linux keeps it."""
+    """One direction of a connection: what its packets come in and leave as, and whether Linux keeps it. No
+    interface: there it is this machine's own, or no route leads there.
+    """
 
     direction: str  # original | reply
     arrives: str
     leaves: str
     interface_in: str | None
     interface_out: str | None
+    carried: bool  # by the fast path, now
     kept: bool
     why: str  # it is kept
     rule: str | None  # that keeps it: family, table, chain, place and text
@@ -319,11 +322,13 @@ class DirectionView:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowExplanation:
-    """`owner`: clearway | linux | none: nobody knows the connection. `carried`: by the fast path, now."""
+    """`owner`: clearway | linux | none: nobody knows the connection. `carried`: by the fast path, now, both
+    directions.
+    """
 
     owner: str
     carried: bool
-    can_be: bool  # carried by the fast path, as rules are now
+    can_be: bool  # carried by the fast path in both directions, as rules and interfaces are now
     why: str
     directions: list[DirectionView]
 

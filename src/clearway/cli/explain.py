@@ -51,14 +51,19 @@ def flow(
 
 
 def _show_flow(found: dict[str, Any]) -> None:
-    verdict = "carried by the fast path" if found["carried"] else "carried by Linux"
-    if found["owner"] == "clearway" and not found["carried"]:
-        verdict = "not open"
+    carried = [one["direction"] for one in found["directions"] if one["carried"]]
+    if found["carried"]:
+        verdict = "carried by the fast path"
+    elif carried:
+        verdict = f"only its {carried[0]} direction is carried by the fast path"
+    else:
+        verdict = "not open" if found["owner"] == "clearway" else "carried by Linux"
     say(f"{verdict}: {found['why']}")
     for one in found["directions"]:
         way = one["arrives"] if one["arrives"] == one["leaves"] else f"{one['arrives']} as {one['leaves']}"
-        through = f"{one['interface_in'] or 'this machine'} to {one['interface_out'] or 'this machine'}"
-        say(f"  {one['direction']}: {way}, from {through}")
+        ends = (("from", one["interface_in"]), ("to", one["interface_out"]))
+        through = " ".join(f"{word} {interface}" for word, interface in ends if interface)
+        say(f"  {one['direction']}: {way}{through and ', '}{through}")
         if one["kept"]:
             say(f"    kept in Linux: {one['why']}")
         if one["rule"]:

@@ -162,7 +162,10 @@ class DaemonControl:
         daemon = self._daemon
         picture = daemon.mirror.watch.picture
         adoption = daemon.adoption
-        return explain.explain_flow(question, picture, adoption.standing, adoption.claims, self._carries)
+        taken = {name for name, one in daemon.engine.attachments.items() if not one.stale}
+        return explain.explain_flow(
+            question, picture, adoption.standing, adoption.claims, self._carries, taken
+        )
 
     def explain_rules(self) -> LinuxRules:
         return explain.explain_rules(self._daemon.adoption.standing)

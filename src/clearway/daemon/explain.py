@@ -5,7 +5,7 @@ mean for that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from clearway.api.control import FilterError
 from clearway.api.views import (
@@ -19,13 +19,17 @@ from clearway.compiler.explain import QuestionError, parse_packet
 from clearway.daemon.adoption import Standing
 from clearway.daemon.explain_claim import claim_of, explain_claim
 from clearway.daemon.honour import Claims
-from clearway.daemon.passing import direction, passage_of, unmarked
+from clearway.daemon.passing import direction, is_own, passage_of, unmarked
 from clearway.linux import conntrack
 from clearway.linux.conntrack import Held, Tuple
 from clearway.linux.picture import Picture
+from clearway.linux.rtnetlink import Link
 from clearway.model.protocols import TCP
+from clearway.proof import Passage
 
 Carries = Callable[[Tuple], str | None]
+
+JOINED = ("bond", "team", "vrf")
 
 NOT_HELD = (
     "Linux' conntrack does not hold it: the first packets of a connection are Linux' own, and so is what is"
@@ -34,9 +38,16 @@ NOT_HELD = (
 
 
 def explain_flow(
-    question: FlowQuestion, picture: Picture, standing: Standing, claims: Claims, carries: Carries
+    question: FlowQuestion,
+    picture: Picture,
+    standing: Standing,
+    claims: Claims,
+    carries: Carries,
+    taken: Set[str],
 ) -> FlowExplanation:
-    """carries: who owns the flow that a tuple is a direction of. FilterError for a question without sense."""
+    """carries: who owns the flow that a tuple is a direction of. taken: the interfaces that packets are taken
+    at. FilterError for a question without sense.
+    """
     asked = _asked(question)
     claim = claim_of(asked, claims, picture)
     owner = carries(asked)
@@ -49,18 +60,29 @@ def explain_flow(
     original = held.original if held else asked
     reply = held.reply if held else asked.reversed
     mark = held.mark if held else 0
+    flows = owner == "linux" and standing.proof is not None
     directions = [
-        _adopted("original", original, reply.reversed, mark, picture, standing),
-        _adopted("reply", reply, original.reversed, mark, picture, standing),
+        _adopted("original", original, reply.reversed, mark, picture, standing, taken, flows=flows),
+        _adopted("reply", reply, original.reversed, mark, picture, standing, taken, flows=flows),
     ]
-    wrong = _wrong(held, standing) or next((one.why for one in directions if one.kept), "")
-    carried = owner == "linux"
+    return told(held, standing, directions, flows=flows)
+
+
+def told(
+    held: Held | None, standing: Standing, directions: list[DirectionView], *, flows: bool
+) -> FlowExplanation:
+    """Of a connection that is Linux', by its directions. flows: there is a flow of it, in force."""
+    kept = [one for one in directions if one.kept]
+    beside_rules = next((one.why for one in kept if not one.rule), "")
+    wrong = "" if flows else beside_rules or _wrong(held, standing)
+    wrong = wrong or next((one.why for one in kept), "")
+    carried = flows and not kept
     if carried:
-        why = "the fast path carries it, as Linux would"
+        why = "Linux has accepted it, and none of its rules has to see its packets"
     else:
         why = wrong or "nothing stands in its way: the fast path takes it over with its next packets"
     return FlowExplanation(
-        owner="linux" if held or carried else "none",
+        owner="linux" if held or flows else "none",
         carried=carried,
         can_be=not wrong,
         why=why,
@@ -112,15 +134,48 @@ def _wrong(held: Held | None, standing: Standing) -> str:
 
 
 def _adopted(
-    name: str, arrives: Tuple, leaves: Tuple, mark: int, picture: Picture, standing: Standing
+    name: str,
+    arrives: Tuple,
+    leaves: Tuple,
+    mark: int,
+    picture: Picture,
+    standing: Standing,
+    taken: Set[str],
+    *,
+    flows: bool,
 ) -> DirectionView:
     """mark: the connection's."""
     proof = standing.proof
     passage = passage_of(arrives, leaves, picture, mark, proof.routed_with if proof else unmarked)
-    keep = proof.why_kept(passage) if proof else None
-    why = ""
-    if not passage.inside or not passage.outside:
-        why = "no route leads there through this machine"
-    elif passage.inside == passage.outside:
-        why = f"it leaves by {passage.outside}, where it came in: Linux may tell its sender of a shorter way"
-    return direction(name, arrives, leaves, passage, keep, why)
+    why = obstacle(passage, picture, taken)
+    keep = proof.why_kept(passage) if proof and not why else None
+    return direction(name, arrives, leaves, passage, keep, why, flows=flows)
+
+
+def obstacle(passage: Passage, picture: Picture, taken: Set[str]) -> str:
+    """What keeps packets of this passage in Linux whatever rules say; "" if nothing does."""
+    source, destination = passage.arrives[0], passage.leaves[2]
+    if is_own(source, picture):
+        return "it comes from this machine itself, and only what is forwarded is carried"
+    if is_own(destination, picture):
+        return "it is for this machine itself, and only what is forwarded is carried"
+    inside, outside = passage.inside, passage.outside
+    if not inside or not outside:
+        return f"no route leads to {destination if inside else source}"
+    if not _is_taken(inside, picture, taken):
+        return f"it comes in by {inside}, which clearway has not taken: `clearway up {inside}`"
+    if inside == outside:
+        return f"it leaves by {outside}, where it came in: Linux may tell its sender of a shorter way"
+    return ""
+
+
+def _is_taken(name: str, picture: Picture, taken: Set[str]) -> bool:
+    """Packets of a VLAN are taken at the device below, those of a bond at its members, too."""
+    link: Link | None = next((one for one in picture.links.values() if one.name == name), None)
+    while link is not None and link.name not in taken:
+        if link.kind in JOINED and any(
+            one.name in taken for one in picture.links.values() if one.master == link.ifindex
+        ):
+            return True
+        link = picture.links.get(link.lower) if link.vlan is not None else None
+    return link is not None

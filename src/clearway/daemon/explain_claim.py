@@ -65,8 +65,8 @@ def explain_claim(claim: Claim, standing: Standing, picture: Picture, *, carried
         kept_by += any(kept)
         if not directions or (keep is None and any(kept)):
             directions = [
-                direction("original", claim.opens, leaves, there, kept[0]),
-                direction("reply", leaves.reversed, claim.opens.reversed, back, kept[1]),
+                direction("original", claim.opens, leaves, there, kept[0], flows=carried),
+                direction("reply", leaves.reversed, claim.opens.reversed, back, kept[1], flows=carried),
             ]
             keep = kept[0] or kept[1]
     does = "balances" if claim.what == "service" else "translates"

@@ -50,26 +50,39 @@ def _passage(arrives: Tuple, leaves: Tuple, mark: int) -> Passage:
 
 
 def direction(
-    name: str, arrives: Tuple, leaves: Tuple, passage: Passage, keep: Keep | None, why: str = ""
+    name: str,
+    arrives: Tuple,
+    leaves: Tuple,
+    passage: Passage,
+    keep: Keep | None,
+    why: str = "",
+    *,
+    flows: bool,
 ) -> DirectionView:
-    """why: it stays in Linux for another reason than a rule."""
+    """why: it stays in Linux for another reason than a rule. flows: there is a flow of its connection."""
     return DirectionView(
         direction=name,
         arrives=_ends(arrives),
         leaves=_ends(leaves),
         interface_in=passage.inside or None,
         interface_out=passage.outside or None,
+        carried=flows and not (keep or why),
         kept=bool(keep or why),
         why=keep.why if keep else why,
         rule=str(keep.rule) if keep and keep.rule else None,
     )
 
 
+def is_own(address: rtnetlink.Ip, picture: Picture) -> bool:
+    """Whether it is one of this machine's."""
+    return any(one.ip == address for one in picture.addresses.values())
+
+
 def interface_to(address: rtnetlink.Ip, picture: Picture, mark: int = 0) -> str | None:
     """By which a packet to that address leaves, with this mark; None for this machine's own, and where no
     route leads.
     """
-    if any(one.ip == address for one in picture.addresses.values()):
+    if is_own(address, picture):
         return None
     try:
         with Conversation(NETLINK_ROUTE) as kernel:
