@@ -199,6 +199,23 @@ def test_interface_that_is_not_taken_is_named(
     wait_until("it is carried again", lambda: is_carried(gateway, connection))
 
 
+def test_forwarding_that_is_off_is_told(gateway: Gateway, family: int, connection: socket.socket) -> None:
+    path = "ipv4/ip_forward" if family == 4 else "ipv6/conf/all/forwarding"
+    setting = f"net.{path.replace('/', '.')}"
+    gateway.router.sysctl({path: 0})
+    try:
+        found = explained(gateway, connection)
+        assert (found["carried"], found["can_be"]) == (False, False)
+        assert (
+            found["why"] == f"Linux does not forward IPv{family} that comes in by lan: sysctl -w {setting}=1"
+        )
+        [warning] = gateway.json("status")["warnings"]
+        assert warning == f"interfaces: Linux forwards no IPv{family} between them: sysctl -w {setting}=1"
+    finally:
+        gateway.router.sysctl({path: 1})
+    assert gateway.json("status")["warnings"] == []
+
+
 def taking(hook: str, *names: str) -> str:
     return json.dumps({"interfaces": [{"name": name, "hook": hook} for name in names]})
 

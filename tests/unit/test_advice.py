@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from clearway.daemon.advice import about_endpoints, about_firewall, about_nat
+from clearway.daemon.advice import about_endpoints, about_firewall, about_forwarding, about_nat
 from clearway.linux.nftables import Chain
-from clearway.linux.rtnetlink import Hop, Link, Vlan
+from clearway.linux.picture import Picture
+from clearway.linux.rtnetlink import Address, Hop, Link, Vlan
 from clearway.model import Config, config_from_data
 
 
@@ -55,6 +56,32 @@ def test_endpoints_behind_an_interface_that_is_not_listed() -> None:
     hops = [Hop(ifindex, ip_address("10.0.0.1")) for ifindex in (1, 2, 3, 4, 99)]
     [sentence] = about_endpoints(config("eth0"), hops, LINKS)
     assert "through uplink, which is not among interfaces" in sentence
+
+
+# ---- forwarding ----
+
+
+@pytest.mark.parametrize(
+    ("addresses", "taken", "families"),
+    [
+        ({2: "10.0.0.1", 3: "192.0.2.1"}, ("eth0", "uplink"), [4]),
+        ({2: "fd00::1", 3: "2001:db8::1"}, ("eth0", "uplink"), [6]),
+        ({2: "10.0.0.1", 3: "192.0.2.1"}, ("eth0",), []),
+        ({2: "fe80::1", 3: "fe80::2"}, ("eth0", "uplink"), []),
+    ],
+)
+def test_forwarding_that_is_off_between_interfaces(
+    addresses: dict[int, str], taken: tuple[str, ...], families: list[int]
+) -> None:
+    held = [Address(ifindex, ip_address(text), 0, 0, 0) for ifindex, text in addresses.items()]
+    picture = Picture(LINKS, {(one.ifindex, one.ip): one for one in held})
+    wanted = config_from_data({"interfaces": [{"name": name} for name in taken]})
+    found = about_forwarding(wanted, picture, lambda family: f"net.{family}")
+    assert found == [
+        f"interfaces: Linux forwards no IPv{family} between them: sysctl -w net.{family}=1"
+        for family in families
+    ]
+    assert about_forwarding(wanted, picture, lambda _family: None) == []
 
 
 # ---- firewall ----

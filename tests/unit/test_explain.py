@@ -103,6 +103,11 @@ def test_what_stands_in_the_way_of_any_connection_is_said_before_its_state() -> 
 def test_what_keeps_a_direction_in_linux_whatever_rules_say(
     changes: dict[str, Any], taken: Set[str], why: str
 ) -> None:
-    found = obstacle(replace(PASSAGE, **changes), PICTURE, taken)
+    found = obstacle(replace(PASSAGE, **changes), PICTURE, taken, lambda _family, _interface: None)
     assert found.startswith(why)
     assert bool(found) == bool(why)
+
+
+def test_forwarding_that_is_off_is_said_with_what_to_set() -> None:
+    found = obstacle(PASSAGE, PICTURE, {"eth0"}, lambda family, interface: f"net.{family}.{interface}")
+    assert found == "Linux does not forward IPv4 that comes in by eth0: sysctl -w net.4.eth0=1"

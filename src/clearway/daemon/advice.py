@@ -7,9 +7,10 @@ the translation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from clearway.linux.nftables import Chain
+from clearway.linux.picture import Picture
 from clearway.linux.rtnetlink import Hop, Link
 from clearway.model import Config
 
@@ -38,6 +39,23 @@ def about_endpoints(config: Config, hops: Iterable[Hop], links: Mapping[int, Lin
         " their replies go to Linux; add it"
         for name in sorted(towards & unlisted)
     ]
+
+
+def about_forwarding(config: Config, picture: Picture, missing: Callable[[int], str | None]) -> list[str]:
+    """Families that interfaces have addresses of, two of them at least, and that Linux does not forward.
+    `missing`: the setting without which it does not forward the family.
+    """
+    listed = {interface.name for interface in config.interfaces}
+    found = []
+    for family in (4, 6):
+        between = {
+            ifindex
+            for ifindex, ip in picture.addresses
+            if ip.version == family and not ip.is_link_local and _is_named(picture.links.get(ifindex), listed)
+        }
+        if len(between) > 1 and (setting := missing(family)):
+            found.append(f"interfaces: Linux forwards no IPv{family} between them: sysctl -w {setting}=1")
+    return found
 
 
 def about_firewall(config: Config, links: Mapping[int, Link], chains: Iterable[Chain]) -> list[str]:
@@ -80,6 +98,10 @@ def _about_unjudged(config: Config, links: Mapping[int, Link]) -> list[str]:
         elif link.kind in OWN_ADDRESS and link.name not in listed and below and below.name in listed:
             found.append(f"firewall: what {link.name} takes from {below.name} is not judged; add {link.name}")
     return found
+
+
+def _is_named(link: Link | None, listed: set[str]) -> bool:
+    return link is not None and link.name in listed
 
 
 def _unlisted(config: Config, links: Mapping[int, Link]) -> set[str]:

@@ -20,7 +20,7 @@ from clearway.daemon.adoption import Standing
 from clearway.daemon.explain_claim import claim_of, explain_claim
 from clearway.daemon.honour import Claims
 from clearway.daemon.passing import direction, is_own, passage_of, unmarked
-from clearway.linux import conntrack
+from clearway.linux import conntrack, forwarding
 from clearway.linux.conntrack import Held, Tuple
 from clearway.linux.picture import Picture
 from clearway.linux.rtnetlink import Link
@@ -28,6 +28,7 @@ from clearway.model.protocols import TCP
 from clearway.proof import Passage
 
 Carries = Callable[[Tuple], str | None]
+Missing = Callable[[int, str], str | None]
 
 JOINED = ("bond", "team", "vrf")
 
@@ -147,13 +148,15 @@ def _adopted(
     """mark: the connection's."""
     proof = standing.proof
     passage = passage_of(arrives, leaves, picture, mark, proof.routed_with if proof else unmarked)
-    why = obstacle(passage, picture, taken)
+    why = obstacle(passage, picture, taken, forwarding.missing)
     keep = proof.why_kept(passage) if proof and not why else None
     return direction(name, arrives, leaves, passage, keep, why, flows=flows)
 
 
-def obstacle(passage: Passage, picture: Picture, taken: Set[str]) -> str:
-    """What keeps packets of this passage in Linux whatever rules say; "" if nothing does."""
+def obstacle(passage: Passage, picture: Picture, taken: Set[str], missing: Missing) -> str:
+    """What keeps packets of this passage in Linux whatever rules say; "" if nothing does. missing: what has
+    to be set for what comes in there to be forwarded.
+    """
     source, destination = passage.arrives[0], passage.leaves[2]
     if is_own(source, picture):
         return "it comes from this machine itself, and only what is forwarded is carried"
@@ -162,6 +165,8 @@ def obstacle(passage: Passage, picture: Picture, taken: Set[str]) -> str:
     inside, outside = passage.inside, passage.outside
     if not inside or not outside:
         return f"no route leads to {destination if inside else source}"
+    if setting := missing(passage.family, inside):
+        return f"Linux does not forward IPv{passage.family} that comes in by {inside}: sysctl -w {setting}=1"
     if not _is_taken(inside, picture, taken):
         return f"it comes in by {inside}, which clearway has not taken: `clearway up {inside}`"
     if inside == outside:

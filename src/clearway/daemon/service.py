@@ -35,7 +35,7 @@ from clearway.daemon.rounds import LastSweep, SweepRounds
 from clearway.datapath import DatapathError, features
 from clearway.datapath.calls import SweepResult
 from clearway.instance import Instance
-from clearway.linux import namespace, nftables
+from clearway.linux import forwarding, namespace, nftables
 from clearway.linux.namespace import local_port_range
 from clearway.linux.netlink import NetlinkError
 from clearway.linux.packet_sockets import ALL_DEVICES, PacketSocket
@@ -187,6 +187,7 @@ class Daemon:
         """What probably is not meant: of any configuration, and of the endpoints of the one in force."""
         links = self.machine().links
         found = advice.about_nat(config, links)
+        found += advice.about_forwarding(config, self.mirror.watch.picture, forwarding.missing)
         chains = nftables.base_chains(self.instance.nft_table) if config.firewall else ()
         found += advice.about_firewall(config, links, chains)
         if config == self.config:
