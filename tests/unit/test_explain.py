@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from clearway.api.views import DirectionView
+from clearway.api.control import FilterError
+from clearway.api.views import DirectionView, FlowQuestion
 from clearway.daemon.adoption import Standing
-from clearway.daemon.explain import obstacle, told
+from clearway.daemon.explain import asked_for, obstacle, told
 from clearway.linux import conntrack
 from clearway.linux.conntrack import Held, Tuple
 from clearway.linux.picture import Picture
@@ -62,6 +63,29 @@ def way(name: str, *, flows: bool, why: str = "", rule: str | None = None) -> Di
         why=why,
         rule=rule,
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "protocol", "problem"),
+    [
+        (":http", "192.0.2.2:443", "tcp", "':http' is no address; write ADDRESS:PORT with numbers"),
+        ("10.0.0.2", "192.0.2.2:443", "udp", "10.0.0.2 needs a port; write ADDRESS:PORT"),
+        ("fd00::2:40004", "[fd00::3]:443", "tcp", "and [ADDRESS]:PORT for IPv6"),
+        ("10.0.0.2:70000", "192.0.2.2:443", "tcp", "70000 is too large for a port"),
+        ("10.0.0.2:1", "[fd00::3]:443", "tcp", "are of different families"),
+        ("10.0.0.2:1", "192.0.2.2:443", "sctp", "'sctp' is neither tcp nor udp"),
+        ("10.0.0.2:1", "192.0.2.2:443", "icmp", "'icmp' is neither tcp nor udp"),
+    ],
+)
+def test_what_is_no_connection_is_told(source: str, destination: str, protocol: str, problem: str) -> None:
+    with pytest.raises(FilterError) as caught:
+        asked_for(FlowQuestion(source=source, destination=destination, protocol=protocol))
+    assert problem in str(caught.value)
+
+
+def test_connection_is_understood() -> None:
+    question = FlowQuestion(source="10.0.0.2:40000", destination="192.0.2.2:443", protocol="TCP")
+    assert asked_for(question) == WAY
 
 
 def test_connection_is_carried_when_both_directions_are() -> None:

@@ -85,10 +85,7 @@ def parse_packet(text: str) -> Packet:
     if found is None:
         raise QuestionError(f"{text!r} is no packet; {EXAMPLE}")
     protocol = _number(found["protocol"], PROTOCOLS, 255, "protocol")
-    source, sport = _end(found["source"], protocol)
-    destination, dport = _end(found["destination"], protocol)
-    if source.version != destination.version:
-        raise QuestionError(f"{source} and {destination} are of different families")
+    source, sport, destination, dport = parse_ends(protocol, found["source"], found["destination"], EXAMPLE)
     kind = None
     if protocol in TYPES_OF:
         if protocol != (ICMP if source.version == 4 else ICMPV6):
@@ -100,17 +97,27 @@ def parse_packet(text: str) -> Packet:
     return Packet(protocol, source, destination, sport, dport, kind, flags)
 
 
-def _end(text: str, protocol: int) -> tuple[IPAddress, int]:
+def parse_ends(
+    protocol: int, source: str, destination: str, example: str
+) -> tuple[IPAddress, int, IPAddress, int]:
+    """Addresses with their ports. example: what is to be written, for who has not. Raises QuestionError."""
+    (first, sport), (then, dport) = (_end(text, protocol, example) for text in (source, destination))
+    if first.version != then.version:
+        raise QuestionError(f"{first} and {then} are of different families")
+    return first, sport, then, dport
+
+
+def _end(text: str, protocol: int, example: str) -> tuple[IPAddress, int]:
     found = END.fullmatch(text)
     address = found and (found["bracketed"] or found["v6"] or found["v4"])
     port = found and (found["p1"] or found["p2"])
     try:
         parsed = ip_address(address or "")
     except ValueError:
-        raise QuestionError(f"{text!r} is no address; {EXAMPLE}") from None
+        raise QuestionError(f"{text!r} is no address; {example}") from None
     if (port is not None) != (protocol in (TCP, UDP)):
         needs = "needs a port" if port is None else "has no port with that protocol"
-        raise QuestionError(f"{text} {needs}; {EXAMPLE}")
+        raise QuestionError(f"{text} {needs}; {example}")
     if int(port or 0) > 65535:
         raise QuestionError(f"{port} is too large for a port")
     return parsed, int(port or 0)

@@ -15,7 +15,7 @@ from clearway.api.views import (
     LinuxRules,
     LinuxRuleView,
 )
-from clearway.compiler.explain import QuestionError, parse_packet
+from clearway.compiler.explain import QuestionError, parse_ends
 from clearway.daemon.adoption import Standing
 from clearway.daemon.explain_claim import claim_of, explain_claim
 from clearway.daemon.honour import Claims
@@ -24,7 +24,7 @@ from clearway.linux import conntrack, forwarding
 from clearway.linux.conntrack import Held, Tuple
 from clearway.linux.picture import Picture
 from clearway.linux.rtnetlink import Link
-from clearway.model.protocols import TCP
+from clearway.model.protocols import TCP, UDP
 from clearway.proof import Passage
 
 Carries = Callable[[Tuple], str | None]
@@ -32,6 +32,8 @@ Missing = Callable[[int, str], str | None]
 
 JOINED = ("bond", "team", "vrf")
 
+PROTOCOLS = {"tcp": TCP, "udp": UDP, str(TCP): TCP, str(UDP): UDP}
+WRITE = "write ADDRESS:PORT with numbers, and [ADDRESS]:PORT for IPv6"
 NOT_HELD = (
     "Linux' conntrack does not hold it: the first packets of a connection are Linux' own, and so is what is"
     " not tracked"
@@ -49,7 +51,7 @@ def explain_flow(
     """carries: who owns the flow that a tuple is a direction of. taken: the interfaces that packets are taken
     at. FilterError for a question without sense.
     """
-    asked = _asked(question)
+    asked = asked_for(question)
     claim = claim_of(asked, claims, picture)
     owner = carries(asked)
     held = conntrack.find(asked)
@@ -103,16 +105,15 @@ def explain_rules(standing: Standing) -> LinuxRules:
     return LinuxRules(generation=standing.basis.generation, rules=rules, others=list(others))
 
 
-def _asked(question: FlowQuestion) -> Tuple:
+def asked_for(question: FlowQuestion) -> Tuple:
+    """FilterError for what is no connection."""
+    protocol = PROTOCOLS.get(question.protocol.lower())
+    if protocol is None:
+        raise FilterError(f"{question.protocol!r} is neither tcp nor udp: nothing else is carried for Linux")
     try:
-        packet = parse_packet(f"{question.protocol} {question.source} -> {question.destination}")
+        return Tuple(protocol, *parse_ends(protocol, question.source, question.destination, WRITE))
     except QuestionError as error:
         raise FilterError(str(error)) from error
-    if not packet.source_port or not packet.destination_port:
-        raise FilterError(f"{question.protocol} has no ports: only connections of TCP and UDP are adopted")
-    return Tuple(
-        packet.protocol, packet.source, packet.source_port, packet.destination, packet.destination_port
-    )
 
 
 def _wrong(held: Held | None, standing: Standing) -> str:
