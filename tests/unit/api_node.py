@@ -263,7 +263,12 @@ class FakeControl:
     def explain_rules(self) -> LinuxRules:
         self._work()
         views = [
-            LinuxRuleView(rule="ip nat post handle 3: masquerade", kind="restorable", why="", keeps=False)
+            LinuxRuleView(rule=rule, kind=kind, why="", keeps=keeps, keeps_all=keeps_all)
+            for rule, kind, keeps, keeps_all in (
+                ("ip nat post handle 3: masquerade", "restorable", False, False),
+                ("ip filter forward handle 4: tcp dport 22 drop", "restorable", True, False),
+                ("ip filter forward handle 5: limit rate 1/second accept", "opaque", True, True),
+            )
         ]
         return LinuxRules(generation=7, rules=views, others=["tc has filters for what comes in by eth0"])
 

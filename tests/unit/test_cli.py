@@ -509,6 +509,12 @@ def test_down_asks_the_daemon(clearway: Clearway, control: FakeControl) -> None:
 # ---- refusing ----
 
 
+def test_rules_of_linux_say_how_much_they_keep(clearway: Clearway, control: FakeControl) -> None:
+    _titles, nothing, some, everything, *more = clearway("explain", "rules").out.splitlines()
+    assert [line.split()[-2] for line in (nothing, some, everything)] == ["-", "some", "all"]
+    assert more[-1] == "3 rules of generation 7; 2 keep connections in Linux"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -155,6 +155,26 @@ def test_rule_is_of_a_kind(rule: str, kind: Kind, keeps: bool) -> None:
     assert classified.why
 
 
+LIMIT = "-A FORWARD -m limit --limit 1/sec -j ACCEPT"
+
+
+@pytest.mark.parametrize(
+    ("rules", "keeps", "keeps_all"),
+    [
+        ((LIMIT,), True, True),
+        (("-A FORWARD -m dscp --dscp 46 -j ACCEPT",), True, True),
+        (("-A FORWARD -m conntrack --ctstate NEW -j ACCEPT", LIMIT), True, True),
+        (("-A FORWARD -i lan0 -m limit --limit 1/sec -j ACCEPT",), True, False),
+        (("-A FORWARD -p tcp -m limit --limit 1/sec -j ACCEPT",), True, False),
+        (("-A FORWARD -i lan0 -j ACCEPT", LIMIT), True, False),
+        (("-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT", LIMIT), False, False),
+    ],
+)
+def test_rule_keeps_all_some_or_nothing(rules: tuple[str, ...], keeps: bool, keeps_all: bool) -> None:
+    *_before, classified = of_iptables(*rules).rules
+    assert (classified.keeps, classified.keeps_all) == (keeps, keeps_all)
+
+
 def test_rules_of_nft_without_counters_are_invariant() -> None:
     [classified] = of_nft([{"accept": None}]).rules
     assert classified.kind is Kind.FLOW_INVARIANT

@@ -341,6 +341,7 @@ class LinuxRuleView:
     kind: str
     why: str
     keeps: bool  # connections in Linux
+    keeps_all: bool  # of its family
 
 
 @dataclass(frozen=True, kw_only=True)

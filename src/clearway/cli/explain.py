@@ -13,7 +13,7 @@ from clearway.cli.text import Column, count, print_table, things
 RULE_COLUMNS = (
     Column("rule", "rule"),
     Column("class", "kind"),
-    Column("keeps", "keeps_some"),
+    Column("keeps", "part"),
     Column("why", "why"),
 )
 
@@ -75,7 +75,10 @@ def rules(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
 
     flow-invariant: decides the same for every packet of a connection. restorable: has an effect that is made
     up for, or that packets of established connections do not have. opaque: only Linux can follow it, and what
-    it may match stays there.
+    it may match stays there. not on the path: forwarded packets do not meet it.
+
+    keeps: which established connections it keeps in Linux, all of its family, some or none; an opaque rule
+    that only others get to keeps none.
 
     \b
     Example:
@@ -85,10 +88,17 @@ def rules(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     if output is Output.JSON:
         print_json(found)
         return
-    rows = [{**rule, "keeps_some": "some" if rule["keeps"] else ""} for rule in found["rules"]]
+    rows = [{**rule, "part": _part(rule)} for rule in found["rules"]]
     print_table(RULE_COLUMNS, rows, "Linux has no rules")
     for sentence in found["others"]:
         say(f"also kept in Linux: {sentence}")
     keeping = sum(rule["keeps"] for rule in found["rules"])
-    kept = f"{count(keeping)} keep connections in Linux" if keeping else "none keeps a connection in Linux"
-    say(f"\n{things(len(found['rules']), 'rule')} of generation {found['generation']}; {kept}")
+    some = f"{count(keeping)} {'keeps' if keeping == 1 else 'keep'}" if keeping else "none keeps"
+    known = f"{things(len(found['rules']), 'rule')} of generation {found['generation']}"
+    say(f"\n{known}; {some} connections in Linux")
+
+
+def _part(rule: dict[str, Any]) -> str:
+    if rule["keeps_all"]:
+        return "all"
+    return "some" if rule["keeps"] else ""

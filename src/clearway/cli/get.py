@@ -394,7 +394,10 @@ def _adoption_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     if adoption["why"]:
         facts = [("adopting", f"nothing: {adoption['why']}")]
     else:
-        keeping = f"{count(adoption['keeping'])} of them keep some in Linux (`clearway explain rules`)"
+        what = "keeps" if adoption["keeping"] == 1 else "keep"
+        keeping = (
+            f"{count(adoption['keeping'])} of them {what} connections in Linux (`clearway explain rules`)"
+        )
         facts = [
             (
                 "adopting",

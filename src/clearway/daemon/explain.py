@@ -98,7 +98,9 @@ def explain_rules(standing: Standing) -> LinuxRules:
     if standing.proof is None or standing.basis is None:
         raise FilterError(f"nothing can be said of Linux' rules: {standing.why}")
     rules = [
-        LinuxRuleView(rule=str(one.name), kind=str(one.kind), why=one.why, keeps=one.keeps)
+        LinuxRuleView(
+            rule=str(one.name), kind=str(one.kind), why=one.why, keeps=one.keeps, keeps_all=one.keeps_all
+        )
         for one in standing.proof.rules
     ]
     others = dict.fromkeys(keep.why for keep in standing.keeps if keep.rule is None)

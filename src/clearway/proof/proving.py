@@ -21,7 +21,7 @@ from .mangle import Effect, one_after_the_other
 from .marking import Marked, Marking
 from .nft import NftRuleset, read_nft
 from .passages import Passages, Rows
-from .region import HOOKS, Region
+from .region import HOOKS, Region, is_all_carried
 from .result import Back, Classified, Counted, Keep, Mangle, Obstacle, Passage, RuleName, Sources, View
 from .steps import Chains, StepChain
 from .walk import CHANGED_TWICE, Cause, Line, Walk
@@ -154,7 +154,7 @@ def prove(sources: Sources) -> Proof:
     always += _at_all_devices(sources, chains)
     always_here = (*always, *_beside(sources.obstacles))
     mine = _walked(chains, Region.CARRIED, always_here, sources.translated)
-    rules = tuple(_classified(chains, mine.path, {keep.rule for keep in mine.keeps}))
+    rules = tuple(_classified(chains, mine))
     return Proof(
         keeps=mine.keeps,
         rulings=mine.rulings,
@@ -380,15 +380,32 @@ def _all(family: int, why: str) -> tuple[View, int, Line]:
 # ---- rules ----
 
 
-def _classified(
-    chains: Chains, path: Iterable[StepChain], guilty: set[RuleName | None]
-) -> Iterator[Classified]:
-    met = _reached(chains, path)
+def _classified(chains: Chains, mine: Rulings) -> Iterator[Classified]:
+    met = _reached(chains, mine.path)
+    guilty, in_all = _guilty(mine)
     at_nat = _reached(chains, (one for one in chains.values() if one.kind == "nat" and one.hook in HOOKS))
     for key, chain in chains.items():
         for rule in chain.rules:
             kind, why = kind_of(rule, chain, on_path=key in met, at_nat=key in at_nat)
-            yield Classified(rule.name, kind, why, rule.name in guilty)
+            yield Classified(rule.name, kind, why, rule.name in guilty, rule.name in in_all)
+
+
+def _guilty(mine: Rulings) -> tuple[set[RuleName | None], set[RuleName | None]]:
+    """Rules that keep something, and those that keep all of each family that they keep something of."""
+    some: set[tuple[RuleName | None, int]] = set()
+    every: set[tuple[RuleName | None, int]] = set()
+    for (_view, family), rulings in mine.rulings.items():
+        passed = False
+        for ruling in rulings:
+            if ruling.keep is None:
+                passed = True
+                continue
+            one = mine.keeps[ruling.keep].rule, family
+            some.add(one)
+            if not passed and any(is_all_carried(box) for box in ruling.boxes):
+                every.add(one)
+    guilty = {rule for rule, _family in some}
+    return guilty, guilty - {rule for rule, _family in some - every}
 
 
 def _reached(chains: Chains, bases: Iterable[StepChain]) -> set[tuple[str, str]]:

@@ -61,6 +61,8 @@ FLAGS = {
     | flags_where(FIN | SYN | RST, RST)
     | flags_where(FIN | SYN | RST, SYN),
 }
+ASKED = ("source", "destination", "sport", "dport", "inside", "outside", "connmark")
+"""Fields by which it is told what is kept, beside the protocol."""
 UNICAST = Ranges.numbers([TYPES.index("unicast")])
 
 VARYING = {
@@ -99,6 +101,14 @@ def start(hook: str, priority: int, family: int, region: Region = Region.CARRIED
     if first and priority <= CONNTRACK:
         box = replace(box, state=INVALID if priority < CONNTRACK else INVALID | state)
     return box
+
+
+def is_all_carried(box: Box) -> bool:
+    """Whether everything that is carried of its family is in it, by what keeps are asked by (Keep)."""
+    everything = whole(box.family)
+    return Ranges.numbers([TCP, UDP]).within(box.protocol) and all(
+        getattr(everything, name).within(getattr(box, name)) for name in ASKED
+    )
 
 
 def views_of(hook: str, priority: int, kind: str = "filter") -> tuple[View, ...]:

@@ -99,12 +99,15 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """A rule and what it means. `keeps`: at least one flow because of it."""
+    """A rule and what it means. `keeps`: at least one flow because of it; `keeps_all`: every one of its
+    families, whatever its addresses, ports, interfaces and mark are.
+    """
 
     name: RuleName
     kind: Kind
     why: str
     keeps: bool
+    keeps_all: bool
 
 
 @dataclass(frozen=True, slots=True)
