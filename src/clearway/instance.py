@@ -26,7 +26,7 @@ class Instance:
 
     name: str
     run_dir: Path  # socket and lock; gone after a reboot
-    state_dir: Path  # what was changed through the API; survives
+    state_dir: Path  # what was changed through the API, and logs; survives
     pin_dir: Path  # the data path itself
 
     @property
@@ -40,6 +40,20 @@ class Instance:
     @property
     def state(self) -> Path:
         return self.state_dir / "state.json"
+
+    @property
+    def up_config(self) -> Path:
+        """The configuration that `clearway up` starts a daemon with when there is no other."""
+        return self.state_dir / "up.yaml"
+
+    @property
+    def log(self) -> Path:
+        """Of a daemon that `clearway up` has started; that of the one before is beside it."""
+        return self.state_dir / "daemon.log"
+
+    @property
+    def log_before(self) -> Path:
+        return self.state_dir / "daemon.log.1"
 
     @property
     def nft_table(self) -> str:

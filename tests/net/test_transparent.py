@@ -348,6 +348,9 @@ def test_connections_go_on_when_clearway_is_gone(
     try:
         talk(connection)
         assert gateway.router.read(LENIENT) == "0\n"
+        assert {one.name for one in gateway.directory.iterdir()} <= {"daemon.log", "daemon.log.1"}
+        said = (gateway.directory / "daemon.log").read_text()
     finally:
         gateway.clearway("up", "lan", "wan", "--hook", hook)
         gateway.proved(3)
+    assert (gateway.directory / "daemon.log.1").read_text() == said

@@ -269,7 +269,7 @@ def test_client_that_leaves_in_the_middle_harms_nobody(
 
 
 def test_no_daemon_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UnreachableError, match="start it with `clearway run`"):
+    with pytest.raises(UnreachableError, match="start it with `clearway up"):
         Client(tmp_path / "none").get("status")
 
 

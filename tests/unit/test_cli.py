@@ -457,6 +457,24 @@ def test_rules_that_are_never_reached_come_with_what_is_planned_and_applied(
         assert clearway(command, str(file), "-o", "json").json()["warnings"] == [warning]
 
 
+@pytest.mark.parametrize(
+    ("hook", "hooks"), [([], {"eth0": "tc", "lo": "auto"}), (["--hook", "xdp"], {"eth0": "xdp", "lo": "xdp"})]
+)
+def test_interface_that_is_taken_keeps_its_hook_unless_one_is_named(
+    clearway: Clearway, control: FakeControl, hook: list[str], hooks: dict[str, str]
+) -> None:
+    assert clearway("up", "eth0", "lo", *hook).code == 0
+    assert {one.name: one.hook for one in control.running.interfaces} == hooks
+
+
+def test_up_tells_of_interfaces_and_not_of_a_configuration(clearway: Clearway, control: FakeControl) -> None:
+    ran = clearway("up", "eth0", "a b")
+    assert ran.code == ExitCode.REFUSED
+    assert ran.err.startswith("clearway: ")
+    assert "interfaces[" not in ran.err
+    assert "a b" in ran.err
+
+
 def test_single_things_come_drain_and_go(clearway: Clearway, control: FakeControl) -> None:
     add = ("service", "add", "dns", "--address", "2001:db8::1", "--port", "53", "--protocol", "udp")
     ran = clearway(*add, "--endpoint", "[2001:db8::2]:53,weight=3", "--endpoint", "[2001:db8::3]:53")
@@ -623,8 +641,8 @@ def test_no_daemon_is_a_code_of_its_own(
     monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO()))
     ran = clearway(*command.split(), "-o", "json")
     assert ran.code == ExitCode.UNREACHABLE
-    assert "start it with `clearway run`" in ran.err
-    assert "start it with `clearway run`" in ran.json()["errors"][0]["message"]
+    assert "start it with `clearway up INTERFACE...` or `clearway run`" in ran.err
+    assert "start it with `clearway up INTERFACE...` or `clearway run`" in ran.json()["errors"][0]["message"]
 
 
 @pytest.mark.parametrize("command", ["apply", "plan", "firewall import"])
@@ -690,6 +708,14 @@ def test_down_without_anything_is_fine(clearway: Clearway, directories: Path) ->
     ran = clearway("down")
     assert ran.code == 0
     assert "nothing to remove" in ran.out
+
+
+def test_down_leaves_logs_of_what_up_has_written(clearway: Clearway, directories: Path) -> None:
+    (directories / "state").mkdir()
+    for name in ("up.yaml", "daemon.log", "daemon.log.1"):
+        (directories / "state" / name).touch()
+    assert clearway("down").code == 0
+    assert {one.name for one in (directories / "state").iterdir()} == {"daemon.log", "daemon.log.1"}
 
 
 def test_down_does_not_pull_the_rug_from_under_a_daemon(

@@ -161,8 +161,8 @@ class Client:
         match error:
             case FileNotFoundError() | ConnectionRefusedError():
                 return NotRunningError(
-                    f"no daemon is running at {self._path}; start it with `clearway run`,"
-                    " or name another with --instance"
+                    f"no daemon is running at {self._path}; start it with `clearway up INTERFACE...` or"
+                    " `clearway run`, or name another with --instance"
                 )
             case PermissionError():
                 return UnreachableError(f"{self._path} may not be used by this user; run as root")

@@ -65,8 +65,8 @@ def run(
 def down(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     """Remove the data path and end the daemon.
 
-    Every interface is detached, every pin and the stored state removed. Linux carries the traffic alone
-    afterwards; connections through services and NAT end.
+    Every interface is detached, every pin and the stored state removed, and what `clearway up` has written
+    but the log. Linux carries the traffic alone afterwards; connections through services and NAT end.
 
     \b
     Example:
@@ -80,6 +80,7 @@ def down(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
         _wait_until_gone(options)
     except UnreachableError:
         removed = _remove_alone(options)
+    options.instance().up_config.unlink(missing_ok=True)
     if output is Output.JSON:
         print_json({"removed": removed})
     else:

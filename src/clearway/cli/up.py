@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from clearway.api.client import UnreachableError
+from clearway.api.client import RefusedError, UnreachableError
 from clearway.cli import complete
 from clearway.cli.common import (
     CommandError,
@@ -46,14 +47,19 @@ def up(
             metavar="INTERFACE...", help="Interfaces to take.", autocompletion=complete.interfaces
         ),
     ],
-    hook: Annotated[Hook, typer.Option(help="Where in the kernel packets are met.")] = "auto",
+    hook: Annotated[
+        Hook | None,
+        typer.Option(
+            help="Where in the kernel packets are met. [default: auto; of one that is taken, what it has]"
+        ),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Take interfaces: what Linux forwards between them goes faster.
 
     Nothing else changes: connections that Linux has accepted are carried past it, as its own rules, NAT and
-    routes say. Starts a daemon in the background if none is running; `clearway down` ends it and leaves no
-    trace.
+    routes say. Starts a daemon in the background if none is running; `clearway down` ends it and leaves
+    nothing but its log.
 
     \b
     Example:
@@ -79,21 +85,31 @@ def _tell(options: Options, interfaces: list[str]) -> None:
         say(f"{name}: taken" if attached else f"{name}: not taken yet: {found[name]['reason']}")
 
 
-def _take(options: Options, interfaces: list[str], hook: Hook) -> dict[str, Any]:
-    """The configuration in force, with these interfaces in it."""
+def _take(options: Options, interfaces: list[str], hook: Hook | None) -> dict[str, Any]:
+    """The configuration in force, with these interfaces in it. hook: None leaves it what it is."""
     client = options.client()
     config = client.get("config")
     known = {one["name"]: one for one in config["interfaces"]}
     for name in interfaces:
-        known[name] = {"name": name, "hook": hook}
+        if hook or name not in known:
+            known[name] = {"name": name, "hook": hook or "auto"}
     config["interfaces"] = list(known.values())
-    applied: dict[str, Any] = client.post_yaml(
-        "apply", text=json.dumps(config).encode(), source="clearway up"
-    )
+    try:
+        applied: dict[str, Any] = client.post_yaml("apply", text=json.dumps(config).encode())
+    except RefusedError as error:
+        said = (_without_place(one) for one in error.errors)
+        raise CommandError(ExitCode.REFUSED, *said, errors=error.errors) from error
     return applied
 
 
-def _start(options: Options, interfaces: list[str], hook: Hook) -> bool:
+def _without_place(error: dict[str, Any]) -> str:
+    """Who has named interfaces does not know of a configuration, nor of the places in it."""
+    if str(error.get("path")).startswith("interfaces["):
+        return f"{error['what']}; {error['fix']}"
+    return str(error["message"])
+
+
+def _start(options: Options, interfaces: list[str], hook: Hook | None) -> bool:
     """A daemon that outlives this command, with the instance's file if there is one; whether it has taken
     these interfaces with its start.
     """
@@ -104,13 +120,14 @@ def _start(options: Options, interfaces: list[str], hook: Hook) -> bool:
             f"the daemon is starting (pid {pid} holds {instance.lock}); try again in a moment",
         )
     own = not instance.config.exists()
-    file = instance.state_dir / "up.yaml" if own else instance.config
-    if own:
-        instance.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        taken = [{"name": name, "hook": hook} for name in interfaces]
-        file.write_text(json.dumps({"interfaces": taken}) + "\n")
-    log = instance.state_dir / "daemon.log"
+    file = instance.up_config if own else instance.config
     instance.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if own:
+        taken = [{"name": name, "hook": hook or "auto"} for name in interfaces]
+        file.write_text(json.dumps({"interfaces": taken}) + "\n")
+    log = instance.log
+    with suppress(FileNotFoundError):  # what a daemon said that has crashed is wanted still
+        log.replace(instance.log_before)
     command = [sys.executable, "-m", "clearway", "--instance", instance.name, "run", "-c", str(file)]
     with log.open("wb") as written:
         daemon = subprocess.Popen(
