@@ -111,7 +111,9 @@ def test_connection_is_carried_and_linux_holds_it(
     assert (found["owner"], found["carried"], found["can_be"]) == ("linux", True, True)
 
 
-def test_tcpdump_sees_what_is_carried(gateway: Gateway, connection: socket.socket, tmp_path: Path) -> None:
+def test_tcpdump_sees_what_is_carried(
+    gateway: Gateway, hook: str, connection: socket.socket, tmp_path: Path
+) -> None:
     seen = tmp_path / "seen"
     port = connection.getsockname()[1]
     dump = gateway.router.spawn(
@@ -119,6 +121,8 @@ def test_tcpdump_sees_what_is_carried(gateway: Gateway, connection: socket.socke
     )
     try:
         wait_until("it is noticed", lambda: "tcpdump" in " ".join(gateway.json("status")["listened"]))
+        [listened] = gateway.json("status")["listened"]
+        assert listened.endswith(", by TC instead of XDP") == (hook == "xdp")
         talk(connection)
         assert dump.wait(10) == 0
     finally:

@@ -145,7 +145,7 @@ class FakeControl:
             adoption=AdoptionView(
                 possible=True, generation=7, rules=12, keeping=2, seconds=0.0214, why="", honoured=HONOURED
             ),
-            listened=["eth0: tcpdump (4712)"],
+            listened=["eth0: tcpdump (4712), by TC instead of XDP"],
             settings=[SettingView(name="net.ipv4.conf.lo.accept_local", before="0", now="1")],
         )
 

@@ -331,6 +331,8 @@ def test_set_is_emptied_by_the_configuration(
             [
                 "1 service, 2 endpoints, 1 NAT rule, 2 firewall rules\n",
                 "12 expired\n",
+                "; 2 of them keep connections in Linux (",
+                "traffic is shown to eth0: tcpdump (4712), by TC instead of XDP\n",
                 "!                  nat out: a warning",
             ],
         ),

@@ -222,6 +222,17 @@ def test_every_check_says_what_was_found_and_what_follows() -> None:
     assert {"kernel", "libbpf", "TCX", "kernel context", "IPv4 forwarding", "nft"} <= {c.name for c in found}
 
 
+@pytest.mark.parametrize("lacking", ["context", "nft", "conntrack"])
+def test_what_carrying_linux_connections_lacks_is_named(lacking: str) -> None:
+    there = dict.fromkeys(("context", "nft", "conntrack"), True)
+    assert features.adoption_check(**there).ok
+    check = features.adoption_check(**{**there, lacking: False})
+    words = {"context": "bpf_cast_to_kern_ctx", "nft": "nft.base_seq", "conntrack": "bpf_xdp_ct_lookup"}
+    assert (check.ok, check.needed) == (False, False)
+    assert check.detail.startswith(f"no {words[lacking]}")
+    assert check.fallback.startswith("`clearway up` makes nothing faster")
+
+
 def test_old_kernel_is_refused_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.release", lambda: "5.10.0-30-amd64")
     (kernel, *_) = features.must_haves()

@@ -61,7 +61,7 @@ class StatusView:
     waiting: list[str]  # a sentence for each thing that is configured and not in force yet
     warnings: list[str]  # a sentence for what is in force and probably not meant
     adoption: AdoptionView
-    listened: list[str]  # "lan: tcpdump (123)" for each packet socket that traffic is shown to
+    listened: list[str]  # "lan: tcpdump (123)" for each packet socket, and whether it sees TC instead of XDP
     settings: list[SettingView]  # of the network namespace, changed while the data path is there
 
 

@@ -356,13 +356,13 @@ def _status_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             + ("" if found["rules"] is None else f", {things(found['rules'], 'firewall rule')}"),
         ),
         ("interfaces", f"{found['interfaces']} attached"),
-        ("received", f"{count(found['received_packets'])} packets, {size(found['received_bytes'])}"),
+        ("received", f"{things(found['received_packets'], 'packet')}, {size(found['received_bytes'])}"),
     ]
     if sweep:
         facts.append(
             (
                 "flow table",
-                f"{count(sweep['connections'])} connections, made for {count(found['max_flows'])} of each"
+                f"{things(sweep['connections'], 'connection')}, made for {count(found['max_flows'])} of each"
                 f" family; aged {duration(sweep['ago'])} ago in {sweep['seconds'] * 1000:.1f} ms",
             )
         )
@@ -408,9 +408,7 @@ def _adoption_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     if adoption["honoured"]:
         facts.append(("honouring", adoption["honoured"]))
-    facts += [
-        ("listened", f"{who}: traffic is shown to it, by TC instead of XDP") for who in found["listened"]
-    ]
+    facts += [("listened", f"traffic is shown to {who}") for who in found["listened"]]
     changed = [f"{one['name']} = {one['now']} (was {one['before']})" for one in found["settings"]]
     return [*facts, ("settings", f"{', '.join(changed)}; put back by `clearway down`")] if changed else facts
 

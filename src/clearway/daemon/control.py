@@ -42,9 +42,10 @@ from clearway.daemon.service import Daemon
 from clearway.datapath import features
 from clearway.datapath.flows import state_names
 from clearway.linux import conntrack, namespace
-from clearway.linux.packet_sockets import owners
+from clearway.linux.packet_sockets import ALL_DEVICES, owners
 from clearway.model import Config
 
+BY_TC = ", by TC instead of XDP"
 HANDED_TO_TC = "XDP hands what leaves by it to TC, because"
 USAGE_SECONDS = 1.0  # counts of connections may be this old, so that asking often costs little
 
@@ -256,10 +257,13 @@ class DaemonControl:
 
     def _listened(self) -> list[str]:
         sockets = self._daemon.adoption.sockets
+        present = [one for one in self._daemon.engine.attachments.values() if not one.stale]
+        on_xdp = {one.ifindex for one in present if one.hook != "tc"}
         links, known = self._daemon.machine().links, owners(sockets) if sockets else {}
         return sorted(
             f"{links[one.ifindex].name if one.ifindex in links else 'every interface'}:"
             f" {known.get(one, 'a process that is not to be seen from here')}"
+            + (BY_TC if one.ifindex in on_xdp or (one.ifindex == ALL_DEVICES and on_xdp) else "")
             for one in sockets
         )
 

@@ -234,6 +234,24 @@ def has_live_frames() -> bool:
     return False
 
 
+def adoption_check(*, context: bool, nft: bool, conntrack: bool) -> Check:
+    """What has_adoption() needs, in one row."""
+    needs = (
+        ("nft.base_seq in struct net (Linux 6.17)", nft),
+        ("bpf_cast_to_kern_ctx (Linux 6.2)", context),
+        ("bpf_xdp_ct_lookup (nf_conntrack)", conntrack),
+    )
+    missing = [f"no {what}" for what, there in needs if not there]
+    return Check(
+        "carrying Linux' connections",
+        not missing,
+        False,
+        ", ".join(missing or [what for what, _there in needs]),
+        "`clearway up` makes nothing faster"
+        + ("" if nft else "; changes of rules are noticed by netlink, a moment later"),
+    )
+
+
 def _kernel_features() -> list[Check]:
     context, tcx, live = has_kernel_context(), has_tcx(), has_live_frames()
     csum = has_csum_ipv6_flag()
@@ -247,13 +265,7 @@ def _kernel_features() -> list[Check]:
             "bpf_cast_to_kern_ctx" if context else "no kfunc bpf_cast_to_kern_ctx (Linux 6.2)",
             "route changes reach established flows by netlink events, a moment later",
         ),
-        Check(
-            "nftables generation",
-            nft,
-            False,
-            "nft.base_seq in struct net" if nft else "struct net has no nft.base_seq (Linux 6.17)",
-            "connections of Linux are not carried; rule changes are noticed by netlink, a moment later",
-        ),
+        adoption_check(context=context, nft=nft, conntrack=conntrack),
         Check(
             "conntrack kfuncs",
             conntrack,
