@@ -140,3 +140,12 @@ def test_page_has_every_reason_with_its_meaning() -> None:
     assert list(table) == [name.lower() for name, _comment in listed if name != "COUNT"]
     for name, comment in listed:
         assert not comment or table[name.lower()] == comment
+
+
+def test_page_has_every_way_that_a_connection_ends() -> None:
+    header = (ROOT / "bpf" / "types.h").read_text()
+    ways = [
+        name.lower().replace("_", " ") for name in re.findall(r"^\tFLOW_END_(\w+),", header, re.MULTILINE)
+    ]
+    table = DOCS.split("| `why` |", 1)[1].split("\n\n", 1)[0]
+    assert re.findall(r"^\| `([a-z ]+)` \|", table, re.MULTILINE) == [way for way in ways if way != "count"]
