@@ -247,16 +247,17 @@ class FakeControl:
             why="may match a rule with a limit",
             directions=[
                 DirectionView(
-                    direction="original",
+                    direction=name,
                     arrives=way,
                     leaves=way,
                     interface_in="eth0",
-                    interface_out="eth1",
-                    carried=False,
-                    kept=True,
-                    why="may match a rule with a limit",
-                    rule=limit,
+                    interface_out=out,
+                    carried=not rule,
+                    kept=bool(rule),
+                    why="may match a rule with a limit" if rule else "",
+                    rule=rule,
                 )
+                for name, out, rule in (("original", "eth1", limit), ("reply", None, None))
             ],
         )
 

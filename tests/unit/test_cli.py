@@ -529,6 +529,18 @@ def test_down_asks_the_daemon(clearway: Clearway, control: FakeControl) -> None:
 # ---- refusing ----
 
 
+def test_explanation_says_which_direction_is_carried(clearway: Clearway, control: FakeControl) -> None:
+    headline, *directions = clearway("explain", "flow", "10.0.0.2:1", "192.0.2.2:2", "tcp").out.splitlines()
+    only = "only its reply direction is carried by the fast path, its original is not"
+    assert headline == f"{only}: may match a rule with a limit"
+    assert directions == [
+        "  original: 10.0.0.2:1 -> 192.0.2.2:2, from eth0 to eth1",
+        "    kept in Linux: may match a rule with a limit",
+        "    by inet filter forward handle 9: limit rate 10/second accept",
+        "  reply: 10.0.0.2:1 -> 192.0.2.2:2, from eth0",
+    ]
+
+
 def test_rules_of_linux_say_how_much_they_keep(clearway: Clearway, control: FakeControl) -> None:
     _titles, nothing, some, everything, *more = clearway("explain", "rules").out.splitlines()
     assert [line.split()[-2] for line in (nothing, some, everything)] == ["-", "some", "all"]

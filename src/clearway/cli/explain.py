@@ -51,11 +51,14 @@ def flow(
 
 
 def _show_flow(found: dict[str, Any]) -> None:
-    carried = [one["direction"] for one in found["directions"] if one["carried"]]
+    carried, others = (
+        [one["direction"] for one in found["directions"] if one["carried"] == wanted]
+        for wanted in (True, False)
+    )
     if found["carried"]:
         verdict = "carried by the fast path"
-    elif carried:
-        verdict = f"only its {carried[0]} direction is carried by the fast path"
+    elif carried and others:
+        verdict = f"only its {carried[0]} direction is carried by the fast path, its {others[0]} is not"
     else:
         verdict = "not open" if found["owner"] == "clearway" else "carried by Linux"
     say(f"{verdict}: {found['why']}")
