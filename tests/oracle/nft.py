@@ -135,6 +135,7 @@ def statements(family: int, port: int, mark: int, hook: str, early: bool) -> lis
         f"{word} dscp set cs1 accept",
         "tcp flags syn tcp option maxseg size set 1000",
         f"tcp dport vmap {{ {port} : drop, 8080 : accept }}",
+        f"tcp dport vmap {{ {port} : continue, 8080 : jump aside }} counter accept",
         "quota over 3000 bytes drop",
         "limit rate over 4000000/second drop",
         "numgen inc mod 4 0 counter drop",
@@ -151,6 +152,7 @@ def statements(family: int, port: int, mark: int, hook: str, early: bool) -> lis
             f"ct mark set ct mark | {mark}",
             f"meta mark set meta mark & 0xfffffffe | {mark & 1} counter",
             "ct mark vmap { 0x1 : accept, 0x2 : jump aside }",
+            "ct mark vmap { 0x0 : continue, 0x1 : jump aside } counter drop",
         ]
     if hook in ("forward", "input"):
         done += ["counter reject", "tcp flags ack counter reject with tcp reset"]

@@ -81,6 +81,11 @@ def _port(protocol: int, place: int, first: int, last: int) -> Callable[[Packet]
     return lambda one: one.protocol == protocol and first <= int(str(one.seen[place])) <= last
 
 
+def only(key: Any, *values: Any) -> list[Any]:
+    """A verdict map that goes on in the rule for these values, and for no others."""
+    return [{"vmap": {"key": key, "data": {"set": [[value, {"continue": None}] for value in values]}}}]
+
+
 SADDR, DADDR, STATE = payload("ip", "saddr"), payload("ip", "daddr"), {"ct": {"key": "state"}}
 EXACT = (
     Condition([], "", lambda _one: True),
@@ -120,6 +125,12 @@ EXACT = (
     Condition(
         match({"&": [meta("mark"), 6]}, 4, "!="), "-m mark ! --mark 0x4/0x6", lambda one: one.mark & 6 != 4
     ),
+    Condition(
+        only(payload("tcp", "dport"), 443, 53),
+        None,
+        lambda one: one.protocol == TCP and one.seen[3] in {443, 53},
+    ),
+    Condition(only(meta("mark"), 1, 4), None, lambda one: one.mark in {1, 4}),
     Condition(match({"&": [payload("ip", "frag-off"), 8191]}, 0, "!="), "-f", lambda _one: False),
     Condition(
         match({"&": [payload("tcp", "flags"), ["fin", "syn", "rst", "ack"]]}, "syn"),

@@ -53,14 +53,16 @@ def of_iptables(*rules: str, **other: Any) -> Proof:
     return prove(Sources(saves={"ip": save(*rules, **other)}))
 
 
-def of_nft(*expressions: list[Any], policy: str = "accept", **chain: Any) -> Proof:
+def of_nft(*expressions: list[Any], policy: str = "accept", called: str = "", **chain: Any) -> Proof:
+    """called: the name of an empty chain beside it."""
     where = {"family": "inet", "table": "t"}
     base = {"type": "filter", "hook": "forward", "prio": 0, "policy": policy, **chain}
     rules = [
         {"rule": {**where, "chain": "c", "handle": 10 + number, "expr": one}}
         for number, one in enumerate(expressions)
     ]
-    objects = [{"table": {"family": "inet", "name": "t"}}, {"chain": {**where, "name": "c", **base}}, *rules]
+    chains = [{"chain": {**where, "name": "c", **base}}, {"chain": {**where, "name": called}}]
+    objects = [{"table": {"family": "inet", "name": "t"}}, *chains[: 2 if called else 1], *rules]
     return prove(Sources(json.dumps({"nftables": objects})))
 
 
@@ -226,6 +228,56 @@ def test_strange_statement_keeps_all_that_comes_there(statement: dict[str, Any])
     proof = of_nft([lan, statement, {"accept": None}])
     assert proof.why_kept(passage()) is not None
     assert proof.why_kept(passage(inside="lan1")) is None
+
+
+# ---- what goes on behind a verdict map ----
+
+DPORT = {"payload": {"protocol": "tcp", "field": "dport"}}
+CONTINUE, ACCEPT, DROP = {"continue": None}, {"accept": None}, {"drop": None}
+ASIDE = {"jump": {"target": "aside"}}
+
+
+def branch(key: Any, *elements: tuple[Any, Any]) -> dict[str, Any]:
+    return {"vmap": {"key": key, "data": {"set": [list(one) for one in elements]}}}
+
+
+def state(name: str) -> dict[str, Any]:
+    return {"ct": {"key": name}}
+
+
+BRANCHES: tuple[tuple[dict[str, Any], bool], ...] = (
+    (branch(DPORT, (22, CONTINUE)), False),
+    (branch(DPORT, (22, CONTINUE), (443, CONTINUE)), True),
+    (branch(DPORT, (443, CONTINUE), (22, DROP)), True),
+    (branch(DPORT, (443, ASIDE)), False),
+    (branch({"payload": {"protocol": "ip6", "field": "saddr"}}, ("2001:db8::5", CONTINUE)), False),
+    (branch(state("state"), ("invalid", DROP), ("related", CONTINUE)), False),
+    (branch(state("state"), ("invalid", DROP), ("established", CONTINUE)), True),
+    (branch(state("mark"), (1, CONTINUE)), False),
+    (branch(state("mark"), (0, CONTINUE)), True),
+    (branch({"meta": {"key": "mark"}}, (1, CONTINUE), (2, ASIDE)), False),
+    (branch({"meta": {"key": "mark"}}, (0, ASIDE)), False),
+    (branch({"meta": {"key": "mark"}}, (0, CONTINUE)), True),
+)
+
+
+@pytest.mark.parametrize(("mapped", "goes_on"), BRANCHES, ids=[json.dumps(one) for one, _ in BRANCHES])
+def test_only_continue_goes_on_behind_a_verdict_map(mapped: dict[str, Any], goes_on: bool) -> None:
+    """Neither who is not in it, nor who comes back from a chain."""
+    count = {"counter": {"packets": 0, "bytes": 0}}
+    for behind in ([ACCEPT], [count, ACCEPT], [{"goto": {"target": "aside"}}], [ASIDE, ACCEPT]):
+        proof = of_nft([mapped, *behind], [DROP], called="aside")
+        assert (proof.why_kept(passage()) is None) == goes_on
+    counted = of_nft([mapped, count], called="aside").traversed(passage())
+    assert bool(counted) == goes_on
+
+
+def test_what_stands_behind_a_flowtable_is_not_for_all() -> None:
+    flow = {"flow": {"op": "add", "flowtable": "@fast"}}
+    assert of_nft([flow]).why_kept(passage()) is None
+    keep = of_nft([flow, ACCEPT], [DROP]).why_kept(passage())
+    assert keep is not None
+    assert "handle 10" in str(keep.rule)
 
 
 @pytest.mark.parametrize(("exists", "kept"), [(True, False), (False, True)])

@@ -216,7 +216,8 @@ class _Statements(Steps):
             case "counter" if not content or isinstance(content, str) or "packets" in content:
                 self.add(Act.COUNT, content if isinstance(content, str) else "")
             case "flow" if content["op"] == "add":
-                pass
+                # Done with the rule is, too, who is in the flowtable already (NFT_BREAK, nft_flow_offload.c).
+                self.doubt(f"stands behind `{written([{kind: content}])}`, which ends the rule for some")
             case "vmap":
                 self._verdict_map(content)
             case "mangle":
@@ -267,23 +268,35 @@ class _Statements(Steps):
         return named or _has_statements(part)
 
     def _verdict_map(self, content: Json) -> None:
+        """Who meets no element is done with the rule (NFT_BREAK, net/netfilter/nft_lookup.c), and so is who
+        comes back from a chain that an element leads to: only `continue` goes on.
+        """
         if self._changed(content["data"]) or _has(content["key"], "numgen"):
             self.opaque(f"`{written([{'vmap': content}])}` changes by being asked, or by itself")
         mapped = verdict_map_of(content)
         if len(mapped.keys) == 1 and mapped.keys[0] in KEYS:
             self._branch_by_mark(mapped)
             return
+        going_on: Boxes = ()
         for boxes, verdict in self._branches(mapped):
             if here := common(self.boxes, boxes):
-                self._verdict(verdict, here)
+                going_on += self._element(verdict, here)
+        self.boxes = going_on
+
+    def _element(self, verdict: Verdict, boxes: Boxes) -> Boxes:
+        """What of the packets that meet it goes on in the rule."""
+        self._verdict(verdict, boxes)
+        return boxes if verdict.verb is Verb.NOTHING else ()
 
     def _branch_by_mark(self, mapped: VerdictMap) -> None:
         [key] = mapped.keys
         if key == "ct mark":
             self.add(Act.CONNMARK)
+        going_on: Boxes = ()
         for element, verdict in map_elements(mapped, self.table):
             wanted = marks_of(Condition(mapped.keys, "==", (element,)), {})
-            self._verdict(verdict, self.mark_of(key).where(wanted, self.boxes))
+            going_on += self._element(verdict, self.mark_of(key).where(wanted, self.boxes))
+        self.boxes = going_on
 
     def _branches(self, mapped: VerdictMap) -> list[tuple[Boxes, Verdict]]:
         """Once for each map: it may be large, and many rules name the same."""
