@@ -15,6 +15,7 @@ from clearway.daemon.accounts import Accounts, Array, Rules, Sum, met
 from clearway.daemon.linux_counters import LinuxCounters, Place
 from clearway.datapath.flows import CONNECTION
 from clearway.linux.ruleset import Ruleset
+from clearway.proof import Kind
 
 NAMES = {2: "lan", 3: "wan"}
 NOBODY = np.zeros(0, CONNECTION)
@@ -156,6 +157,20 @@ def test_counter_with_a_name_is_met_through_every_rule() -> None:
     accounts.go_on_with(found)
     accounts.settle(connection(), NOBODY, NAMES)
     assert accounts.sums == {place(2, "counter"): Sum(16, 10600)}
+
+
+def test_map_of_objects_is_left_to_linux_and_has_no_account() -> None:
+    port = {"payload": {"protocol": "tcp", "field": "dport"}}
+    mapped = {"map": {"key": port, "data": {"set": [[80, "c"]]}}}
+    named = {"counter": {"family": "inet", "table": "t", "name": "c", "handle": 2, "packets": 3, "bytes": 90}}
+    kinds = ("counter", "quota", "limit", "ct helper")
+    rules = [rule("allowed", 5 + n, {kind: mapped}, ACCEPT) for n, kind in enumerate(kinds)]
+    found = rules_of(ruleset(named, chain("allowed", "forward"), *rules))
+    assert [(one.place, one.packets) for one in found.counters.counters] == [(place(2, "counter"), 3)]
+    assert [(one.kind, one.name.text) for one in found.proof.rules] == [
+        (Kind.OPAQUE, f"{said} tcp dport map {{ 80 : c }} accept")
+        for said in ("counter name", "quota name", "limit name", "ct helper set")
+    ]
 
 
 def test_policy_of_iptables_counts_what_comes_through() -> None:

@@ -103,7 +103,7 @@ class _Reader:
         where = (*chain, position)
         self.at[where] = place = self._place("rule", one)
         expressions = one.get("expr", [])
-        counts = [each["counter"] for each in expressions if isinstance(each.get("counter"), Mapping)]
+        counts = [each["counter"] for each in expressions if _has_numbers(each.get("counter"))]
         if counts:
             text = self.texts.get(where) or written(expressions, one.get("comment", ""))
             packets, octets = (sum(count[name] for count in counts) for name in ("packets", "bytes"))
@@ -125,7 +125,7 @@ class _Reader:
     def _saved(self, family: str, text: str) -> None:
         """What the JSON does not tell of tables of iptables: the words of rules, and what policies count."""
         table, positions = "", dict[str, int]()
-        for line in text.splitlines():
+        for line in text.split("\n"):
             if line.startswith("*"):
                 table, positions = line[1:].strip(), {}
             elif policy := POLICY.match(line):
@@ -141,3 +141,8 @@ class _Reader:
 
 def _of(one: Mapping[str, Any]) -> tuple[str, str]:
     return one["family"], one["name"] if "table" not in one else one["table"]
+
+
+def _has_numbers(counter: Any) -> bool:
+    """Of its own; others name an object, or a map of some (which the proof leaves to Linux)."""
+    return isinstance(counter, Mapping) and "packets" in counter

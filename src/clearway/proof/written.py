@@ -35,6 +35,8 @@ def _known(kind: str, content: Any) -> str:  # noqa: C901, PLR0912 - a table of 
     match kind:
         case "match":
             return _match(content)
+        case "counter" | "limit" | "quota" if isinstance(content, Mapping) and "map" in content:
+            return f"{kind} name {_value(content)}"
         case "counter":
             return f'counter name "{content}"' if isinstance(content, str) else "counter"
         case "jump" | "goto":
@@ -50,6 +52,8 @@ def _known(kind: str, content: Any) -> str:  # noqa: C901, PLR0912 - a table of 
             return f"limit rate {over}{rate}/{content['per']}"
         case "limit" | "quota" if isinstance(content, str):
             return f'{kind} name "{content}"'
+        case "ct helper" | "ct timeout" | "ct expectation":
+            return f"{kind} set {_value(content, quote=True)}"
         case "ct count":
             return f"ct count {'over ' if content.get('inv') else ''}{content['val']}"
         case "log":
@@ -108,6 +112,8 @@ def _expression(kind: str, content: Any, *, quote: bool) -> str:  # noqa: C901 -
             return f"fib {' . '.join(content['flags'])} {content['result']}"
         case "concat":
             return " . ".join(_value(part) for part in content)
+        case "map":
+            return f"{_value(content['key'])} map {_map(content['data'])}"
         case "set":
             parts = content if isinstance(content, list) else [content]
             return f"{{ {', '.join(_value(part, quote=quote) for part in parts)} }}"
@@ -129,5 +135,10 @@ def _bits(part: Any) -> str:
 def _map(data: Any) -> str:
     if isinstance(data, str):
         return data
-    pairs = (f"{_value(key)} : {written([verdict])}" for key, verdict in data["set"])
+    pairs = (f"{_value(key)} : {_mapped(value)}" for key, value in data["set"])
     return f"{{ {', '.join(pairs)} }}"
+
+
+def _mapped(value: Any) -> str:
+    """A verdict, or a value or a name."""
+    return written([value]) if isinstance(value, Mapping) else str(value)
