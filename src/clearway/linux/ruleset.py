@@ -97,7 +97,6 @@ def _saved(command: str) -> str:
         done = subprocess.run(
             [path, "-c"],
             capture_output=True,
-            text=True,
             timeout=SAVE_SECONDS,
             check=False,
             env={"LC_ALL": "C"},
@@ -105,5 +104,10 @@ def _saved(command: str) -> str:
     except subprocess.TimeoutExpired:
         raise NftablesError(f"{command} does not end within {SAVE_SECONDS} s") from None
     if done.returncode:
-        raise NftablesError(f"{command} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return done.stdout
+        raise NftablesError(f"{command} failed: {_decoded(done.stderr).strip().splitlines()[-1:]}")
+    return _decoded(done.stdout)
+
+
+def _decoded(said: bytes) -> str:
+    """Comments and prefixes of logs may be any bytes. Of these only a newline ends a line."""
+    return said.decode("utf-8", "replace")

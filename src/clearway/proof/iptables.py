@@ -53,7 +53,7 @@ def read_save(text: str, family: int) -> Chains:
     chains: Chains = {}
     lines: list[tuple[StepChain, str]] = []
     table = ""
-    for place, line in enumerate(text.splitlines(), 1):
+    for place, line in enumerate(text.split("\n"), 1):
         said = COUNTERS.sub("", line.strip(), count=1) if line.startswith("[") else line.strip()
         if said.startswith("*"):
             table = said[1:].strip()
