@@ -84,6 +84,13 @@ def test_vlan_device_is_the_device_below_and_a_tag() -> None:
     assert row == DeviceRow(lower=3, vlan_outer=100, address4=bytes([10, 7, 0, 1]), xdp_transmit=True)
 
 
+@pytest.mark.parametrize(("shaped", "way"), [({3}, Way(3, (100, 200))), ({7}, Way(8)), ({8}, Way(8))])
+def test_vlan_device_whose_queue_looks_at_frames_gets_them(shaped: set[int], way: Way) -> None:
+    links = by_index(link(3), tagged(7, 3, 100, VLAN_8021AD), tagged(8, 7, 200))
+    assert way_out(links[8], links, shaped) == way
+    assert device_rows(links, [], {3: True}, shaped=shaped)[8].lower == way.lower
+
+
 def test_qinq_device_is_the_physical_device_and_two_tags() -> None:
     links = by_index(link(3), tagged(7, 3, 100, VLAN_8021AD), tagged(8, 7, 200))
     assert way_out(links[8], links) == Way(3, (100, 200))

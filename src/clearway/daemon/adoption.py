@@ -25,6 +25,7 @@ from clearway.datapath import Datapath, DatapathError, features
 from clearway.datapath.tables import Array
 from clearway.linux import conntrack, nftables, traffic_control, xfrm
 from clearway.linux.libnftables import NftablesError
+from clearway.linux.mirror import downwards
 from clearway.linux.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener, NetlinkError
 from clearway.linux.packet_sockets import PacketSocket, packet_sockets
 from clearway.linux.rtnetlink import Link
@@ -364,19 +365,23 @@ class Adoption:
     # ---- what else stands in the way ----
 
     def _obstacles(self, links: Links) -> tuple[Obstacle, ...]:
-        ours = self._ours()
-        if self._controlled != ours:
-            self._control = traffic_control.traffic_control(ours)
-            self._controlled = ours
+        """What comes in by others than clearway's interfaces, and the VLANs on these, it does not see; what
+        it carries leaves by any device.
+        """
+        devices = frozenset(links)
+        if self._controlled != devices:
+            self._control = traffic_control.traffic_control()
+            self._controlled = devices
             self._shaped(self._control.egress)
-        found = []
-        for ifindex in sorted(ours & links.keys()):
-            link = links[ifindex]
+        ours, found = self._ours(), []
+        for ifindex, link in sorted(links.items()):
+            if ours.isdisjoint(lower.ifindex for lower in downwards(link, links)):
+                continue
             if ifindex in self._control.ingress:
                 found.append(
                     Obstacle(None, link.name, None, f"tc has filters for what comes in by {link.name}")
                 )
-            if link.master in links:
+            if ifindex in ours and link.master in links:
                 bridge = links[link.master].name
                 why = f"{link.name} is a port of {bridge}: rules see {bridge}, and it may pass frames by"
                 found.append(Obstacle(None, link.name, None, why))

@@ -106,7 +106,9 @@ class Mirror:
             self.look_at_devices()
 
     def set_shaped(self, ifindexes: frozenset[int]) -> None:
-        """Tell of which devices tc shapes or filters what leaves: XDP would send past it."""
+        """Tell of which devices tc shapes or filters what leaves: XDP would send past it, and who pushes the
+        tag of a VLAN device past that one.
+        """
         if ifindexes != self._shaped:
             self._shaped = ifindexes
             self.look_at_devices()
@@ -154,7 +156,7 @@ class Mirror:
             for link in homeless
         ]
         addresses = picture.addresses.values()
-        devices = device_rows(picture.links, addresses, self._transmitters(), self._proved)
+        devices = device_rows(picture.links, addresses, self._transmitters(), self._proved, self._shaped)
         vlans = vlan_rows(picture.links)
         complaints += _overflow("devices", len(devices), self._devices)
         complaints += _overflow("VLANs", len(vlans), self._vlans)

@@ -80,36 +80,46 @@ class Way:
     tags: tuple[int, ...] = ()
 
 
-def way_out(link: Link, links: Mapping[int, Link]) -> Way:
-    """Resolve a VLAN device to what is below it; every other device is its own way out."""
+def way_out(link: Link, links: Mapping[int, Link], shaped: Collection[int] = ()) -> Way:
+    """Resolve a VLAN device to what is below it; every other device is its own way out. shaped: devices
+    of which tc looks at what leaves; a VLAN device whose frames are to go through one stands for itself.
+    """
     below = _look_below(link, links)
-    if below is None:
+    if below is None or any(device.ifindex in shaped for device in below.vlans):
         return Way(link.ifindex)
     if [tag.protocol for tag in below.tags] not in _PUSHABLE or any(tag.priorities for tag in below.tags):
         return Way(link.ifindex)
     return Way(below.physical.ifindex, tuple(tag.vid for tag in below.tags))
 
 
+def downwards(link: Link, links: Mapping[int, Link]) -> list[Link]:
+    """The device and, of a VLAN device, what is below it, as far as that is known here."""
+    found = [link]
+    while link.vlan is not None and link.lower in links and len(found) <= len(links):
+        link = links[link.lower]
+        found.append(link)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Below:
-    """What is below a VLAN device. `tags` counts its own, outermost first."""
+    """What is below a VLAN device. `vlans`: those on the way, itself first. `tags`: theirs, outermost
+    first. `up`: they all are.
+    """
 
     physical: Link
+    vlans: tuple[Link, ...]
     tags: tuple[Vlan, ...]
-    up: bool  # every VLAN device on the way
+    up: bool
 
 
 def _look_below(link: Link, links: Mapping[int, Link]) -> _Below | None:
     """None for a device that is no VLAN device, or whose lower device is not known here."""
-    tags: list[Vlan] = []
-    up = True
-    while link.vlan is not None:
-        tags.insert(0, link.vlan)
-        up = up and link.up
-        if link.lower not in links or len(tags) > len(links):
-            return None
-        link = links[link.lower]
-    return _Below(link, tuple(tags), up) if tags else None
+    *vlans, physical = downwards(link, links)
+    if not vlans or physical.vlan is not None:
+        return None
+    tags = tuple(device.vlan for device in reversed(vlans) if device.vlan is not None)
+    return _Below(physical, tuple(vlans), tags, all(device.up for device in vlans))
 
 
 def vlan_rows(links: Mapping[int, Link]) -> dict[VlanKey, int]:
@@ -186,16 +196,18 @@ def device_rows(
     addresses: Iterable[Address],
     xdp_transmit: Mapping[int, bool],
     proved: Mapping[int, str] | None = None,
+    shaped: Collection[int] = (),
 ) -> dict[int, DeviceRow]:
     """A row for every device. `xdp_transmit`: does it take frames that XDP redirects; unknown means no.
-    `proved`: names by which the proof of Linux' rules knows devices.
+    `proved`: names by which the proof of Linux' rules knows devices. `shaped`: devices of which tc looks at
+    what leaves.
     """
     by_device: dict[int, list[Address]] = {}
     for address in addresses:
         by_device.setdefault(address.ifindex, []).append(address)
     rows = {}
     for link in links.values():
-        way = way_out(link, links)
+        way = way_out(link, links, shaped)
         own = by_device.get(link.ifindex, [])
         rows[link.ifindex] = DeviceRow(
             lower=way.lower,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from clearway.linux.netlink import (
@@ -24,7 +23,8 @@ _GETQDISC, _GETTFILTER = 38, 46
 _TCMSG = struct.Struct("=BBHiIII")
 _KIND = 1
 _CLSACT_INGRESS, _CLSACT_EGRESS, _INGRESS = 0xFFFFFFF2, 0xFFFFFFF3, 0xFFFF0000
-_ROOT = 0xFFFFFFFF
+FILTERING = frozenset({"clsact", "ingress"})
+"""No queues: filters hang on them."""
 PLAIN = frozenset({"noqueue", "mq", "pfifo_fast", "pfifo", "bfifo", "fq", "fq_codel", "noop", "sfq"})
 """Queues that neither shape nor mark nor drop by what a packet is; there is nothing in them to miss when a
 device takes a frame at once."""
@@ -38,28 +38,30 @@ class TrafficControl:
     egress: frozenset[int] = frozenset()
 
 
-def traffic_control(ifindexes: Iterable[int]) -> TrafficControl:
-    """Of these devices, in the calling thread's network namespace. NetlinkError."""
-    ingress, egress = set(), set()
+def traffic_control() -> TrafficControl:
+    """Of all devices in the calling thread's network namespace. NetlinkError."""
     with Conversation(NETLINK_ROUTE) as kernel:
-        shaped = _shaped(kernel)
-        for ifindex in ifindexes:
-            if _filters(kernel, ifindex, _CLSACT_INGRESS) or _filters(kernel, ifindex, _INGRESS):
-                ingress.add(ifindex)
-            if ifindex in shaped or _filters(kernel, ifindex, _CLSACT_EGRESS):
-                egress.add(ifindex)
-    return TrafficControl(frozenset(ingress), frozenset(egress))
+        shaped, filtering = _queueing(kernel)
+        ingress = [
+            ifindex
+            for ifindex in filtering
+            if _filters(kernel, ifindex, _CLSACT_INGRESS) or _filters(kernel, ifindex, _INGRESS)
+        ]
+        egress = [ifindex for ifindex in filtering - shaped if _filters(kernel, ifindex, _CLSACT_EGRESS)]
+    return TrafficControl(frozenset(ingress), shaped | frozenset(egress))
 
 
-def _shaped(kernel: Conversation) -> set[int]:
-    answer = kernel.ask(_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0, 0, 0), NLM_F_DUMP)
-    found = set()
-    for message in answer:
-        _family, _pad, _pad2, ifindex, _handle, parent, _info = _TCMSG.unpack_from(message.body)
+def _queueing(kernel: Conversation) -> tuple[frozenset[int], frozenset[int]]:
+    """Devices with a queue that shapes, wherever among their queues, and those that may have filters."""
+    shaped, filtering = set(), set()
+    for message in kernel.ask(_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0, 0, 0), NLM_F_DUMP):
+        _family, _pad, _pad2, ifindex, *_others = _TCMSG.unpack_from(message.body)
         kind = text(attributes(message.body, _TCMSG.size).get(_KIND, b""))
-        if parent == _ROOT and kind not in PLAIN:
-            found.add(ifindex)
-    return found
+        if kind in FILTERING:
+            filtering.add(ifindex)
+        elif kind not in PLAIN:
+            shaped.add(ifindex)
+    return frozenset(shaped), frozenset(filtering)
 
 
 def _filters(kernel: Conversation, ifindex: int, parent: int) -> bool:
