@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from clearway.daemon import accountant
 from clearway.daemon.accountant import Accountant
 from clearway.daemon.accounts import Array
 from clearway.datapath.flows import CONNECTION
-from tests.unit.test_accounts import NOBODY, SIMPLE, connection, place, rules_of, ruleset
+from tests.unit.test_accounts import NAMES, NOBODY, SIMPLE, connection, place, rules_of, ruleset
 
 ADOPTED = 1
 
@@ -25,6 +26,7 @@ class Told:
     used = 0.0
 
     def __init__(self) -> None:
+        self.links = {ifindex: SimpleNamespace(name=name) for ifindex, name in NAMES.items()}
         self.live, self.ended = NOBODY, NOBODY
         self.ends_while_read = NOBODY
 
@@ -53,6 +55,11 @@ class Running(Accountant):
     def _run(self) -> None:
         pass
 
+    def read_ended(self) -> None:
+        """As the thread does now and then."""
+        assert self._ring is not None
+        self._credit_ended(self._ring)
+
     close = Accountant.stop
 
 
@@ -65,7 +72,7 @@ def told() -> Told:
 def running(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     monkeypatch.setattr(accountant, "ended_connections", lambda records: records)
     monkeypatch.setattr(accountant, "wait_for_readers", lambda: None)
-    made = Running(told, dict, tmp_path, lambda records: None)  # type: ignore[arg-type]
+    made = Running(told, lambda: told.links, tmp_path, lambda records: None)  # type: ignore[arg-type, return-value]
     with closing(made):
         made.start()
         made.go_on_with(rules_of(ruleset(*SIMPLE)))
@@ -104,3 +111,29 @@ def test_connections_that_are_not_linux_own_are_not_counted(told: Told, running:
     told.live = np.concatenate([talk(), connection(client="10.0.0.3")])
     assert passed(running) == 8
     assert told.live.dtype == CONNECTION
+
+
+def met_from_lan(running: Running) -> int:
+    """Packets that a rule about the interface `lan` has met."""
+    return running.sums()[place(6)].packets
+
+
+def test_what_was_carried_goes_by_the_names_that_interfaces_had(told: Told, running: Running) -> None:
+    told.live, told.ended = talk(), connection(client="10.0.0.3", flags=ADOPTED)
+    told.links[2] = SimpleNamespace(name="inner")
+    running.read_ended()
+    assert met_from_lan(running) == 6
+    told.live["packets"] += 4
+    assert met_from_lan(running) == 6
+    told.links[2] = SimpleNamespace(name="lan")
+    running.settle()
+    told.live["packets"] += 1
+    assert met_from_lan(running) == 7
+
+
+def test_interface_that_is_new_has_its_name_at_once(told: Told, running: Running) -> None:
+    """And the one that had it before keeps it for what it has carried."""
+    told.live = talk()
+    told.links = {9: SimpleNamespace(name="lan"), 3: told.links[3]}
+    told.ended = connection(client="10.0.0.3", inside=9, reply_ifindex=9, flags=ADOPTED)
+    assert met_from_lan(running) == 6

@@ -49,7 +49,9 @@ class Accountant:
         self._datapath, self._links, self._ended = datapath, links, ended
         self._accounts, self._book = Accounts(), AccountBook(directory)
         self._ring: Ring | None = None
-        self._names: dict[int, str] = {}  # also of interfaces that are gone: their connections end later
+        # By which packets were carried since the last settlement; also of interfaces that are gone, whose
+        # connections end later.
+        self._names: dict[int, str] = {}
         self._complained = ""
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -82,6 +84,13 @@ class Accountant:
                 self._accounts.go_on_with(rules)
             self._settle(rules)
 
+    def settle(self) -> None:
+        """What was carried until now was by interfaces of the names so far; others count from then on.
+        DatapathError.
+        """
+        with self._lock:
+            self._settle()
+
     def sums(self) -> dict[Place, Sum]:
         """What was carried around each counter until now. DatapathError."""
         with self._lock:
@@ -100,7 +109,7 @@ class Accountant:
                     credited = time.monotonic()
 
     def _credit_ended(self, ring: Ring) -> None:
-        self._names.update({ifindex: link.name for ifindex, link in self._links().items()})
+        self._names = {**self._present_names(), **self._names}
         records, behind = ring.peek()
         if len(records) and self._accounts.rules is not None:
             self._accounts.settle_ended(ended_connections(records), self._names)
@@ -118,11 +127,15 @@ class Accountant:
         adopted = flows["flags"] & self._datapath.enum("flow_state")["FLOW_ADOPTED"] != 0
         records, behind = self._ring.peek()
         self._accounts.settle(flows[adopted], ended_connections(records), self._names)
+        self._names.update(self._present_names())
         if rules is not None:
             self._accounts.go_on_with(rules)
         self._keep(self._book.settle, behind)
         self._ring.advance(behind)
         self._ended(records)
+
+    def _present_names(self) -> dict[int, str]:
+        return {ifindex: link.name for ifindex, link in self._links().items()}
 
     def _keep(self, write: Callable[[Accounts, int], None], position: int) -> None:
         """What cannot be kept is true all the same, until the daemon ends."""

@@ -159,15 +159,16 @@ def met(proof: Proof, flows: Array, names: Mapping[int, str]) -> Iterator[tuple[
 
 def _passages(family: int, there: Array, back: Array, names: Mapping[int, str]) -> Passages:
     """Opening directions, and answering ones."""
+    numbers = {name: ifindex for ifindex, name in names.items()}
     return Passages(
         family,
         np.concatenate([there["proto"], back["proto"]]),
         arrives=_side(family, (there, *OPENING[:2]), (back, *ANSWERING[:2])),
         leaves=_side(family, (there, *OPENING[2:]), (back, *ANSWERING[2:])),
-        inside=_interfaces(names, there["inside"], back["reply_inside"]),
-        outside=_interfaces(names, there["ifindex"], back["reply_ifindex"]),
+        inside=_interfaces(names, numbers, there["inside"], back["reply_inside"]),
+        outside=_interfaces(names, numbers, there["ifindex"], back["reply_ifindex"]),
         mark=np.concatenate([there["mark"], back["mark"]]),
-        interfaces={name: ifindex for ifindex, name in names.items()},
+        interfaces=numbers,
     )
 
 
@@ -189,9 +190,13 @@ def _addresses(family: int, octets: Array) -> Addresses:
     return Addresses(words[:, 0], words[:, 1])
 
 
-def _interfaces(names: Mapping[int, str], *columns: Array) -> npt.NDArray[np.int64]:
-    found = np.concatenate(columns).astype(np.int64)
-    return np.where(np.isin(found, list(names)), found, UNKNOWN)
+def _interfaces(
+    names: Mapping[int, str], numbers: Mapping[str, int], *columns: Array
+) -> npt.NDArray[np.int64]:
+    """One number for each name: an interface that is gone may have had that of another one."""
+    found, places = np.unique(np.concatenate(columns).astype(np.int64), return_inverse=True)
+    told = [numbers[names[ifindex]] if ifindex in names else UNKNOWN for ifindex in found.tolist()]
+    return np.array(told, np.int64)[places]
 
 
 def _keys(flows: Array) -> Array:

@@ -116,19 +116,21 @@ class Adoption:
         known: Callable[[Mapping[int, str]], None],
         changed: Callable[[str], None],
         proved: Callable[[Rules], None],
+        renamed: Callable[[], None],
     ) -> None:
         """nft_table: the name of clearway's own tables of nftables. links: every device. ours: ifindexes of
         clearway's interfaces. listened: is called with the packet sockets when they have changed. shaped:
         with the interfaces of which tc looks at what leaves. known: with the names of the devices that were
         known when the data path was told of rules. changed: when flows have to be asked about again. proved:
-        with the rules that packets are carried around from when it returns on; until then none is.
+        with the rules that packets are carried around from when it returns on; until then none is. renamed:
+        when devices have other names, before packets are carried by these.
         """
         self.datapath = datapath
         self.standing = Standing()
         self.sockets: frozenset[PacketSocket] = frozenset()
         self._links, self._ours = links, ours
         self._listened, self._shaped, self._known = listened, shaped, known
-        self._changed, self._proved = changed, proved
+        self._changed, self._proved, self._renamed = changed, proved, renamed
         self._adopts = features.has_adoption()
         self.claims = Claims()
         self._tables = Wanted(nft_table)
@@ -235,7 +237,9 @@ class Adoption:
         )
         if basis != self.standing.basis:
             self._prove(basis, links)
-        elif self._names != _names(links):
+        elif self._names != (names := _names(links)):
+            if any(names.get(ifindex, name) != name for ifindex, name in self._names.items()):
+                self._renamed()
             self._put(basis, links)
         if basis == self.standing.basis:
             self._bring(basis, links)

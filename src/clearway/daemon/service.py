@@ -117,6 +117,7 @@ class Daemon:
             known=lambda names: self._in_loop(self.mirror.set_proved, names),
             changed=lambda why: self._in_loop(self.mirror.bump, [why]),
             proved=self.accountant.go_on_with,
+            renamed=self.accountant.settle,
         )
         self._deletions = Deletions(engine.datapath, lost=lambda why: self._in_loop(self.mirror.bump, [why]))
         engine.prepare = lambda tables, config: self.adoption.prepare(
