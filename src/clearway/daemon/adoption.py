@@ -21,11 +21,11 @@ import structlog
 from clearway.daemon.accounts import Rules
 from clearway.daemon.grace import wait_for_readers
 from clearway.daemon.honour import Claims, LinuxTable, Wanted
+from clearway.daemon.obstacles import Obstacles, about_policy
 from clearway.datapath import Datapath, DatapathError, features
 from clearway.datapath.tables import Array
 from clearway.linux import conntrack, nftables, traffic_control, xfrm
 from clearway.linux.libnftables import NftablesError
-from clearway.linux.mirror import downwards
 from clearway.linux.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener, NetlinkError
 from clearway.linux.packet_sockets import PacketSocket, packet_sockets
 from clearway.linux.rtnetlink import Link
@@ -128,8 +128,7 @@ class Adoption:
         self.datapath = datapath
         self.standing = Standing()
         self.sockets: frozenset[PacketSocket] = frozenset()
-        self._links, self._ours = links, ours
-        self._listened, self._shaped, self._known = listened, shaped, known
+        self._links, self._listened, self._known = links, listened, known
         self._changed, self._proved, self._renamed = changed, proved, renamed
         self._adopts = features.has_adoption()
         self.claims = Claims()
@@ -142,8 +141,7 @@ class Adoption:
         self._names: Mapping[int, str] = {}  # of devices that the classifiers in force know
         self._rows: tuple[Mangle, ...] = ()
         self._policies: tuple[Policy, ...] | None = ()  # None: to be read
-        self._control = traffic_control.TrafficControl()
-        self._controlled: frozenset[int] | None = None
+        self._obstacles = Obstacles(datapath, ours, shaped)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adoption", daemon=True)
 
@@ -201,7 +199,7 @@ class Adoption:
             while not self._stop.is_set():
                 try:
                     if control.drain():
-                        self._controlled = None
+                        self._obstacles.look_again()
                     rules.drain()
                     if any(one.drain() for one in secured):
                         self._policies = None
@@ -230,7 +228,7 @@ class Adoption:
             nftables.generation(),
             legacy_tables(),
             self._policies,
-            self._obstacles(links),
+            self._obstacles.of(links),
             _above(links),
             _filtering(links),
             self.claims.honours,
@@ -265,7 +263,7 @@ class Adoption:
             ruleset.nft,
             ruleset.saves,
             ruleset.legacy,
-            (*basis.obstacles, *map(_obstacle, basis.policies)),
+            (*basis.obstacles, *map(about_policy, basis.policies)),
             dict(basis.above),
             ruleset.filtering,
             frozenset(FAMILIES if basis.claims or self._table.made else ()),
@@ -365,47 +363,6 @@ class Adoption:
         wait_for_readers()
         self.datapath.put_mangles([astuple(row) for row in rows])
         self._rows = rows
-
-    # ---- what else stands in the way ----
-
-    def _obstacles(self, links: Links) -> tuple[Obstacle, ...]:
-        """What comes in by others than clearway's interfaces, and the VLANs on these, it does not see; what
-        it carries leaves by any device.
-        """
-        devices = frozenset(links)
-        if self._controlled != devices:
-            self._control = traffic_control.traffic_control()
-            self._controlled = devices
-            self._shaped(self._control.egress)
-        ours, found = self._ours(), []
-        for ifindex, link in sorted(links.items()):
-            if ours.isdisjoint(lower.ifindex for lower in downwards(link, links)):
-                continue
-            if ifindex in self._control.ingress:
-                found.append(
-                    Obstacle(None, link.name, None, f"tc has filters for what comes in by {link.name}")
-                )
-            if ifindex in ours and link.master in links:
-                bridge = links[link.master].name
-                why = f"{link.name} is a port of {bridge}: rules see {bridge}, and it may pass frames by"
-                found.append(Obstacle(None, link.name, None, why))
-        return tuple(found)
-
-
-def _obstacle(policy: Policy) -> Obstacle:
-    """Whatever interfaces and marks it speaks of, it is taken to be about all of them."""
-    network = policy.source or policy.destination
-    return Obstacle(
-        family=network.version if network else None,
-        inside=None,
-        outside=None,
-        why=f"a policy of IPsec may be about it: {policy}",
-        source=policy.source,
-        destination=policy.destination,
-        protocol=policy.protocol or None,
-        sport=policy.sport,
-        dport=policy.dport,
-    )
 
 
 def put_compiled(datapath: Datapath, region: Region, compiled: Compiled, other: bool) -> None:

@@ -98,10 +98,10 @@ class Attacher:
         """The interface that our TC program of that side is on; 0 if there is none."""
         if not (directory / side.mark).is_dir():
             return _link_ifindex(directory / side.link)
-        runs = bool(ifindex) and clsact.program_id(ifindex, side.clsact) in self._program_ids()
+        runs = bool(ifindex) and clsact.program_id(ifindex, side.clsact) in self.program_ids()
         return ifindex if runs else 0
 
-    def _program_ids(self) -> set[int]:
+    def program_ids(self) -> set[int]:
         """Ids of every TC entry program of this instance, those of older loads included."""
         found = set()
         for load in self._pins.loads():
@@ -198,7 +198,7 @@ class Attacher:
             (directory / "qdisc").mkdir(exist_ok=True)
         if clsact.program_id(ifindex, side.clsact) != bpf.program_info(program).id:
             try:
-                clsact.attach(ifindex, program, self._program_ids(), side.clsact)
+                clsact.attach(ifindex, program, self.program_ids(), side.clsact)
             except DatapathError as error:
                 raise DatapathError(f"interface {ifname}: {error}") from None
         (directory / side.mark).mkdir(exist_ok=True)
@@ -211,7 +211,7 @@ class Attacher:
         if (directory / EGRESS.link).exists():
             _remove_link(directory / EGRESS.link)
         if (directory / EGRESS.mark).is_dir():
-            clsact.detach(ifindex, self._program_ids(), EGRESS.clsact)
+            clsact.detach(ifindex, self.program_ids(), EGRESS.clsact)
             remove_tree(directory / EGRESS.mark)
 
     # ---- interfaces that went away or came back ----
@@ -281,7 +281,7 @@ class Attacher:
         ifindex = _index_or_zero(ifname)
         for side in (INGRESS, EGRESS):
             if ifindex and (directory / side.mark).is_dir():
-                clsact.detach(ifindex, self._program_ids(), side.clsact)
+                clsact.detach(ifindex, self.program_ids(), side.clsact)
         if ifindex and (directory / "qdisc").is_dir():
             clsact.remove_qdisc(ifindex)
         for mark in (INGRESS.mark, EGRESS.mark, "qdisc"):

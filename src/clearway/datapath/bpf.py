@@ -13,12 +13,14 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import c_uint32
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clearway.datapath import libbpf
 
 # enum bpf_cmd
+BPF_PROG_QUERY = 16
 BPF_LINK_CREATE = 28
 # enum bpf_prog_type
 BPF_PROG_TYPE_SCHED_CLS = 3
@@ -27,6 +29,10 @@ BPF_PROG_TYPE_XDP = 6
 BPF_XDP = 37
 BPF_TCX_INGRESS = 46  # since 6.6
 BPF_TCX_EGRESS = 47
+# enum bpf_link_type
+BPF_LINK_TYPE_NETFILTER = 10  # since 6.4
+# <linux/bpf_mprog.h>
+BPF_MPROG_MAX = 64
 # <linux/if_link.h>
 XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2
@@ -49,6 +55,30 @@ class LinkCreate(ctypes.Structure):
         ("flags", c_uint32),
         ("options", ctypes.c_uint64 * 8),
     )
+
+
+class ProgramQuery(ctypes.Structure):
+    """The struct `query` of union bpf_attr."""
+
+    _fields_ = (
+        ("target_ifindex", c_uint32),
+        ("attach_type", c_uint32),
+        ("query_flags", c_uint32),
+        ("attach_flags", c_uint32),
+        ("prog_ids", ctypes.c_uint64),
+        ("count", c_uint32),
+        ("pad", c_uint32),
+        ("flags_and_links", ctypes.c_uint64 * 3),
+        ("revision", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True)
+class NetfilterLink:
+    """family: NFPROTO_IPV4 or NFPROTO_IPV6. hook: enum nf_inet_hooks."""
+
+    family: int
+    hook: int
 
 
 def check(result: int, what: str = "") -> int:
@@ -131,6 +161,43 @@ def program_info(fd: int) -> libbpf.ProgramInfo:
 def link_info(fd: int) -> libbpf.LinkInfo:
     """`ifindex` is 0 when the interface of an XDP or TCX link is gone."""
     return _info(fd, libbpf.LinkInfo())
+
+
+def link_numbers() -> Iterator[int]:
+    """Ids of all BPF links of the machine. PermissionError without CAP_SYS_ADMIN."""
+    following = c_uint32(0)
+    while True:
+        result = libbpf.library().bpf_link_get_next_id(following.value, ctypes.byref(following))
+        if result == -errno.ENOENT:
+            return
+        check(result)
+        yield following.value
+
+
+def netfilter_link(number: int) -> NetfilterLink | None:
+    """What a link with this id attaches to; None if that is not netfilter. OSError when it is gone."""
+    fd = check(libbpf.library().bpf_link_get_fd_by_id(number))
+    try:
+        info = link_info(fd)
+    finally:
+        os.close(fd)
+    # What an XDP link has of the union are a device and its point: here a family and a hook.
+    return NetfilterLink(info.ifindex, info.attach_type) if info.type == BPF_LINK_TYPE_NETFILTER else None
+
+
+def tcx_programs(ifindex: int, attach_type: int) -> frozenset[int]:
+    """Ids of the programs on TCX of a device in the caller's network namespace, by links or without; none
+    where the kernel has no TCX (before 6.6) or the device is gone.
+    """
+    found = (c_uint32 * BPF_MPROG_MAX)()
+    attr = ProgramQuery(ifindex, attach_type, prog_ids=ctypes.addressof(found), count=len(found))
+    try:
+        syscall(0, BPF_PROG_QUERY, ctypes.byref(attr), ctypes.sizeof(attr))
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENODEV):
+            return frozenset()
+        raise
+    return frozenset(found[: attr.count])
 
 
 # ---- programs and links ----

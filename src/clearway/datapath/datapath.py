@@ -315,6 +315,10 @@ class Datapath:
         """What is attached, as the kernel says now."""
         return [replace(a, reason=self._reasons.get(a.ifname, "")) for a in self._attacher.attachments()]
 
+    def tc_programs(self) -> frozenset[int]:
+        """Ids of the programs that TC may run for this instance."""
+        return frozenset(self._attacher.program_ids())
+
     # ---- what traffic sees ----
 
     def active(self) -> tuple[int, int]:

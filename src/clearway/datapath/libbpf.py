@@ -196,7 +196,9 @@ class ProgramInfo(ctypes.Structure):
 
 
 class LinkInfo(ctypes.Structure):
-    """struct bpf_link_info with what XDP and TCX links have of its union (`attach_type`: TCX only)."""
+    """struct bpf_link_info with what XDP and TCX links have of its union (`attach_type`: TCX only); those of
+    netfilter have a family and a hook in their place.
+    """
 
     _fields_ = (
         ("type", c_uint32),
@@ -257,6 +259,8 @@ PROTOTYPES: dict[str, tuple[object, ...]] = {
     "bpf_prog_test_run_opts": (c_int, c_int, POINTER(TestRunOpts)),
     "bpf_link_update": (c_int, c_int, c_int, POINTER(LinkUpdateOpts)),
     "bpf_link_detach": (c_int, c_int),
+    "bpf_link_get_next_id": (c_int, c_uint32, POINTER(c_uint32)),
+    "bpf_link_get_fd_by_id": (c_int, c_uint32),
     "bpf_map_create": (c_int, c_uint32, c_char_p, c_uint32, c_uint32, c_uint32, POINTER(MapCreateOpts)),
     "bpf_map_get_fd_by_id": (c_int, c_uint32),
     "bpf_map_lookup_elem": (c_int, c_int, c_void_p, c_void_p),

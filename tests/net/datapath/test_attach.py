@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from clearway.datapath import Datapath, DatapathError
+from clearway.datapath import Datapath, DatapathError, bpf
 from clearway.datapath.attach import Attacher
 from clearway.datapath.hooks import Choice
+from clearway.datapath.others import Lookout
 from clearway.datapath.pins import BPFFS, Pins
 from clearway.lab.run import run
 from tests.net.datapath.conftest import SIZES, Wire, bpftool
@@ -563,3 +566,25 @@ def test_upgrade_replaces_the_egress_program(
         assert [(one.sent, one.stale) for one in upgraded.attachments()] == [(True, False)]
         assert egress_program(upgraded, wire) == after["cw_tc_out"] != before["cw_tc_out"]
     assert len(wire.filters(side="egress") if mechanism == "clsact" else [1]) == 1
+
+
+NEXT = struct.pack("<BBhi", 0xB7, 0, 0, -1) + struct.pack("<BBhi", 0x95, 0, 0, 0)
+"""r0 = TCX_NEXT; exit"""
+
+
+@pytest.mark.parametrize("point", [bpf.BPF_TCX_INGRESS, bpf.BPF_TCX_EGRESS])
+def test_programs_of_others_are_told_from_ours(datapath: Datapath, point: int) -> None:
+    ifindex = datapath.attach(DEVICE, "tc", sent=True).ifindex
+
+    def found() -> dict[int, frozenset[int]]:
+        others = Lookout().look([ifindex], datapath.tc_programs())
+        sides = {bpf.BPF_TCX_INGRESS: others.ingress, bpf.BPF_TCX_EGRESS: others.egress}
+        return {side: devices for side, devices in sides.items() if devices}
+
+    assert found() == {}
+    program = bpf.load_instructions(bpf.BPF_PROG_TYPE_SCHED_CLS, "other", NEXT)
+    link = bpf.link_create(program, ifindex, point)
+    assert found() == {point: frozenset({ifindex})}
+    os.close(link)
+    os.close(program)
+    assert found() == {}
