@@ -22,7 +22,7 @@ from clearway.lab.run import stop, wait_until
 from tests.oracle.case import Flow, Run, Send
 from tests.oracle.cases import opening, talking
 from tests.oracle.lab import Pair, Side, frame_on, packets, restore
-from tests.oracle.network import FREE_PREFERENCE, GATEWAY, HOSTS, address
+from tests.oracle.network import FREE_PREFERENCE, GATEWAY, HOSTS, address, addresses
 from tests.oracle.play import NO_RULES
 from tests.oracle.stream import MARK
 from tests.oracle.traffic import Conversation
@@ -196,8 +196,12 @@ def test_forbidden_packet_never_passes(pair: Pair, family: int, name: str) -> No
 
 def test_interface_that_takes_no_ipv6_takes_none(pair: Pair) -> None:
     with streaming(pair, 6) as stream:
-        off = stream.run("sysctl -q -w net.ipv6.conf.lan0.disable_ipv6=1")
-        assert numbers(stream.listen(off)) == []
+        try:
+            off = stream.run("sysctl -q -w net.ipv6.conf.lan0.disable_ipv6=1")
+            assert numbers(stream.listen(off)) == []
+        finally:
+            stream.run("sysctl -q -w net.ipv6.conf.lan0.disable_ipv6=0")
+            pair.fast.ip_batch(6, (line for line in addresses(6) if line.endswith(" lan0")))
 
 
 def test_deleted_connection_is_a_new_one(pair: Pair, family: int) -> None:
