@@ -190,8 +190,14 @@ def has_adoption() -> bool:
 
 
 def has_handover() -> bool:
-    """Whether a program can give conntrack a connection with its translation (since 6.1)."""
-    return has_conntrack() and _in_kernel(lambda types: _function_in(types, "nf_nat", "bpf_ct_set_nat_info"))
+    """Whether a program can give conntrack a connection with its translation (since 6.1).
+
+    Not where nf_nat is a module: its function takes no connection that one of nf_conntrack has made, because
+    for the verifier each module has types of its own (kernel/bpf/btf.c, btf_struct_ids_match).
+    """
+    return has_conntrack() and _in_kernel(
+        lambda types: types.find("bpf_ct_set_nat_info", btf.FUNC) is not None
+    )
 
 
 def has_csum_ipv6_flag() -> bool:
