@@ -136,8 +136,8 @@ always_inline bool adopt_marks_left(struct scratch *s)
 /* ---- the way back ---- */
 
 /* Would Linux take the packet to come from where it says (net/ipv4/fib_frontend.c, fib_validate_source), or at all
- * (net/ipv6/ip6_input.c: disable_ipv6)? Of a VLAN's settings
- * the packet's context does not tell: there the way to the sender has to lead out by it, with the mark and without. */
+ * (net/ipv6/ip6_input.c: disable_ipv6)? Of a VLAN's settings the packet's context does not tell: there the way to the sender has to
+ * lead out by it, with the mark and without. */
 never_inline bool adopt_back(struct packet *p, struct scratch *s)
 {
 	struct net_device *device = packet_device(p);

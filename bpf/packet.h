@@ -14,7 +14,7 @@
  *   packet_load      copy bytes out of the packet
  *   packet_transmit, packet_neighbour, packet_return, packet_hand_over
  *                    the ways out
- *   packet_trim      cut off padding; the packet must be reloaded afterwards
+ *   packet_cut       take bytes off its end; the packet must be reloaded afterwards
  *   packet_resize    cut the layer 3 part and make room in front of it (answers)
  *   packet_partial   is the layer 4 checksum left for the device to finish? Layer 3 must be found again afterwards
  *   packet_device    the receiving device, from the kernel's own context
@@ -116,6 +116,15 @@ always_inline bool packet_bridged(const struct packet *p)
 		return false;
 	struct net_device *device = packet_device(p);
 	return BPF_CORE_READ_BITFIELD(device, priv_flags) & IFF_BRIDGE_PORT;
+}
+
+/* Padding of the link that it came by goes no further, as in Linux (net/ipv4/ip_input.c, ip_rcv_core). What is to touch the packet
+ * comes before. */
+always_inline bool packet_trim(struct packet *p)
+{
+	__u32 end = p->l3_offset + p->l3_length;
+
+	return p->length <= end || packet_is_gso(p) || packet_cut(p, p->length - end);
 }
 
 /* Tags and link addresses of the next hop; everything above layer 2 is finished by then. */

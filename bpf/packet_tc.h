@@ -217,13 +217,9 @@ always_inline bool packet_resize(struct packet *p, __u32 keep, __u32 room)
 	return true;
 }
 
-always_inline bool packet_trim(struct packet *p)
+always_inline bool packet_cut(struct packet *p, __u32 bytes)
 {
-	__u32 end = p->l3_offset + p->l3_length;
-
-	if (p->length <= end || packet_is_gso(p))
-		return true;
-	return !bpf_skb_change_tail(p->ctx, p->ctx->len - (p->length - end), 0);
+	return !bpf_skb_change_tail(p->ctx, p->ctx->len - bytes, 0);
 }
 
 #define packet_ct_lookup bpf_skb_ct_lookup

@@ -137,12 +137,9 @@ always_inline bool packet_resize(struct packet *p, __u32 keep, __u32 room)
 	return true;
 }
 
-/* Padding of the link that it came by goes no further, as in Linux (net/ipv4/ip_input.c, ip_rcv_core). */
-always_inline bool packet_trim(struct packet *p)
+always_inline bool packet_cut(struct packet *p, __u32 bytes)
 {
-	__u32 end = p->l3_offset + p->l3_length;
-
-	return p->length <= end || !bpf_xdp_adjust_tail(p->ctx, (int)(end - p->length));
+	return !bpf_xdp_adjust_tail(p->ctx, -(int)bytes);
 }
 
 #define packet_ct_lookup bpf_xdp_ct_lookup

@@ -31,11 +31,11 @@ enum reason {
 	REASON_PUNT_PROTOCOL,  /* a layer 4 clearway does not speak */
 	REASON_PUNT_ICMP,      /* ICMP that is neither echo nor an error about a known flow */
 	REASON_PUNT_FRAGMENT,  /* of a flow clearway does not know */
-	REASON_PUNT_NOT_OURS,  /* no service and no NAT rule claims it */
-	REASON_PUNT_LOCAL,     /* to the machine itself, or not forwardable by routing */
-	REASON_PUNT_TTL,       /* untranslated, expired: Linux answers */
-	REASON_PUNT_UNPROVEN,  /* Linux' rules have changed and are not proved yet, or cannot be */
-	REASON_PUNT_KEPT,      /* a rule that only Linux can follow may meet it */
+	REASON_PUNT_NOT_OURS, /* no service and no NAT rule claims it; of a connection that Linux has not been asked about yet, too */
+	REASON_PUNT_LOCAL,    /* to the machine itself, or not forwardable by routing */
+	REASON_PUNT_TTL,      /* untranslated, expired: Linux answers */
+	REASON_PUNT_UNPROVEN, /* Linux' rules have changed and are not proved yet, or cannot be */
+	REASON_PUNT_KEPT,     /* a rule that only Linux can follow may meet it */
 	REASON_PUNT_ADOPTED, /* of an adopted flow, and Linux' to judge: SYN, FIN, RST, fragments, expired, too large */
 	REASON_PUNT_TO_FRAGMENT, /* translated, over MTU, may be fragmented: Linux fragments; it gets the packet by `lo` */
 	REASON_PUNT_MALFORMED, /* an extension, TCP, UDP or ICMP header cut short or impossible, and nothing claims it */

@@ -126,9 +126,7 @@ always_inline bool rewrite(struct packet *p, const struct verdict *v, __u8 hops)
 /* To the next hop at `dmac`, through the device that `out` names. */
 always_inline int send(struct packet *p, const __u8 *dmac, const struct egress *out, int reason)
 {
-	if (!packet_link(p, dmac, out->smac, out->vlan_outer, out->vlan_inner))
-		return conclude(p, REASON_DROP_REWRITE_FAILED);
-	if (!packet_trim(p))
+	if (!packet_link(p, dmac, out->smac, out->vlan_outer, out->vlan_inner) || !packet_trim(p))
 		return conclude(p, REASON_DROP_REWRITE_FAILED);
 	count(p, reason);
 	packet_mark(p, out->mark);

@@ -5,6 +5,7 @@ checks.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,28 @@ def test_what_carrying_linux_connections_lacks_is_named(lacking: str) -> None:
     assert (check.ok, check.needed) == (False, False)
     assert check.detail.startswith(f"no {words[lacking]}")
     assert check.fallback.startswith("`clearway up` makes nothing faster")
+
+
+@pytest.mark.parametrize("built_in", [True, False], ids=["built-in", "module"])
+def test_connections_are_handed_over_only_where_nat_is_built_in(
+    built_in: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the verifier the types of nf_nat as a module are not those of nf_conntrack."""
+
+    class Types:
+        def __init__(self, *functions: str) -> None:
+            self._functions = functions
+
+        def find(self, name: str, _kind: int) -> int | None:
+            return 1 if name in self._functions else None
+
+        def of_module(self, name: str) -> AbstractContextManager[Types]:
+            return nullcontext({"nf_nat": Types(give), "nf_conntrack": Types(ask)}[name])
+
+    ask, give = "bpf_xdp_ct_lookup", "bpf_ct_set_nat_info"
+    kernel = Types(ask, give) if built_in else Types()
+    monkeypatch.setattr("clearway.datapath.features.Btf.of_kernel", lambda: nullcontext(kernel))
+    assert (features.has_conntrack(), features.has_handover()) == (True, built_in)
 
 
 def test_old_kernel_is_refused_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
