@@ -29,12 +29,13 @@ class Progress:
     """A line now and then: how many cases, how fast, how long it will take."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.arrived = total, 0, 0
+        self.total, self.done, self.arrived, self.drawn = total, 0, 0, 0
         self._begun = self._told = time.monotonic()
 
     def add(self, played: Played) -> None:
         self.done += 1
         self.arrived += played.arrived
+        self.drawn += played.drawn
         if time.monotonic() - self._told > EVERY:
             self._told = time.monotonic()
             print(self, flush=True)
@@ -85,6 +86,7 @@ def _many(hooks: list[str], total: int, first_seed: int) -> int:
                 return 1
             print(f"{hook}: clearway forwarded {pair.carried():,} packets itself")
     print(f"{progress}; {progress.arrived:,} frames arrived in each lab")
+    print(f"{progress.drawn:,} cases ended early: Linux drew a port by chance, in each lab its own")
     return 0
 
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 Protocol = Literal["tcp", "udp", "icmp"]
@@ -102,10 +104,23 @@ class Case:
     rules: tuple[Run, ...]
     steps: tuple[Step, ...]
 
+    @property
+    def commands(self) -> tuple[Run, ...]:
+        return (*self.rules, *(step for step in self.steps if isinstance(step, Run)))
+
     def runs(self, tool: str) -> bool:
         """Whether any command of it is `tool`, or its -restore."""
-        commands = (*self.rules, *(step for step in self.steps if isinstance(step, Run)))
-        return any(run.argv[0].removesuffix("-restore") == tool for run in commands)
+        return any(run.argv[0].removesuffix("-restore") == tool for run in self.commands)
+
+    @cached_property
+    def ports(self) -> frozenset[int]:
+        """Those of its flows, and all numbers that its commands name.
+
+        Any other one has Linux chosen by chance: a translation would have given two connections one tuple.
+        """
+        named = re.findall(r"\d+", " ".join(f"{run.command} {run.stdin}" for run in self.commands))
+        own = (port for flow in self.flows for port in (flow.sport, flow.dport))
+        return frozenset([*own, *map(int, named)])
 
     def to_json(self) -> str:
         steps = [{"kind": "send" if isinstance(step, Send) else "run", **asdict(step)} for step in self.steps]

@@ -6,17 +6,29 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from clearway.api.client import Client
 from tests.oracle.case import Case
-from tests.oracle.frames import ECHO, ETHERTYPE, FLAGS, FRAGMENT, HOP_BY_HOP, ICMP, TCP, checksum
+from tests.oracle.frames import (
+    ECHO,
+    ETHERTYPE,
+    FLAGS,
+    FRAGMENT,
+    HOP_BY_HOP,
+    ICMP,
+    NUMBERS,
+    TCP,
+    checksum,
+    read,
+)
 from tests.oracle.lab import Side
 
 CONNECTION = re.compile(r"(?P<family>ipv[46]) +\d+ +(?P<protocol>\S+) +\d+ +(?P<timeout>\d+) +(?P<rest>.*)")
 UNCOMPARED = re.compile(r"\b(?:packets|bytes|use|id)=\d+ ?")
+PORT = re.compile(r"\b([sd]port=)(\d+)")
 LEGACY = ("iptables-legacy", "ip6tables-legacy")
 
 
@@ -33,23 +45,25 @@ class State:
 def observe(side: Side, case: Case) -> State:
     """Ask the router's tools."""
     ruleset = json.loads(side.router.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
-    return State(connections(side), rule_counters(side, case, ruleset), _members(ruleset))
+    return State(connections(side, case), rule_counters(side, case, ruleset), _members(ruleset))
 
 
-def connections(side: Side) -> list[tuple[str, int]]:
-    """`conntrack -L`, without what only a stack that sees each packet can count."""
+def connections(side: Side, case: Case) -> list[tuple[str, int]]:
+    """`conntrack -L`, without what only a stack that sees each packet can count, and without ports that Linux
+    has chosen by chance."""
     listed = side.router.run("conntrack", "-L", "-o", "extended").stdout
     found = (CONNECTION.fullmatch(line.strip()) for line in listed.splitlines())
     return sorted(
-        (f"{one['family']} {one['protocol']} {_state_of(one['rest'])}", int(one["timeout"]))
+        (f"{one['family']} {one['protocol']} {_state_of(one['rest'], case.ports)}", int(one["timeout"]))
         for one in found
         if one
     )
 
 
-def _state_of(listed: str) -> str:
+def _state_of(listed: str, ports: Set[int]) -> str:
     """Whether Linux believes a RST depends on packets that it has not seen (daemon/resets.py)."""
-    text = UNCOMPARED.sub("", listed).strip()
+    text = PORT.sub(lambda one: one[0] if int(one[2]) in ports else f"{one[1]}chosen", listed)
+    text = UNCOMPARED.sub("", text).strip()
     words = text.split(" ", 1)
     return f"ESTABLISHED {words[1]}" if words[0] == "CLOSE" and "[ASSURED]" in text else text
 
@@ -107,6 +121,12 @@ def _members(ruleset: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 # ---- frames ----
+
+
+def chosen(frames: Sequence[bytes], ports: Set[int]) -> bool:
+    """Whether any has a port that Linux has chosen by chance. (Identifiers of echoes differ in all flows.)"""
+    seen = (read(frame[14:]) for frame in frames)
+    return any(not set(one.ports or ()) <= ports for one in seen if one.protocol in NUMBERS.values())
 
 
 def comparable(frames: Sequence[bytes]) -> list[bytes]:

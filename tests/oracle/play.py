@@ -10,7 +10,7 @@ from tests.oracle.case import Case, Run, Step
 from tests.oracle.frames import read
 from tests.oracle.lab import Arrived, Pair, Side, packets
 from tests.oracle.network import SEGMENTS
-from tests.oracle.observe import LEGACY, State, comparable, observe
+from tests.oracle.observe import LEGACY, State, chosen, comparable, observe
 from tests.oracle.traffic import Conversation, Injection
 
 TIMEOUT_SLACK = 5
@@ -31,13 +31,15 @@ class Played:
     """What became of a case. `sent`: what the plain lab's hosts have sent, for each step.
 
     `arrived`: frames in the plain lab, of all steps; a case with few of them says little. `carried`: packets
-    that clearway has forwarded.
+    that clearway has forwarded. `drawn`: Linux has chosen a port by chance, in each lab its own; there the
+    case ended.
     """
 
     differences: list[str] = field(default_factory=list)
     sent: list[list[Injection]] = field(default_factory=list)
     arrived: int = 0
     carried: int = 0
+    drawn: bool = False
 
 
 def no_fault(_side: Side) -> None:
@@ -45,7 +47,7 @@ def no_fault(_side: Side) -> None:
 
 
 def play(pair: Pair, case: Case, fault: Callable[[Side], None] = no_fault) -> Played:
-    """Play it from a fresh start to the first step that differs, or to its end.
+    """Play it from a fresh start to the first step that differs or that chance decides, or to its end.
 
     `fault` is done to the accelerated lab after the rules have been loaded: how the oracle itself is tried.
     ValueError when the kernel refuses the case's rules.
@@ -62,13 +64,13 @@ def play(pair: Pair, case: Case, fault: Callable[[Side], None] = no_fault) -> Pl
         first = next(pair.idents)
         talks = Conversation(case.flows, first), Conversation(case.flows, first)
         for number, step in enumerate(case.steps):
-            if played.differences:
+            if played.differences or played.drawn:
                 break
             played.differences += [
-                f"step {number} ({step}): {text}" for text in _step(pair, talks, step, played)
+                f"step {number} ({step}): {text}" for text in _step(pair, talks, case, step, played)
             ]
         played.carried = pair.carried() - before
-        if not played.differences:
+        if not played.differences and not played.drawn:
             played.differences += _compared(observe(pair.plain, case), observe(pair.fast, case))
     finally:
         _clean(pair, case, touched)
@@ -103,7 +105,9 @@ NO_RULES = "".join(
 """What `iptables-restore` reads to take all rules away."""
 
 
-def _step(pair: Pair, talks: tuple[Conversation, Conversation], step: Step, played: Played) -> Iterator[str]:
+def _step(
+    pair: Pair, talks: tuple[Conversation, Conversation], case: Case, step: Step, played: Played
+) -> Iterator[str]:
     if isinstance(step, Run):
         played.sent.append([])
         codes = [side.command(step).returncode for side in pair.sides]
@@ -118,10 +122,22 @@ def _step(pair: Pair, talks: tuple[Conversation, Conversation], step: Step, play
                 side.inject(injection)
     both = pair.settled()
     played.arrived += sum(map(len, both[0].values()))
-    yield from _frames_compared(*both)
+    played.drawn = all(chosen(frames, case.ports) for frames in map(_flat, both))
+    yield from (_lengths_compared if played.drawn else _frames_compared)(*both)
     if not isinstance(step, Run):
         for talk, arrived in zip(talks, both, strict=True):
             talk.learn(step, packets(arrived))
+
+
+def _flat(arrived: Arrived) -> list[bytes]:
+    return [frame for frames in arrived.values() for frame in frames]
+
+
+def _lengths_compared(plain: Arrived, fast: Arrived) -> Iterator[str]:
+    for segment in SEGMENTS:
+        linux, clearway = (sorted(map(len, arrived[segment])) for arrived in (plain, fast))
+        if linux != clearway:
+            yield f"on {segment} arrive frames of {linux} bytes in Linux, of {clearway} with clearway"
 
 
 def _frames_compared(plain: Arrived, fast: Arrived) -> Iterator[str]:

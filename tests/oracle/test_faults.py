@@ -128,6 +128,23 @@ def test_fault_is_found(pair: Pair, name: str) -> None:
     assert any(told in text for text in differences), differences
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_port_that_linux_draws_by_chance_is_no_difference(pair: Pair, family: int) -> None:
+    """A server's packet opens its connection anew, and then the client's translation has the same tuple."""
+    other = address("wan0", HOSTS[1], family)
+    flow = Flow(family, "tcp", "lan0", 0, 0, 20000, 443)
+    to = f"{other}:8080" if family == 4 else f"[{other}]:8080"
+    there = f"chain there {{ type nat hook prerouting priority -100; tcp dport 443 dnat to {to}; }}"
+    rules = Run("nft -f -", f"table ip{'6' if family == 6 else ''} t {{\n {there}\n}}\n")
+    again = (Run("conntrack -F"), Send(0, "data", True, size=9), Send(0, "data", size=9))
+    case = Case((flow,), (rules,), (*opening(0, flow), *talking(0), *again, *talking(0)))
+    played = play(pair, case)
+    assert played.differences == []
+    assert played.drawn
+    assert len(played.sent) == len(case.steps) - 2
+    assert not play(pair, replace(case, steps=case.steps[:-5])).drawn
+
+
 def test_case_survives_json() -> None:
     assert Case.from_json(CASE.to_json()) == CASE
 
