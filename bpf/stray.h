@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What the parser leaves to Linux at once: IP options, other protocols than TCP, UDP and ICMP, multicast, link-local
- * addresses, more tags than it reads. With a firewall it is judged before: no packet may go around it by being odd. */
+ * addresses, more tags than it reads. With a firewall it is judged before: no packet may go around it by being odd. And by what is
+ * odd, Linux learns of connections that it has lent to the fast path. */
 #pragma once
 
 always_inline bool stray_is(int reason)
@@ -16,23 +17,60 @@ always_inline bool stray_is_malformed(int reason)
 	       reason == REASON_DROP_L4_HEADER;
 }
 
+always_inline bool stray_is_judged(void)
+{
+	const struct config *config = config_of(active_now().epoch);
+
+	return config && config->firewall;
+}
+
+/* Is there more to do about it than to count it? */
+always_inline bool stray_matters(int reason)
+{
+	if (stray_is_malformed(reason) || (cw_adoption && reason == REASON_PUNT_IP_OPTIONS))
+		return true;
+	return stray_is(reason) && stray_is_judged();
+}
+
 /* How the packet ends that the parser has left. */
 always_inline int stray_or_end(struct packet *p, int reason)
 {
-	if (stray_is_malformed(reason)) {
-		bpf_tail_call(p->ctx, &stages, STAGE_STRAY);
-		return conclude(p, REASON_DROP_STAGE_MISSING);
-	}
-	if (stray_is(reason)) {
-		const struct config *config = config_of(active_now().epoch);
-		struct scratch *s = scratch_get();
-		if (config && config->firewall && s) {
-			s->stray = reason;
-			bpf_tail_call(p->ctx, &stages, STAGE_STRAY);
-			return conclude(p, REASON_DROP_STAGE_MISSING);
-		}
-	}
-	return conclude(p, reason);
+	struct scratch *s = scratch_get();
+
+	if (!s || !stray_matters(reason))
+		return conclude(p, reason);
+	s->stray = reason;
+	bpf_tail_call(p->ctx, &stages, STAGE_STRAY);
+	return conclude(p, REASON_DROP_STAGE_MISSING);
+}
+
+/* Linux will learn something of the packet's connection: it is asked again before anything else of it is carried. */
+never_inline void stray_unsettles(struct scratch *s, const struct tuple *t, int why)
+{
+	s->entry.key = *t;
+	if (flow_peek(&s->entry) && s->entry.verdict.state & FLOW_ADOPTED)
+		flow_end(&s->ending, &s->entry.key, why);
+}
+
+/* Nobody's but Linux': flags behind IP options count all the same. */
+always_inline int stray_linux(struct packet *p, struct scratch *s)
+{
+	if (p->tuple.proto == IPPROTO_TCP && p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
+		stray_unsettles(s, &p->tuple, p->tcp_flags & TCP_RST ? FLOW_END_RESET : FLOW_END_LINUX);
+	return conclude(p, s->stray);
+}
+
+/* The flags of a segment whose header goes on in the next fragment are Linux' alone to see. */
+always_inline void stray_cut_short(struct packet *p, struct scratch *s)
+{
+	__be16 ports[2];
+
+	if (p->fragment != FRAGMENT_FIRST || p->tuple.proto != IPPROTO_TCP ||
+	    packet_load(p, p->l4_offset, ports, sizeof(ports)))
+		return;
+	p->tuple.sport = ports[0];
+	p->tuple.dport = ports[1];
+	stray_unsettles(s, &p->tuple, FLOW_END_LINUX);
 }
 
 /* What becomes of a packet whose header above IP is cut short or impossible: Linux, which does not look there to forward it, has
@@ -42,7 +80,12 @@ always_inline int stray_malformed(struct packet *p, int reason)
 	struct scratch *s = scratch_get();
 
 	fragment_forget(p);
-	return !s || fragment_claimed(p, s) ? reason : REASON_PUNT_MALFORMED;
+	if (!s)
+		return reason;
+	stray_cut_short(p, s);
+	if (s->stray == REASON_PUNT_IP_OPTIONS && !stray_is_judged())
+		return s->stray;
+	return fragment_claimed(p, s) ? reason : REASON_PUNT_MALFORMED;
 }
 
 /* What is shorter than an ICMP error has to quote gets none. */
@@ -124,8 +167,8 @@ always_inline int enter_odd(struct packet *p, struct scratch *s)
 	const struct config *config = config_of(active_now().epoch);
 	__u32 stamp = generation(p);
 
-	if (!config)
-		return conclude(p, s->stray);
+	if (!config || !config->firewall)
+		return stray_linux(p, s);
 	if (p->fragment == FRAGMENT_FIRST)
 		fragment_store(p);
 	if (p->fragment == FRAGMENT_LATER && !fragment_load(p))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from tests.oracle.case import Run
-from tests.oracle.network import HOSTS, REMOTE, ROUTER, address
+from tests.oracle.network import HOSTS, NOBODY, REMOTE, ROUTER, address
 from tests.oracle.nft import PORTS, prefixes
 
 TOOLS = {4: "iptables", 6: "ip6tables"}
@@ -89,7 +89,7 @@ def translations(draw: st.DrawFn, family: int, chain: str) -> str:
         ],
         "POSTROUTING": [
             "-o wan0 -j MASQUERADE",
-            f"-s {prefixes(family)[-1]} -j SNAT --to-source {address('wan0', 77, family)}",
+            f"-s {prefixes(family)[-1]} -j SNAT --to-source {address('wan0', NOBODY, family)}",
             f"-p tcp --dport {port} -j SNAT --to-source {address('wan0', ROUTER, family)}",
         ],
     }

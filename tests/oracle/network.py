@@ -16,6 +16,7 @@ from clearway.lab.wiring import COMMON_SYSCTLS, ROUTER_SYSCTLS
 SEGMENTS = ("lan0", "lan1", "wan0", "wan1")
 ROUTER = 1  # host numbers
 HOSTS = (2, 3)
+NOBODY = 77  # whose address a translation gives; to ask for it in vain would take Linux until another case
 GATEWAY = 254
 MTU = {"lan0": 1500, "lan1": 1500, "wan0": 1400, "wan1": 1500}
 REMOTE = {4: "203.0.113.9", 6: "2001:db8:113::9"}
@@ -100,7 +101,7 @@ def ways(family: int) -> list[str]:
         f"neighbour replace {address(segment, host, family)} lladdr {host_mac(segment, host)} dev {segment} "
         "nud permanent"
         for segment in SEGMENTS
-        for host in (*HOSTS, GATEWAY)
+        for host in (*HOSTS, NOBODY, GATEWAY)
     ]
     for destination, segment, table in (
         (REMOTE_NETWORK[family], "wan0", "main"),

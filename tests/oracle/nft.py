@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from tests.oracle.case import Run
-from tests.oracle.network import HOSTS, REMOTE, ROUTER, address
+from tests.oracle.network import HOSTS, NOBODY, REMOTE, ROUTER, address
 
 PORTS = (22, 53, 80, 443)
 WORD = {4: "ip", 6: "ip6"}
@@ -187,7 +187,7 @@ def translations(draw: st.DrawFn, table: str, hook: str) -> str:
     if hook == "postrouting":
         choices = [
             "oifname wan0 counter masquerade",
-            f"{word} saddr {prefixes(family)[-1]} counter snat {to} {address('wan0', 77, family)}",
+            f"{word} saddr {prefixes(family)[-1]} counter snat {to} {address('wan0', NOBODY, family)}",
             f"tcp dport {port} snat {to} {address('wan0', ROUTER, family)}",
         ]
     else:

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scapy.layers.inet import IPOption_RR
+from scapy.layers.inet6 import IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Ether
-from scapy.packet import Packet
+from scapy.packet import Packet, Raw
 
 from clearway.compiler.classifier import Condition, Sets, compile_classifier
 from clearway.datapath import features
@@ -33,7 +35,7 @@ from tests.packet.addresses import (
 from tests.packet.conversation import Conversation, masquerade, service
 from tests.packet.flowtable import PROTOCOLS as NUMBERS
 from tests.packet.flowtable import Tuple, packed
-from tests.packet.frames import frame, hop_limit, icmp_error, l3, network, ports
+from tests.packet.frames import frame, hop_limit, icmp_error, l3, network, ports, tcp
 from tests.packet.marks import PROTOCOLS
 from tests.packet.node import HANDED_OVER, Node, Outcome
 from tests.packet.test_fragments import datagram, fragments, whole_packet
@@ -275,6 +277,53 @@ def test_what_changes_a_connection_is_linux_to_judge(node: Node, net: Net, flags
     talk = Held(node, net)
     assert talk.client(payload=b"x").reason == "forward_adopted"
     assert talk.client(flags).reason == "punt_adopted"
+    assert node.flows.entries() == 0
+
+
+def behind_options(above: Packet, talk: Held) -> bytes:
+    """IPv4 options, or an IPv6 header for every hop."""
+    src, dst = talk.arrives.src, talk.arrives.dst
+    if talk.net.family == 4:
+        return frame(BACK, src, dst, above, options=IPOption_RR(routers=["0.0.0.0"]))
+    return frame(BACK, src, dst, IPv6ExtHdrHopByHop() / above)
+
+
+@pytest.mark.parametrize(("flags", "ends"), [("A", False), ("S", True), ("FA", True), ("R", True)])
+def test_what_changes_a_connection_counts_behind_options_too(
+    node: Node, net: Net, flags: str, ends: bool
+) -> None:
+    trust(node)
+    talk = Held(node, net)
+    assert talk.client(payload=b"x").reason == "forward_adopted"
+    sent = behind_options(tcp(talk.arrives.sport, talk.arrives.dport, flags), talk)
+    out = node.send(sent, BACK)
+    assert (out.reason, out.frame) == ("punt_ip_options", sent)
+    assert node.flows.entries() == (0 if ends else 2)
+
+
+def test_options_before_what_is_malformed_are_linux_to_judge(node: Node, net: Net) -> None:
+    trust(node)
+    talk = Held(node, net)
+    assert talk.client(payload=b"x").reason == "forward_adopted"
+    cut = Raw(bytes(tcp(talk.arrives.sport, talk.arrives.dport, "FA"))[:16])
+    if net.family == 4:
+        sent = frame(
+            BACK, talk.arrives.src, talk.arrives.dst, cut, proto=6, options=IPOption_RR(routers=["0.0.0.0"])
+        )
+    else:
+        sent = frame(BACK, talk.arrives.src, talk.arrives.dst, IPv6ExtHdrHopByHop(nh=6) / cut)
+    assert node.send(sent, BACK).reason == "punt_ip_options"
+    assert node.flows.entries() == 2
+
+
+def test_flags_may_hide_in_the_next_fragment(node: Node, net: Net) -> None:
+    """Linux puts the segment together; whose it is the first eight bytes tell."""
+    trust(node)
+    talk = Held(node, net)
+    assert talk.client(payload=b"x").reason == "forward_adopted"
+    segment = tcp(talk.arrives.sport, talk.arrives.dport, "FA")
+    pieces = fragments(BACK, whole_packet(talk.arrives.src, talk.arrives.dst, segment), size=8)
+    assert [node.send(piece, BACK).reason for piece in pieces] == ["punt_malformed", *["punt_fragment"] * 2]
     assert node.flows.entries() == 0
 
 
