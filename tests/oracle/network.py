@@ -77,8 +77,8 @@ def links(router: str, hosts: str) -> list[str]:
 
 
 def hosts_up() -> list[str]:
-    """`ip` commands in the hosts' namespace."""
-    return [f"link set {segment} up" for segment in SEGMENTS]
+    """`ip` commands in the hosts' namespace. What arrives is to be seen as it was sent, segments not put together."""
+    return [f"link set {segment} up gro_max_size 1" for segment in SEGMENTS]
 
 
 def links_up() -> list[str]:
