@@ -307,6 +307,22 @@ def test_what_policies_of_ipsec_are_about_stays_in_linux(
         gateway.router.ip("xfrm", "policy", "delete", *ends["others"], "dir", "out")
 
 
+def test_rules_that_nft_cannot_list_keep_everything_in_linux(
+    gateway: Gateway, connection: socket.socket
+) -> None:
+    """nft 1.0.6 ends itself where an interface name is not UTF-8, and nobody else with it."""
+    chain = 'chain c { type filter hook forward priority 9; iifname "\\377" drop; }'
+    gateway.router.run("sh", "-c", f"printf '%b' 'table ip unlisted {{\\n{chain}\\n}}\\n' | nft -f -")
+    try:
+        wait_until("it is known", lambda: "nft was ended by SIGABRT" in explained(gateway, connection)["why"])
+        before = gateway.forwarded()
+        talk(connection)
+        assert gateway.forwarded() == before
+    finally:
+        gateway.router.run("nft", "delete", "table", "ip", "unlisted")
+    wait_until("it is carried again", lambda: is_carried(gateway, connection))
+
+
 def _table(name: str, hook: str, rules: str) -> str:
     return f"table inet {name} {{\nchain c {{\ntype filter hook {hook} priority 0;\n{rules}\n}}\n}}\n"
 

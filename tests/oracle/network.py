@@ -77,7 +77,8 @@ def links(router: str, hosts: str) -> list[str]:
 
 
 def hosts_up() -> list[str]:
-    """`ip` commands in the hosts' namespace. What arrives is to be seen as it was sent, segments not put together."""
+    """`ip` commands in the hosts' namespace. Of what arrives no segments are put together, or it depends on
+    who has sent it."""
     return [f"link set {segment} up gro_max_size 1" for segment in SEGMENTS]
 
 

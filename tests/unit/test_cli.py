@@ -256,10 +256,10 @@ def test_rules_of_linux_count_with_what_was_carried_around_them(
 def test_rules_of_linux_that_cannot_be_read_do_not_hide_the_others(
     clearway: Clearway, control: FakeControl
 ) -> None:
-    control.linux_views = LinuxCounterViews(linux=[], why="libnftables.so.1 is missing")
+    control.linux_views = LinuxCounterViews(linux=[], why="nft is missing (Debian: nftables)")
     ran = clearway("get", "rules")
     assert "web" in ran.out
-    assert ran.err == "clearway: Linux' rules: libnftables.so.1 is missing\n"
+    assert ran.err == "clearway: Linux' rules: nft is missing (Debian: nftables)\n"
 
 
 def test_set_is_exchanged(clearway: Clearway, control: FakeControl, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from clearway.daemon.notify import Notifier
 from clearway.daemon.throttle import Throttle
 from clearway.datapath.features import Check
 from clearway.instance import Instance, InstanceError, find_instance
-from clearway.linux import libnftables, rtnetlink
+from clearway.linux import nft, rtnetlink
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_nothing_is_to_do_about_what_works(monkeypatch: pytest.MonkeyPatch) -> N
     found = [Check("a", True, True, "there", "get it"), Check("b", False, False, "absent", "do without")]
     monkeypatch.setattr(doctor, "checks", lambda: found)
     monkeypatch.setattr(rtnetlink, "links", lambda _kernel: [])
-    monkeypatch.setattr(libnftables, "available", lambda: False)
-    *others, library = doctor.examine()
+    monkeypatch.setattr(nft, "available", lambda: False)
+    *others, program = doctor.examine()
     assert [check.fallback for check in others] == ["", "do without"]
-    assert library.fallback.endswith("install libnftables1")
+    assert program.fallback.endswith("install nftables")

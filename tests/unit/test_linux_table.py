@@ -13,7 +13,7 @@ from clearway.compiler.nft_table import NftTable
 from clearway.daemon import honour
 from clearway.daemon.honour import LinuxTable, remove_table
 from clearway.datapath import Datapath
-from clearway.linux.libnftables import NftablesError
+from clearway.linux.nft import NftablesError
 
 ONE = NftTable("ip", "clearway", {"service_1_a": "dnat ip to 10.0.0.2"}, ("goto service_1_a",), ())
 TWO = NftTable("ip", "clearway", {"service_1_b": "dnat ip to 10.0.0.3"}, ("goto service_1_b",), ())

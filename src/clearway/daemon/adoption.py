@@ -25,8 +25,8 @@ from clearway.daemon.obstacles import Obstacles, about_policy
 from clearway.datapath import Datapath, DatapathError, features
 from clearway.datapath.tables import Array
 from clearway.linux import conntrack, nftables, traffic_control, xfrm
-from clearway.linux.libnftables import NftablesError
 from clearway.linux.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Listener, NetlinkError
+from clearway.linux.nft import NftablesError
 from clearway.linux.packet_sockets import PacketSocket, packet_sockets
 from clearway.linux.rtnetlink import Link
 from clearway.linux.ruleset import filtered_on_bridges, legacy_tables, read_ruleset

@@ -7,7 +7,7 @@ from clearway.api.views import LinuxCounterView, LinuxCounterViews
 from clearway.daemon.accountant import Accountant
 from clearway.daemon.accounts import Sum
 from clearway.daemon.linux_counters import LinuxCounter, linux_counters
-from clearway.linux.libnftables import NftablesError
+from clearway.linux.nft import NftablesError
 from clearway.linux.ruleset import read_ruleset
 
 

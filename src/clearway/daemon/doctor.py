@@ -8,7 +8,7 @@ from typing import Literal
 
 from clearway.datapath.features import Check, checks
 from clearway.datapath.interfaces import InterfaceFacts, interface_facts
-from clearway.linux import libnftables, rtnetlink
+from clearway.linux import nft, rtnetlink
 from clearway.linux.netlink import NETLINK_ROUTE, Conversation
 
 NO_XDP = "hook: auto takes TC; hook: xdp-generic works, slowly"
@@ -30,16 +30,16 @@ def examine() -> list[Check]:
     """Every check; what to do only where there is something to do. None of them changes anything."""
     with Conversation(NETLINK_ROUTE) as kernel:
         names = [link.name for link in rtnetlink.links(kernel) if link.kind != "vlan" and link.resolves]
-    found = [*checks(), _libnftables(), *(interface_check(interface_facts(name)) for name in names)]
+    found = [*checks(), _nft(), *(interface_check(interface_facts(name)) for name in names)]
     return [replace(check, fallback="") if check.ok else check for check in found]
 
 
-def _libnftables() -> Check:
+def _nft() -> Check:
     """By which Linux' rules are read."""
-    there = libnftables.available()
-    detail = f"{libnftables.LIBRARY} is there" if there else f"{libnftables.LIBRARY} is missing"
+    there = nft.available()
+    detail = "nft is there" if there else "nft is missing"
     return Check(
-        "libnftables", there, False, detail, "connections of Linux are not carried: install libnftables1"
+        "nftables", there, False, detail, f"connections of Linux are not carried: install {nft.PACKAGE}"
     )
 
 

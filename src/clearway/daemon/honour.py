@@ -17,8 +17,8 @@ from clearway.compiler import Tables
 from clearway.compiler.nft_table import FAMILIES, NftTable, nft_tables, removal
 from clearway.datapath import Datapath
 from clearway.linux import nftables
-from clearway.linux.libnftables import NftablesError, run_commands
 from clearway.linux.namespace import local_port_range
+from clearway.linux.nft import NftablesError, run_commands
 
 log = structlog.get_logger()
 

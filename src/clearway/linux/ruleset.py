@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that netfilter does in this network namespace, as text: nftables by its library, what iptables-nft has
+"""All that netfilter does in this network namespace, as text: nftables by `nft`, what iptables-nft has
 put there by iptables-nft-save (the JSON does not tell what its matches and targets hold, nor what the
 policies of its chains have counted), and whether there are tables of iptables-legacy, whose changes nobody is
 told of.
@@ -8,14 +8,12 @@ told of.
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clearway.linux import nftables
-from clearway.linux.libnftables import NftablesError, list_ruleset
+from clearway.linux.nft import NftablesError, found, list_ruleset, said_by
 
 SAVES = {"ip": "iptables-nft-save", "ip6": "ip6tables-nft-save"}
 FILTERING = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
@@ -23,7 +21,6 @@ LEGACY = {4: "ip_tables_names", 6: "ip6_tables_names"}
 OF_IPTABLES = re.compile(r'"xt"|"name": "(?:PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)"')
 """What the JSON has of every table of iptables-nft: its base chains have these names."""
 READ_TRIES = 5
-SAVE_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -90,24 +87,5 @@ def _names(name: str) -> str:
 
 def _saved(command: str) -> str:
     """Without the program the rules stay what they are in the JSON: unknown."""
-    path = shutil.which(command, path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if path is None:
-        return ""
-    try:
-        done = subprocess.run(
-            [path, "-c"],
-            capture_output=True,
-            timeout=SAVE_SECONDS,
-            check=False,
-            env={"LC_ALL": "C"},
-        )
-    except subprocess.TimeoutExpired:
-        raise NftablesError(f"{command} does not end within {SAVE_SECONDS} s") from None
-    if done.returncode:
-        raise NftablesError(f"{command} failed: {_decoded(done.stderr).strip().splitlines()[-1:]}")
-    return _decoded(done.stdout)
-
-
-def _decoded(said: bytes) -> str:
-    """Comments and prefixes of logs may be any bytes. Of these only a newline ends a line."""
-    return said.decode("utf-8", "replace")
+    path = found(command)
+    return said_by([path, "-c"]) if path else ""
