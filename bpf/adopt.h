@@ -446,7 +446,7 @@ always_inline void adopt_verdict(const struct packet *p, struct scratch *s)
 	v->sport = leaves->sport;
 	v->dport = leaves->dport;
 	v->addr_delta = addr_delta(&p->tuple, leaves);
-	v->port_delta = fold(delta16(p->tuple.sport, v->sport) + delta16(p->tuple.dport, v->dport));
+	v->port_delta = delta16(p->tuple.sport, v->sport) + delta16(p->tuple.dport, v->dport);
 }
 
 /* The connection is Linux' alone from now on. */

@@ -30,7 +30,7 @@ always_inline bool adopt_has_extension(const struct packet *p)
 /* Linux' own to judge: what changes a connection, and what cannot be forwarded as it is. */
 always_inline bool adopt_is_plain(const struct packet *p)
 {
-	if (p->fragment || p->ttl <= 1 || adopt_has_extension(p) || packet_decrypted(p))
+	if (p->fragment || p->ttl <= 1 || adopt_has_extension(p) || (cw_kernel_context && packet_decrypted(p)))
 		return false;
 	return p->tuple.proto == IPPROTO_TCP ? adopt_is_plain_tcp(p->tcp_flags) : p->tuple.proto == IPPROTO_UDP;
 }
@@ -48,9 +48,9 @@ always_inline __u32 adopt_asked_of(const struct packet *p, __u32 ago)
 /* Was Linux asked long ago? A time of fewer bits seems to be near again after days, but not when packets go by. */
 always_inline bool adopt_was_long_ago(const struct flow *f)
 {
-	__u32 at = f->tcp_next >> ADOPT_CLASS_BITS, is = now();
+	__u32 at = f->tcp_next >> ADOPT_CLASS_BITS, is = now(), long_ago = ticks(ADOPT_AGAIN_MS);
 
-	return ((is - at) & ~0u >> ADOPT_CLASS_BITS) > ticks(ADOPT_AGAIN_MS) || is - f->seen > ticks(ADOPT_AGAIN_MS);
+	return ((is - at) & ~0u >> ADOPT_CLASS_BITS) > long_ago || is - f->seen > long_ago;
 }
 
 /* Does it come by another way than those before? */
@@ -61,10 +61,12 @@ always_inline bool adopt_strays(const struct packet *p, const struct flow *f)
 
 /* May the entry not carry this packet as it is? Linux is to be asked again, or to judge it; or it belongs to a bridge, behind which
  * the same connection may be carried. */
-always_inline bool adopt_asks(const struct packet *p, const struct flow *f)
+always_inline bool adopt_asks(const struct packet *p, const struct net_device *device, const struct flow *f)
 {
-	return packet_bridged(p) || packet_decrypted(p) || adopt_was_long_ago(f) || adopt_strays(p, f) ||
-	       adopt_has_extension(p) || (p->tuple.proto == IPPROTO_TCP && !adopt_is_plain_tcp(p->tcp_flags));
+	if (device && (device_is_bridged(device) || packet_decrypted(p)))
+		return true;
+	return adopt_was_long_ago(f) || adopt_strays(p, f) || adopt_has_extension(p) ||
+	       (p->tuple.proto == IPPROTO_TCP && !adopt_is_plain_tcp(p->tcp_flags));
 }
 
 /* Is there a configuration that could claim a packet? */

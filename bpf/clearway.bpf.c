@@ -81,7 +81,7 @@ struct hit {
 };
 
 /* Does the packet hit a flow that can carry it as it is? */
-always_inline bool look_up(struct packet *p, __u32 stamp, struct hit *hit)
+always_inline bool look_up(struct packet *p, const struct net_device *device, __u32 stamp, struct hit *hit)
 {
 	struct verdict *v = &hit->verdict;
 
@@ -91,22 +91,27 @@ always_inline bool look_up(struct packet *p, __u32 stamp, struct hit *hit)
 	if (!hit->flow || v->stamp != stamp || !(v->state & FLOW_SENT_ACK) ||
 	    !egress_read(v->egress, v->stamp, &hit->egress))
 		return false;
-	if (v->state & FLOW_ADOPTED && (adopt_asks(p, hit->flow) || !mangle_fits(p, v->state)))
+	if (v->state & FLOW_ADOPTED && (adopt_asks(p, device, hit->flow) || !mangle_fits(p, v->state)))
 		return false;
-	hit->carried = CARRIED_PACKET + (v->state & FLOW_ADOPTED ? packet_l3_length(p) : p->length);
+	struct packet_sizes sizes = packet_sizes(p);
+	hit->carried = CARRIED_PACKET + (v->state & FLOW_ADOPTED ? sizes.whole : p->length);
 	__u64 was = hit->flow->carried;
 	if ((was ^ (was + hit->carried)) & CARRIED_TURNS)
 		return false;
-	return p->ttl > 1 && packet_segment(p) <= v->mtu;
+	return p->ttl > 1 && sizes.segment <= v->mtu;
 }
 
 /* The hit path: everything here is paid by every packet. */
 always_inline int enter(struct packet *p)
 {
-	struct hit hit = {};
-	__u32 stamp = generation(p);
+	struct net_device *device = packet_device_seen(p);
+	__u32 stamp = generation_by(p, device);
+	struct hit hit; /* what is not found is not read either */
 
-	if (!look_up(p, stamp, &hit)) {
+	hit.flow = NULL;
+	hit.hash = 0;
+	hit.verdict.state = 0;
+	if (!look_up(p, device, stamp, &hit)) {
 		bool ours = hit.flow && !(hit.verdict.state & FLOW_ADOPTED);
 		int refused = ours ? CONTINUE : adopt_refused(p, hit.hash, stamp, hit.flow);
 		if (refused != CONTINUE)
@@ -122,6 +127,42 @@ always_inline int enter(struct packet *p)
 	hit.flow->carried += hit.carried;
 	hit.flow->seen = now();
 	return forward(p, &hit.verdict, &hit.egress, REASON_FORWARD_FLOW);
+}
+
+/* reason: what the parser says. */
+always_inline int enter_with(struct packet *p, int reason)
+{
+	return reason == CONTINUE ? enter(p) : stray_or_end(p, reason);
+}
+
+/* What parse() would do, and the hit path, for packets of one kind: whatever depends on it is decided by the compiler. */
+always_inline int enter_kind(struct packet *p, const __u8 family, const __u8 proto)
+{
+	p->l3_offset = sizeof(struct ethhdr);
+	int reason = family == FAMILY_IPV4 ? parse_ipv4(p, PARSE_ENTRY) : parse_ipv6_header(p, PARSE_ENTRY);
+
+	if (reason != CONTINUE)
+		return stray_or_end(p, reason);
+	p->tuple.proto = proto;
+	p->fragment = FRAGMENT_NONE;
+	return enter_with(p, proto == IPPROTO_TCP ? parse_tcp(p, PARSE_ENTRY) : parse_udp(p, PARSE_ENTRY));
+}
+
+/* The kinds that nearly all packets are of have programs of their own, so to speak, which takes a sixth off the hit path. */
+always_inline int enter_by_kind(struct packet *p)
+{
+	switch (parse_ahead(p)) {
+	case KIND(FAMILY_IPV4, IPPROTO_TCP):
+		return enter_kind(p, FAMILY_IPV4, IPPROTO_TCP);
+	case KIND(FAMILY_IPV4, IPPROTO_UDP):
+		return enter_kind(p, FAMILY_IPV4, IPPROTO_UDP);
+	case KIND(FAMILY_IPV6, IPPROTO_TCP):
+		return enter_kind(p, FAMILY_IPV6, IPPROTO_TCP);
+	case KIND(FAMILY_IPV6, IPPROTO_UDP):
+		return enter_kind(p, FAMILY_IPV6, IPPROTO_UDP);
+	default:
+		return enter_with(p, parse(p, PARSE_ENTRY));
+	}
 }
 
 always_inline int enter_known(struct packet *p, struct scratch *s)
@@ -158,10 +199,7 @@ PROGRAM()
 		keep_register(p.end);
 	}
 #endif
-	int reason = parse(&p, PARSE_ENTRY);
-	if (reason != CONTINUE)
-		return stray_or_end(&p, reason);
-	return enter(&p);
+	return enter_by_kind(&p);
 }
 
 #ifdef HOOK_TC
@@ -174,10 +212,7 @@ SEC("tc") int cw_tc_behind(context *ctx)
 		return ACTION_PUNT;
 	if (!packet_open(&p))
 		return conclude(&p, REASON_DROP_ETHERNET_SHORT);
-	int reason = parse(&p, PARSE_ENTRY);
-	if (reason != CONTINUE)
-		return stray_or_end(&p, reason);
-	return enter(&p);
+	return enter_with(&p, parse(&p, PARSE_ENTRY));
 }
 #endif
 

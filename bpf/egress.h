@@ -6,6 +6,7 @@
 
 #define EGRESS_TRIES 4
 #define EGRESS_NONE EGRESS_ROWS
+#define EGRESS_OF_FAMILY (EGRESS_ROWS / 2)
 
 /* The row, copied; false when it is not what it was when the flow was resolved. */
 always_inline bool egress_read(__u32 index, __u32 stamp, struct egress *out)
@@ -20,25 +21,33 @@ always_inline bool egress_read(__u32 index, __u32 stamp, struct egress *out)
 
 always_inline bool egress_equal(const struct egress *a, const struct egress *b)
 {
-	return a->stamp == b->stamp && a->route == b->route && a->ifindex == b->ifindex &&
+	return a->stamp == b->stamp && a->route == b->route && a->family == b->family && a->ifindex == b->ifindex &&
 	       a->vlan_outer == b->vlan_outer && a->vlan_inner == b->vlan_inner &&
 	       *(__u32 *)a->smac == *(__u32 *)b->smac && *(__u16 *)(a->smac + 4) == *(__u16 *)(b->smac + 4) &&
 	       a->xdp_transmit == b->xdp_transmit && a->mark == b->mark;
 }
 
-/* Where rows of a device begin; marks are spread. */
-always_inline __u32 egress_first(const struct egress *e)
+/* The row of a device at the n-th try; marks are spread. Each family has a half of its own, in which stamps can be compared. */
+always_inline __u32 egress_place(const struct egress *e, __u32 n)
 {
-	return e->route + (e->mark * 0x9e3779b1u >> 16);
+	__u32 row = (e->route + (e->mark * 0x9e3779b1u >> 16) + n) % EGRESS_OF_FAMILY;
+
+	return e->family == FAMILY_IPV4 ? row : EGRESS_OF_FAMILY + row;
+}
+
+/* Do both name the same device, for the same packets? */
+always_inline bool egress_alike(const struct egress *a, const struct egress *b)
+{
+	return a->route == b->route && a->mark == b->mark && a->family == b->family;
 }
 
 /* The row of this device, brought up to date; EGRESS_NONE: its places are taken by others in use. */
 always_inline __u32 egress_store(const struct egress *wanted)
 {
 	for (__u32 i = 0; i < EGRESS_TRIES; i++) {
-		__u32 index = (egress_first(wanted) + i) % EGRESS_ROWS;
+		__u32 index = egress_place(wanted, i);
 		struct egress *row = bpf_map_lookup_elem(&egress_v2, &index);
-		if (!row || ((row->route != wanted->route || row->mark != wanted->mark) && row->stamp == wanted->stamp))
+		if (!row || (!egress_alike(row, wanted) && row->stamp == wanted->stamp))
 			continue;
 		if (!egress_equal(row, wanted)) {
 			__sync_lock_test_and_set(&row->stamp, 0);
@@ -48,6 +57,7 @@ always_inline __u32 egress_store(const struct egress *wanted)
 			row->vlan_inner = wanted->vlan_inner;
 			__builtin_memcpy(row->smac, wanted->smac, ETH_ALEN);
 			row->xdp_transmit = wanted->xdp_transmit;
+			row->family = wanted->family;
 			row->mark = wanted->mark;
 			__sync_lock_test_and_set(&row->stamp, wanted->stamp);
 		}

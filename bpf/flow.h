@@ -18,8 +18,8 @@ struct verdict {
 	union addr dst;
 	__be16 sport;
 	__be16 dport;
-	__u16 addr_delta; /* checksum difference made by the addresses (rewrite.h) */
-	__u16 port_delta; /* and by the ports */
+	__u32 addr_delta; /* checksum difference made by the addresses (rewrite.h), not folded */
+	__u32 port_delta; /* and by the ports */
 	__u16 mtu;
 	__u16 egress;
 	__u8 dmac[6];
@@ -31,7 +31,7 @@ always_inline void flow_ports(const struct tuple *t, const struct flow *f, struc
 {
 	v->sport = f->sport;
 	v->dport = f->dport;
-	v->port_delta = fold(delta16(t->sport, v->sport) + delta16(t->dport, v->dport));
+	v->port_delta = delta16(t->sport, v->sport) + delta16(t->dport, v->dport);
 }
 
 always_inline void flow_addresses(const struct tuple *t, const struct flow *f, const int family, struct verdict *v)
@@ -79,7 +79,11 @@ always_inline struct flow *flow_hit_in(const struct flow_tables *tables, const s
 	if (!table_find(tables, t, *hash, family, tables->current & 1, &spot))
 		return NULL;
 	flow_verdict(t, spot.flow, family, v);
-	return !mark_locked(spot.mark) && table_intact(&spot) ? spot.flow : NULL;
+	if (mark_locked(spot.mark) || !table_intact(&spot))
+		return NULL;
+	struct flow *f = spot.flow;
+	keep_register(f); /* two kinds of entry must not meet in one instruction */
+	return f;
 }
 
 /* *hash: the tuple's, whether there is a flow or not. */
@@ -90,11 +94,8 @@ always_inline struct flow *flow_hit(const struct tuple *t, struct verdict *v, __
 	*hash = 0;
 	if (!tables)
 		return NULL;
-	if (t->family == FAMILY_IPV4) {
-		struct flow *f = flow_hit_in(tables, t, FAMILY_IPV4, v, hash);
-		keep_register(f); /* two kinds of entry must not meet in one instruction */
-		return f;
-	}
+	if (t->family == FAMILY_IPV4)
+		return flow_hit_in(tables, t, FAMILY_IPV4, v, hash);
 	return flow_hit_in(tables, t, FAMILY_IPV6, v, hash);
 }
 

@@ -109,7 +109,7 @@ always_inline bool quote_parse(const struct packet *p, struct quote *q)
 
 /* The quoted layer 4 checksum follows the quoted addresses and ports, where the quote reaches that far.
  * Returns the difference this makes to what covers it. */
-always_inline __u32 quote_checksum(const struct packet *p, struct quote *q, __u16 addr_delta, __u16 port_delta)
+always_inline __u32 quote_checksum(const struct packet *p, struct quote *q, __u32 addr_delta, __u32 port_delta)
 {
 	__u32 offset = q->tuple->proto == IPPROTO_TCP ? offsetof(struct tcphdr, check) :
 		       q->tuple->proto == IPPROTO_UDP ? offsetof(struct udphdr, check) :
@@ -123,7 +123,7 @@ always_inline __u32 quote_checksum(const struct packet *p, struct quote *q, __u1
 	if (q->tuple->proto == IPPROTO_ICMP)
 		addr_delta = 0; /* no pseudo header */
 	__u16 from = *checksum;
-	*checksum = checksum_apply(from, (__u32)addr_delta + port_delta);
+	*checksum = checksum_apply(from, addr_delta + port_delta);
 	if (q->tuple->proto == IPPROTO_UDP && *checksum == 0)
 		*checksum = 0xffff;
 	return delta16(from, *checksum);

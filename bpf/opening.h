@@ -187,7 +187,7 @@ never_inline int opening_forward(struct packet *p, struct scratch *s, int reason
 	v->sport = leaves->sport;
 	v->dport = leaves->dport;
 	v->addr_delta = addr_delta(&p->tuple, leaves);
-	v->port_delta = fold(delta16(p->tuple.sport, v->sport) + delta16(p->tuple.dport, v->dport));
+	v->port_delta = delta16(p->tuple.sport, v->sport) + delta16(p->tuple.dport, v->dport);
 	if (must_hand_over(&s->egress))
 		return hand_over(p, REASON_DROP_NO_EGRESS);
 	if (packet_segment(p) > v->mtu)

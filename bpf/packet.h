@@ -4,8 +4,7 @@
  *
  *   packet_open      set data, end, length, ifindex and the tags the device took out of the frame
  *   packet_for_us    is the frame addressed to this machine's link address?
- *   packet_segment   layer 3 bytes of the largest packet this becomes on the wire (GSO)
- *   packet_l3_length bytes of layer 3 of the whole packet
+ *   packet_sizes     bytes of layer 3: of the whole packet, and of the largest one that it becomes on the wire (GSO)
  *   packet_l4_length bytes of layer 4, header and payload, of the whole packet
  *   packet_checksum  apply differences to the checksum at that offset of layer 4; the packet must be
  *                    reloaded afterwards
@@ -52,6 +51,11 @@ struct hand_over {
 	__u32 magic;
 };
 
+struct packet_sizes {
+	__u32 whole;
+	__u32 segment;
+};
+
 always_inline void packet_reload(struct packet *p)
 {
 	p->data = (void *)(long)p->ctx->data;
@@ -60,7 +64,7 @@ always_inline void packet_reload(struct packet *p)
 
 /* The checksum at `offset` of layer 4 updated in the packet. UDP: 0 says "none" and stays, a computed 0 is sent as
  * 0xffff (RFC 768, RFC 8200 8.1). */
-always_inline bool packet_checksum_write(struct packet *p, __u32 offset, __u16 addr_delta, __u16 port_delta, bool udp)
+always_inline bool packet_checksum_write(struct packet *p, __u32 offset, __u32 addr_delta, __u32 port_delta, bool udp)
 {
 	__u16 *checksum = p->l4 + offset;
 
@@ -69,7 +73,7 @@ always_inline bool packet_checksum_write(struct packet *p, __u32 offset, __u16 a
 		return false;
 	if (udp && *checksum == 0)
 		return true;
-	*checksum = checksum_apply(*checksum, (__u32)addr_delta + port_delta);
+	*checksum = checksum_apply(*checksum, addr_delta + port_delta);
 	if (udp && *checksum == 0)
 		*checksum = 0xffff;
 	return true;
@@ -85,6 +89,16 @@ always_inline bool packet_checksum_write(struct packet *p, __u32 offset, __u16 a
 #else
 #include "packet_tc.h"
 #endif
+
+always_inline __u32 packet_l3_length(const struct packet *p)
+{
+	return packet_sizes(p).whole;
+}
+
+always_inline __u32 packet_segment(const struct packet *p)
+{
+	return packet_sizes(p).segment;
+}
 
 /* The verifier forgets what the parser has proved: that a packet whose protocol is TCP has a whole TCP header,
  * and that l3 was checked for the size of its family's header. */
@@ -102,20 +116,27 @@ always_inline struct ipv6hdr *packet_ipv6(const struct packet *p)
 	return (void *)(ip + 1) > p->end ? NULL : ip;
 }
 
+/* NULL where the kernel does not let us see it. */
+always_inline struct net_device *packet_device_seen(const struct packet *p)
+{
+	return cw_kernel_context ? packet_device(p) : NULL;
+}
+
 /* The network namespace of the receiving device. */
 always_inline struct net *packet_net(const struct packet *p)
 {
 	return packet_device(p)->nd_net.net;
 }
 
-/* Has it come in by a port of a bridge? Whether the bridge takes it, and as whose, is still to be seen. false where the kernel
- * does not let us see. */
+/* Is it a port of a bridge? Whether the bridge takes the packet, and as whose, is still to be seen. */
+always_inline bool device_is_bridged(const struct net_device *device)
+{
+	return BPF_CORE_READ_BITFIELD(device, priv_flags) & IFF_BRIDGE_PORT;
+}
+
 always_inline bool packet_bridged(const struct packet *p)
 {
-	if (!cw_kernel_context)
-		return false;
-	struct net_device *device = packet_device(p);
-	return BPF_CORE_READ_BITFIELD(device, priv_flags) & IFF_BRIDGE_PORT;
+	return cw_kernel_context && device_is_bridged(packet_device(p));
 }
 
 /* Padding of the link that it came by goes no further, as in Linux (net/ipv4/ip_input.c, ip_rcv_core). What is to touch the packet
@@ -127,6 +148,13 @@ always_inline bool packet_trim(struct packet *p)
 	return p->length <= end || packet_is_gso(p) || packet_cut(p, p->length - end);
 }
 
+/* Two stores, where memcpy would take the three that an alignment of two bytes allows. */
+always_inline void packet_write_mac(__u8 *to, const __u8 *mac)
+{
+	*(__u32 *)to = *(const __u32 *)mac;
+	*(__u16 *)(to + 4) = *(const __u16 *)(mac + 4);
+}
+
 /* Tags and link addresses of the next hop; everything above layer 2 is finished by then. */
 always_inline bool packet_link(struct packet *p, const __u8 *dmac, const __u8 *smac, __u16 outer, __u16 inner)
 {
@@ -136,7 +164,7 @@ always_inline bool packet_link(struct packet *p, const __u8 *dmac, const __u8 *s
 	struct ethhdr *eth = p->data;
 	if ((void *)(eth + 1) > p->end)
 		return false;
-	__builtin_memcpy(eth->h_dest, dmac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, smac, ETH_ALEN);
+	packet_write_mac(eth->h_dest, dmac);
+	packet_write_mac(eth->h_source, smac);
 	return true;
 }

@@ -44,18 +44,16 @@ always_inline bool packet_is_gso(const struct packet *p)
 	return p->ctx->gso_size != 0;
 }
 
-always_inline __u32 packet_segment(const struct packet *p)
+always_inline struct packet_sizes packet_sizes(const struct packet *p)
 {
 	__u32 size = p->ctx->gso_size;
+	struct packet_sizes sizes = {.whole = p->l3_length, .segment = p->l3_length};
 
-	if (!size)
-		return p->l3_length;
-	return p->l4_offset - p->l3_offset + p->l4_header + size;
-}
-
-always_inline __u32 packet_l3_length(const struct packet *p)
-{
-	return packet_is_gso(p) ? p->ctx->len - p->l3_offset : p->l3_length;
+	if (size) {
+		sizes.whole = p->ctx->len - p->l3_offset;
+		sizes.segment = p->l4_offset - p->l3_offset + p->l4_header + size;
+	}
+	return sizes;
 }
 
 always_inline __u32 packet_l4_length(const struct packet *p)
@@ -63,12 +61,18 @@ always_inline __u32 packet_l4_length(const struct packet *p)
 	return packet_is_gso(p) ? p->ctx->len - p->l4_offset : p->l3_length - (p->l4_offset - p->l3_offset);
 }
 
+/* To read plain fields of: the kernel's own context is trusted, and what is read untrusted is checked each time. */
+always_inline struct sk_buff *packet_skb(const struct packet *p)
+{
+	return bpf_cast_to_kern_ctx(p->ctx);
+}
+
 /* skb->ip_summed, where the kernel lets us see it; PARTIAL otherwise, which asks for the most care. */
 always_inline __u8 packet_summed(const struct packet *p)
 {
 	if (!cw_kernel_context)
 		return CHECKSUM_PARTIAL;
-	struct sk_buff *skb = packet_kernel_context(p, struct sk_buff);
+	struct sk_buff *skb = packet_skb(p);
 	return BPF_CORE_READ_BITFIELD(skb, ip_summed);
 }
 
@@ -98,7 +102,7 @@ always_inline bool packet_partial(struct packet *p)
 
 /* Where nobody's sum covers the checksum it is updated in the packet. The helper knows what PARTIAL and COMPLETE need;
  * ports are not part of what PARTIAL has already summed. */
-always_inline bool packet_checksum(struct packet *p, __u32 offset, __u16 addr_delta, __u16 port_delta, bool udp)
+always_inline bool packet_checksum(struct packet *p, __u32 offset, __u32 addr_delta, __u32 port_delta, bool udp)
 {
 	__u64 flags = udp ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 at = p->l4_offset + offset;
@@ -116,12 +120,13 @@ always_inline bool packet_checksum(struct packet *p, __u32 offset, __u16 addr_de
 	return true;
 }
 
-/* Has it come through IPsec? Then it needs a policy that lets it through (__xfrm_policy_check, net/xfrm/xfrm_policy.c). */
+/* Has it come through IPsec? Then it needs a policy that lets it through (__xfrm_policy_check, net/xfrm/xfrm_policy.c). Asked only
+ * where the kernel lets us see. */
 always_inline bool packet_decrypted(const struct packet *p)
 {
-	if (!cw_kernel_context || !bpf_core_enum_value_exists(enum skb_ext_id, SKB_EXT_SEC_PATH))
+	if (!bpf_core_enum_value_exists(enum skb_ext_id, SKB_EXT_SEC_PATH))
 		return false;
-	struct sk_buff *skb = packet_kernel_context(p, struct sk_buff);
+	struct sk_buff *skb = packet_skb(p);
 	return skb->active_extensions & 1 << bpf_core_enum_value(enum skb_ext_id, SKB_EXT_SEC_PATH);
 }
 
@@ -228,7 +233,8 @@ always_inline bool packet_cut(struct packet *p, __u32 bytes)
 /* IPv6 has no header checksum that would balance the change in what COMPLETE has summed. */
 always_inline void packet_header_changed(struct packet *p, __u16 delta)
 {
-	bpf_csum_update(p->ctx, delta);
+	if (packet_summed(p) > CHECKSUM_UNNECESSARY)
+		bpf_csum_update(p->ctx, delta);
 }
 
 always_inline struct net_device *packet_device(const struct packet *p)

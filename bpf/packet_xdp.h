@@ -31,19 +31,16 @@ always_inline bool packet_for_us(struct packet *p, const struct ethhdr *eth)
 	return *(__u32 *)port->mac == *(__u32 *)eth->h_dest && *(__u16 *)(port->mac + 4) == *(__u16 *)(eth->h_dest + 4);
 }
 
-always_inline __u32 packet_segment(const struct packet *p)
+always_inline struct packet_sizes packet_sizes(const struct packet *p)
 {
-	return p->l3_length;
+	struct packet_sizes sizes = {.whole = p->l3_length, .segment = p->l3_length};
+
+	return sizes;
 }
 
 always_inline bool packet_is_gso(const struct packet *p)
 {
 	return false;
-}
-
-always_inline __u32 packet_l3_length(const struct packet *p)
-{
-	return p->l3_length;
 }
 
 always_inline __u32 packet_l4_length(const struct packet *p)
@@ -56,7 +53,7 @@ always_inline bool packet_partial(struct packet *p)
 	return false;
 }
 
-always_inline bool packet_checksum(struct packet *p, __u32 offset, __u16 addr_delta, __u16 port_delta, bool udp)
+always_inline bool packet_checksum(struct packet *p, __u32 offset, __u32 addr_delta, __u32 port_delta, bool udp)
 {
 	return packet_checksum_write(p, offset, addr_delta, port_delta, udp);
 }

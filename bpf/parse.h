@@ -115,10 +115,10 @@ always_inline int parse_vlan(struct packet *p, __be16 *proto)
 /* Does the frame hold all that the IP header promises? More is padding. */
 always_inline int parse_length(struct packet *p, const enum parsing how)
 {
-	if (packet_is_gso(p))
-		return CONTINUE; /* the stack made it; IPv6 jumbo says 0 */
 	if (p->l3_offset + p->l3_length <= p->length)
 		return CONTINUE;
+	if (packet_is_gso(p))
+		return CONTINUE; /* the stack made it; IPv6 jumbo says 0 */
 	__u32 whole = packet_length(p);
 	if (how == PARSE_ENTRY)
 		count_received_rest(whole - p->length);
@@ -241,7 +241,7 @@ always_inline int parse_extensions(struct packet *p, __u8 next, const enum parsi
 	return w.reason;
 }
 
-always_inline int parse_ipv6(struct packet *p, const enum parsing how)
+always_inline int parse_ipv6_header(struct packet *p, const enum parsing how)
 {
 	struct ipv6hdr *ip = p->data + p->l3_offset;
 
@@ -257,21 +257,28 @@ always_inline int parse_ipv6(struct packet *p, const enum parsing how)
 	p->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
 	p->dont_fragment = true;
 	p->tuple.family = FAMILY_IPV6;
-	__builtin_memcpy(&p->tuple.src, &ip->saddr, sizeof(p->tuple.src));
-	__builtin_memcpy(&p->tuple.dst, &ip->daddr, sizeof(p->tuple.dst));
+	addr_load(&p->tuple.src, &ip->saddr);
+	addr_load(&p->tuple.dst, &ip->daddr);
 	__u8 first = ip->daddr.bytes[0], second = ip->daddr.bytes[1];
 	if (how != PARSE_ALL && (first == 0xff || (first == 0xfe && (second & 0xc0) == 0x80)))
 		return REASON_PUNT_MULTICAST;
-	int reason = parse_length(p, how);
+	return parse_length(p, how);
+}
+
+always_inline int parse_ipv6(struct packet *p, const enum parsing how)
+{
+	int reason = parse_ipv6_header(p, how);
+
 	if (reason != CONTINUE)
 		return reason;
+	const struct ipv6hdr *ip = p->l3;
 	return parse_extensions(p, ip->nexthdr, how);
 }
 
 /* Does the IP packet, padding aside, hold a header of this size? */
 always_inline bool parse_fits(const struct packet *p, __u32 size)
 {
-	return packet_is_gso(p) || p->l4_offset - p->l3_offset + size <= p->l3_length;
+	return p->l4_offset - p->l3_offset + size <= p->l3_length || packet_is_gso(p);
 }
 
 /* The verifier has lost sight of an offset that depends on options. */
@@ -302,11 +309,11 @@ always_inline int parse_udp(struct packet *p, const enum parsing how)
 	struct udphdr *udp = parse_at(p, how);
 
 	keep_register(udp);
-	if ((void *)(udp + 1) > p->end || !parse_fits(p, sizeof(*udp)))
+	if ((void *)(udp + 1) > p->end)
 		return REASON_DROP_L4_SHORT;
-	__u32 length = bpf_ntohs(udp->len);
-	if (p->fragment == FRAGMENT_NONE && (length < sizeof(*udp) || !parse_fits(p, length)))
-		return REASON_DROP_L4_HEADER;
+	__u32 length = p->fragment == FRAGMENT_NONE ? bpf_ntohs(udp->len) : sizeof(*udp);
+	if (length < sizeof(*udp) || !parse_fits(p, length))
+		return parse_fits(p, sizeof(*udp)) ? REASON_DROP_L4_HEADER : REASON_DROP_L4_SHORT;
 	p->l4 = udp;
 	p->l4_header = sizeof(*udp);
 	p->tuple.sport = udp->source;
@@ -391,12 +398,31 @@ always_inline int parse_tags_left(const enum parsing how)
 	return how == PARSE_ALL ? REASON_DROP_FIREWALL : REASON_PUNT_VLAN_UNKNOWN;
 }
 
+#define KIND(FAMILY, PROTO) ((FAMILY) << 8 | (PROTO))
+
+/* What the packet is, if it is addressed to this machine's link address, carries no tag, and is not a fragment: KIND(), of any protocol,
+ * in IPv6 that of what comes next. 0: something else, or too short. Only looks: nothing of it is checked. */
+always_inline __u32 parse_ahead(struct packet *p)
+{
+	const struct ethhdr *eth = p->data;
+	const struct iphdr *ip = (void *)(eth + 1);
+	const struct ipv6hdr *ip6 = (void *)(eth + 1);
+
+	if ((void *)(ip + 1) > p->end || p->vlan_outer || eth->h_dest[0] & 1 || !packet_for_us(p, eth))
+		return 0;
+	if (eth->h_proto == bpf_htons(ETH_P_IP))
+		return ip->frag_off & (IP_MF | IP_OFFSET) ? 0 : KIND(FAMILY_IPV4, ip->protocol);
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6) && (void *)(ip6 + 1) <= p->end)
+		return KIND(FAMILY_IPV6, ip6->nexthdr);
+	return 0;
+}
+
 always_inline int parse(struct packet *p, const enum parsing how)
 {
 	__be16 proto;
-	int reason;
+	int reason = parse_eth(p, &proto, how);
 
-	if ((reason = parse_eth(p, &proto, how)) != CONTINUE)
+	if (reason != CONTINUE)
 		return reason;
 	if ((reason = parse_vlan(p, &proto)) != CONTINUE)
 		return reason;

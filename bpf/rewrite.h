@@ -9,9 +9,10 @@
 
 always_inline const struct mangle *mangle_of(__u32 state)
 {
+	if (!(state & FLOW_ADOPTED) || !(state & FLOW_MANGLE))
+		return NULL;
 	__u32 row = (state & FLOW_MANGLE) >> FLOW_MANGLE_SHIFT;
-
-	return state & FLOW_ADOPTED && row ? bpf_map_lookup_elem(&mangle_v1, &row) : NULL;
+	return bpf_map_lookup_elem(&mangle_v1, &row);
 }
 
 /* How many hops are left behind all rules. */
@@ -67,7 +68,7 @@ always_inline void rewrite_ipv4(struct packet *p, const struct verdict *v, __u8 
 	ip->saddr = v->src.v4;
 	ip->daddr = v->dst.v4;
 	ip->ttl -= hops;
-	ip->check = checksum_apply(ip->check, (__u32)v->addr_delta + (hops ? DECREMENT_TTL : 0));
+	ip->check = checksum_apply(ip->check, v->addr_delta + (hops ? DECREMENT_TTL : 0));
 	const struct mangle *m = mangle_of(v->state);
 	if (m)
 		mangle_ipv4(p, m, ip);
@@ -79,8 +80,8 @@ always_inline bool rewrite_ipv6(struct packet *p, const struct verdict *v, __u8 
 
 	if (!ip)
 		return false;
-	__builtin_memcpy(&ip->saddr, &v->src, sizeof(v->src));
-	__builtin_memcpy(&ip->daddr, &v->dst, sizeof(v->dst));
+	addr_store(&ip->saddr, &v->src);
+	addr_store(&ip->daddr, &v->dst);
 	ip->hop_limit -= hops;
 	const struct mangle *m = mangle_of(v->state);
 	__u16 mangled = m ? mangle_ipv6(p, m, ip) : 0;
@@ -91,7 +92,7 @@ always_inline bool rewrite_ipv6(struct packet *p, const struct verdict *v, __u8 
 
 always_inline bool rewrite_l4(struct packet *p, const struct verdict *v)
 {
-	__u16 addr_delta = v->addr_delta, port_delta = v->port_delta;
+	__u32 addr_delta = v->addr_delta, port_delta = v->port_delta;
 
 	if (p->tuple.proto == IPPROTO_TCP) {
 		struct tcphdr *tcp = p->l4;

@@ -52,6 +52,7 @@ always_inline void route_lookup_marked(const struct packet *p, struct scratch *s
 
 	__builtin_memset(&r->device, 0, sizeof(r->device));
 	r->mark = 0;
+	r->family = p->tuple.family;
 	route_ask(p, &s->forward.leaves, fib);
 	fib->tot_len = 1; /* fits every MTU, and makes the kernel report the route's */
 	fib->mark = mark;
@@ -181,6 +182,7 @@ always_inline void route_egress(const struct route *r, __u32 stamp, struct egres
 	out->vlan_inner = r->device.vlan_inner;
 	__builtin_memcpy(out->smac, fib->smac, ETH_ALEN);
 	out->xdp_transmit = r->device.xdp_transmit;
+	out->family = r->family;
 	out->mark = r->mark;
 }
 

@@ -33,8 +33,9 @@ struct parsed {
 
 /* Where a packet goes next (route.h). */
 struct route {
-	int result; /* BPF_FIB_LKUP_RET_* */
-	__u32 mark; /* that packets leave with */
+	int result;  /* BPF_FIB_LKUP_RET_* */
+	__u32 mark;  /* that packets leave with */
+	__u8 family; /* theirs: that of the next hop, in fib, may be another one */
 	struct bpf_fib_lookup fib;
 	struct device device; /* of the egress; only `lower` where the mirror does not know it */
 };

@@ -208,7 +208,7 @@ struct adopted_record {
 _Static_assert(sizeof(struct adopted_record) == 160, "struct adopted_record");
 
 /* What a packet leaves by, and with. Flows that share both share a row; who resolves a next hop fills it in (egress.h). */
-#define EGRESS_ROWS 4096
+#define EGRESS_ROWS 8192
 struct egress {
 	__u32 stamp;	  /* generation.h: under which it was filled in; what carries another one does not use it */
 	__u32 route;	  /* ifindex of the device as the routing table names it */
@@ -217,8 +217,8 @@ struct egress {
 	__u16 vlan_inner;
 	__u8 smac[6];
 	__u8 xdp_transmit; /* the device takes frames redirected by XDP */
-	__u8 pad;
-	__u32 mark; /* that Linux would send it with */
+	__u8 family;	   /* whose packets leave by it: `stamp` is of one family */
+	__u32 mark;	   /* that Linux would send it with */
 };
 _Static_assert(sizeof(struct egress) == 28, "struct egress");
 

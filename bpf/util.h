@@ -24,13 +24,13 @@ always_inline __u16 fold(__u32 sum)
 	return sum;
 }
 
-always_inline __u16 fold64(__u64 sum)
+/* The same sum in so few bits that others can be added to it. */
+always_inline __u32 fold64(__u64 sum)
 {
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	return fold((__u32)sum + (__u32)(sum >> 32));
+	return (__u32)(sum & 0xffff) + (__u32)(sum >> 16 & 0xffff) + (__u32)(sum >> 32);
 }
 
-/* RFC 1624: HC' = ~(~HC + ~m + m'); delta is the folded sum of ~m + m' over all changed words. */
+/* RFC 1624: HC' = ~(~HC + ~m + m'); delta is the sum of ~m + m' over all changed words, folded or not. */
 always_inline __u16 checksum_apply(__u16 checksum, __u32 delta)
 {
 	return ~fold((__u16)~checksum + delta);
@@ -55,6 +55,23 @@ always_inline __u32 now(void)
 always_inline __u32 ticks(__u32 ms)
 {
 	return (__u64)ms * cw_hz / 1000;
+}
+
+/* An address of IPv6 in a packet, where it is aligned to two bytes: memcpy would go by the four that its type promises. */
+always_inline void addr_load(union addr *to, const void *from)
+{
+	const __u64 *quads = from;
+
+	to->quads[0] = quads[0];
+	to->quads[1] = quads[1];
+}
+
+always_inline void addr_store(void *to, const union addr *from)
+{
+	__u64 *quads = to;
+
+	quads[0] = from->quads[0];
+	quads[1] = from->quads[1];
 }
 
 always_inline bool addr_equal(const union addr *a, const union addr *b)
