@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -378,3 +379,15 @@ def test_connections_go_on_when_clearway_is_gone(
         gateway.clearway("up", "lan", "wan", "--hook", hook)
         gateway.proved(3)
     assert (gateway.directory / "daemon.log.1").read_text() == said
+
+
+def test_two_commands_at_once_take_what_each_has_named(gateway: Gateway, hook: str) -> None:
+    gateway.clearway("down")
+    with ThreadPoolExecutor() as pool:
+        said = list(pool.map(lambda name: gateway.clearway("up", name, "--hook", hook), ("lan", "wan")))
+    assert sum("a daemon is running" in one for one in said) == 1
+    gateway.proved(3)
+    assert {name: one["state"] for name, one in gateway.interfaces().items()} == {
+        "lan": "attached",
+        "wan": "attached",
+    }

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -66,13 +68,34 @@ def up(
       clearway up eth0 eth1
     """
     options = options_of(context, output)
-    try:
-        options.client().get("status")
-    except UnreachableError:
-        if _start(options, interfaces, hook):
+    if not _answers(options):
+        with _alone(options.instance().state_dir):  # who comes second finds the daemon of the first
+            started = not _answers(options) and _start(options, interfaces, hook)
+        if started:
             _tell(options, interfaces)
             return
     show_plan(_take(options, interfaces, hook), output)
+
+
+def _answers(options: Options) -> bool:
+    """Whether there is a daemon."""
+    try:
+        options.client().get("status")
+    except UnreachableError:
+        return False
+    return True
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Nobody else starts a daemon of this instance meanwhile."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _tell(options: Options, interfaces: list[str]) -> None:
@@ -121,7 +144,6 @@ def _start(options: Options, interfaces: list[str], hook: Hook | None) -> bool:
         )
     own = not instance.config.exists()
     file = instance.up_config if own else instance.config
-    instance.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if own:
         taken = [{"name": name, "hook": hook or "auto"} for name in interfaces]
         file.write_text(json.dumps({"interfaces": taken}) + "\n")
@@ -146,11 +168,7 @@ def _start(options: Options, interfaces: list[str], hook: Hook | None) -> bool:
 def _wait_until_it_answers(options: Options, daemon: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        try:
-            options.client().get("status")
-        except UnreachableError:
-            pass
-        else:
+        if _answers(options):
             return
         if daemon.poll() is not None:
             said = log.read_text(errors="replace").strip().splitlines()
