@@ -140,13 +140,14 @@ always_inline bool adopt_turn(const struct refused *was)
 
 /* The reason under which the packet is left to Linux without asking: because one like it was a moment ago; or because it is
  * the first of its kind, and may well stay the only one. CONTINUE: it is to be asked about. known: it has an entry. */
-always_inline int adopt_refused(const struct packet *p, __u64 hash, __u32 stamp, bool known)
+always_inline int adopt_refused(const struct packet *p, const struct net_device *device, __u64 hash, __u32 stamp,
+				bool known)
 {
 	__u32 tag;
 
 	if (!cw_adoption || !adopt_is_plain(p))
 		return CONTINUE;
-	if (packet_bridged(p)) /* no row: it would be the bridge's as well */
+	if (device && device_is_bridged(device)) /* no row: it would be the bridge's as well */
 		return adopt_may_be_claimed() ? CONTINUE : REASON_PUNT_NOT_OURS;
 	__u64 *row = adopt_row(hash, stamp, &tag);
 	if (!row)
