@@ -151,18 +151,24 @@ always_inline int enter_kind(struct packet *p, const __u8 family, const __u8 pro
 /* The kinds that nearly all packets are of have programs of their own, so to speak, which takes a fifth off the hit path. */
 always_inline int enter_by_kind(struct packet *p)
 {
-	switch (parse_ahead(p)) {
-	case KIND(FAMILY_IPV4, IPPROTO_TCP):
-		return enter_kind(p, FAMILY_IPV4, IPPROTO_TCP);
-	case KIND(FAMILY_IPV4, IPPROTO_UDP):
-		return enter_kind(p, FAMILY_IPV4, IPPROTO_UDP);
-	case KIND(FAMILY_IPV6, IPPROTO_TCP):
-		return enter_kind(p, FAMILY_IPV6, IPPROTO_TCP);
-	case KIND(FAMILY_IPV6, IPPROTO_UDP):
-		return enter_kind(p, FAMILY_IPV6, IPPROTO_UDP);
-	default:
-		return enter_with(p, parse(p, PARSE_ENTRY));
+	if (parse_is_plain(p)) {
+		const struct ethhdr *eth = p->data;
+		const struct iphdr *ip = (void *)(eth + 1);
+		const struct ipv6hdr *ip6 = (void *)(eth + 1);
+		if (eth->h_proto == bpf_htons(ETH_P_IP) && !(ip->frag_off & (IP_MF | IP_OFFSET))) {
+			if (ip->protocol == IPPROTO_TCP)
+				return enter_kind(p, FAMILY_IPV4, IPPROTO_TCP);
+			if (ip->protocol == IPPROTO_UDP)
+				return enter_kind(p, FAMILY_IPV4, IPPROTO_UDP);
+		}
+		if (eth->h_proto == bpf_htons(ETH_P_IPV6) && (void *)(ip6 + 1) <= p->end) {
+			if (ip6->nexthdr == IPPROTO_TCP)
+				return enter_kind(p, FAMILY_IPV6, IPPROTO_TCP);
+			if (ip6->nexthdr == IPPROTO_UDP)
+				return enter_kind(p, FAMILY_IPV6, IPPROTO_UDP);
+		}
 	}
+	return enter_with(p, parse(p, PARSE_ENTRY));
 }
 
 always_inline int enter_known(struct packet *p, struct scratch *s)

@@ -398,23 +398,13 @@ always_inline int parse_tags_left(const enum parsing how)
 	return how == PARSE_ALL ? REASON_DROP_FIREWALL : REASON_PUNT_VLAN_UNKNOWN;
 }
 
-#define KIND(FAMILY, PROTO) ((FAMILY) << 8 | (PROTO))
-
-/* What the packet is, if it is addressed to this machine's link address, carries no tag, and is not a fragment: KIND(), of any protocol,
- * in IPv6 that of what comes next. 0: something else, or too short. Only looks: nothing of it is checked. */
-always_inline __u32 parse_ahead(struct packet *p)
+/* Is it an untagged frame to this machine's link address, with room for a header of IPv4? Only looks: nothing is checked. */
+always_inline bool parse_is_plain(struct packet *p)
 {
 	const struct ethhdr *eth = p->data;
-	const struct iphdr *ip = (void *)(eth + 1);
-	const struct ipv6hdr *ip6 = (void *)(eth + 1);
 
-	if ((void *)(ip + 1) > p->end || p->vlan_outer || eth->h_dest[0] & 1 || !packet_for_us(p, eth))
-		return 0;
-	if (eth->h_proto == bpf_htons(ETH_P_IP))
-		return ip->frag_off & (IP_MF | IP_OFFSET) ? 0 : KIND(FAMILY_IPV4, ip->protocol);
-	if (eth->h_proto == bpf_htons(ETH_P_IPV6) && (void *)(ip6 + 1) <= p->end)
-		return KIND(FAMILY_IPV6, ip6->nexthdr);
-	return 0;
+	return (void *)(eth + 1) + sizeof(struct iphdr) <= p->end && !p->vlan_outer && !(eth->h_dest[0] & 1) &&
+	       packet_for_us(p, eth);
 }
 
 always_inline int parse(struct packet *p, const enum parsing how)
