@@ -56,6 +56,19 @@ def test_route_change_takes_the_next_packet_another_way(node: Node, net: Net, ta
     assert connection.ifindex == node.world.ifindex[SPARE]
 
 
+def test_families_have_stamps_of_their_own(node: Node, net: Net) -> None:
+    """By the same devices: the routes and next hops of one do not make the other's connections ask again."""
+    nets = (net, net.other_family)
+    node.apply([service(one, one.remote_host(5), name=f"ipv{one.family}") for one in nets])
+    ours, others = (Conversation(node, one).open() for one in nets)
+    both = [talk.client(payload=b"x").reason for _ in range(2) for talk in (ours, others)]
+    assert both == ["forward_flow"] * 4
+    needs_kernel_context(node)
+    with node.world.route("add", net.remote_host(9), "via", net.router(SPARE), "dev", SPARE):
+        reasons = [talk.client(payload=b"x").reason for _ in range(2) for talk in (ours, others)]
+        assert reasons == ["forward_resolved", "forward_flow", "forward_flow", "forward_flow"]
+
+
 def test_route_that_goes_away_drops_and_keeps_the_flow(node: Node, net: Net, talk: Conversation) -> None:
     with node.world.route("add", "unreachable", net.remote_host(5)):
         node.datapath.bump_mirror()
