@@ -5,6 +5,7 @@
  *                          BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES
  *   sink, sink_tc          at the far end: counts what arrives and drops it
  *   echo                   the same, but sends it back, so that flows see replies
+ *   pass_xdp, pass_tc      what a program that does nothing costs Linux
  *   bare_xdp, bare_tc      in the place of a data path: send everything on, look at nothing
  */
 #include "vmlinux.h"
@@ -217,6 +218,18 @@ int sink_tc(struct __sk_buff *skb)
 {
 	count_arrival((void *)(long)skb->data, (void *)(long)skb->data_end);
 	return TC_ACT_SHOT;
+}
+
+SEC("xdp.frags")
+int pass_xdp(struct xdp_md *ctx)
+{
+	return XDP_PASS;
+}
+
+SEC("tc")
+int pass_tc(struct __sk_buff *skb)
+{
+	return -1; /* TC_ACT_UNSPEC, TCX_NEXT */
 }
 
 always_inline void swap(void *left, void *right, __u32 bytes)

@@ -16,7 +16,7 @@ from bench.command import OUTPUT, report_of, require
 from bench.progress import Progress
 from bench.results import Report
 from bench.transparent import established, first, requests
-from bench.transparent.router import PLAIN, open_router
+from bench.transparent.router import EMPTY, PLAIN, open_router
 from clearway.lab import reap
 
 TOOLS = ("conntrack", "ethtool", "ip", "ip6tables-restore", "iptables-restore", "nft", "nsenter")
@@ -45,7 +45,9 @@ def measure(progress: Progress, parts: Sequence[str]) -> Report:
             with progress.step("routers: one for each system"):
                 routers = [stack.enter_context(open_router(system)) for system in SYSTEMS]
             if "first" in parts:
-                first.measure(routers, report, progress, cpu)
+                with ExitStack() as others:
+                    empty = [others.enter_context(open_router(system)) for system in EMPTY]
+                    first.measure([*routers, *empty], report, progress, cpu)
             if "established" in parts:
                 established.measure(routers, report, progress, cpu)
     if "requests" in parts:

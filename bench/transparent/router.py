@@ -23,13 +23,18 @@ from bench.traffic import (
     Generator,
     Sink,
     Stream,
+    attached_tc,
+    attached_xdp,
     find_device,
+    loaded,
 )
 from bench.transparent.rules import FAMILIES, masquerade, put
 from clearway.datapath import Datapath
 from clearway.lab import Lab, LabError, Topology
 
 PLAIN = "plain"
+EMPTY = {"empty program on tc": "tc", "empty program on xdp": "xdp"}
+"""Routers with a program that passes everything on, by their hook: the least that a data path there costs."""
 HOST_SHIFT = 2  # four flows a client
 PORTS = 64  # of the destination: a masquerading address has a source port for each flow
 MAX_FLOWS = 262_144  # as many as Linux has room for
@@ -220,18 +225,33 @@ def clearway_on(lab: Lab, hook: str) -> Iterator[Datapath]:
 
 
 @contextmanager
+def empty_on(lab: Lab, hook: str) -> Iterator[None]:
+    """A program that does nothing on all interfaces of the lab's node, for the time of the `with` block."""
+    with ExitStack() as stack:
+        program = stack.enter_context(loaded({})).program_fd(f"pass_{hook}")
+        attached = attached_xdp if hook == "xdp" else attached_tc
+        for name in lab.interfaces:
+            stack.enter_context(attached(program, find_device(lab.node, name)))
+        yield
+
+
+@contextmanager
 def open_router(system: str) -> Iterator[Router]:
-    """A router that masquerades by nftables, for the time of the `with` block. `system`: PLAIN, or the hook
-    that clearway takes.
+    """A router that masquerades by nftables, for the time of the `with` block. `system`: PLAIN, one of EMPTY,
+    or the hook that clearway takes.
     """
     with ExitStack() as stack:
-        lab = stack.enter_context(Lab(f"bench-tr-{system}", Topology(clients=1, servers=0)))
+        name = f"bench-tr-{system.replace(' program on ', '-')}"
+        lab = stack.enter_context(Lab(name, Topology(clients=1, servers=0)))
         prepare(lab)
         for family in FAMILIES:
             put(lab.node, masquerade(family))
         lab.node.sysctl(CONNTRACK)
         datapath = None
         if system != PLAIN:
-            lab.prepare_for(system)
-            datapath = stack.enter_context(clearway_on(lab, system))
+            lab.prepare_for(hook := EMPTY.get(system, system))
+            if system in EMPTY:
+                stack.enter_context(empty_on(lab, hook))
+            else:
+                datapath = stack.enter_context(clearway_on(lab, hook))
         yield Router(system, lab, datapath)

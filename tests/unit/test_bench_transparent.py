@@ -11,7 +11,7 @@ from bench.results import Report
 from bench.roads import BEHIND_CLIENT
 from bench.transparent import established, first, vm
 from bench.transparent.emulated import System, flowtable
-from bench.transparent.router import Sample
+from bench.transparent.router import EMPTY, Sample
 from bench.transparent.rules import ELSEWHERE, ESTABLISHED, containers, filter_rules, no_filter
 from clearway.lab import Topology
 
@@ -97,8 +97,11 @@ def test_speed_of_linux_is_not_taken_for_clearways() -> None:
 @pytest.mark.parametrize(("more", "met"), [(399.0, True), (401.0, False)])
 def test_first_packet_is_held_to_its_difference(more: float, met: bool) -> None:
     report = Report({})
-    first.report_costs(report, 4, first.FIRST, {"plain": [2000.0, 9000.0], "tc": [2000 + more, 9000 + more]})
-    assert [target.met for target in report.targets] == [met]
+    samples = {"plain": [2000.0, 9000.0], "tc": [2000 + more, 9000 + more]}
+    empty = {system: [3000.0, 9500.0] for system in EMPTY}  # tells how much of it is the hook's: no target
+    first.report_costs(report, 4, first.FIRST, samples | empty)
+    assert [(target.name.partition(":")[0], target.met) for target in report.targets] == [("IPv4, tc", met)]
+    assert len([one for one in report.results if one.metric == first.more(first.FIRST)]) == 1 + len(EMPTY)
 
 
 def test_adopted_masquerade_is_held_to_both_of_the_kernels() -> None:
