@@ -37,8 +37,9 @@ def list_ruleset(tables: Iterable[str] | None = None) -> str:
     with their families, or of all. NftablesError.
     """
     if tables is None:
-        return _run(["-j", "-a", "list", "ruleset"])
-    listed = _run(["-j", "-a", "-f", "-"], "".join(f"list table {table}\n" for table in tables))
+        return _run(["-j", "-a", "list ruleset"])
+    # no file: with -j, what is not JSON is taken for an empty one, without a word
+    listed = _run(["-j", "-a", "".join(f"list table {table}\n" for table in tables)])
     return json.dumps({"nftables": [one for document in _documents(listed) for one in document["nftables"]]})
 
 

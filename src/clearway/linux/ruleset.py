@@ -56,11 +56,14 @@ def _listed(own: str) -> str:
     tables = nftables.tables()
     others = [table for table in tables if table.partition(" ")[2] != own]
     try:
-        return list_ruleset(None if others == tables else others)
+        listed = list_ruleset(None if others == tables else others)
     except NftablesError:
         if nftables.base_chains(own):
             raise
         return ""  # no hook leads to any rule
+    if listed.count('{"table": {') < len(others):  # nothing must seem to be allowed because it was not listed
+        raise NftablesError(f"of {len(others)} tables nft does not list all")
+    return listed
 
 
 def legacy_tables() -> frozenset[int]:
