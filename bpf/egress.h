@@ -16,6 +16,7 @@ always_inline bool egress_read(__u32 index, __u32 stamp, struct egress *out)
 	if (!row)
 		return false;
 	*out = *row;
+	compiler_barrier();
 	return out->stamp == stamp && READ_ONCE(row->stamp) == stamp;
 }
 

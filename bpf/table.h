@@ -250,8 +250,10 @@ always_inline struct flow *table_entry(const struct spot *spot, const int family
 	return marks && slot < FLOW_SLOTS ? table_slot(marks, family, slot) : NULL;
 }
 
+/* Was what has been read of the entry the entry's? */
 always_inline bool table_intact(const struct spot *spot)
 {
+	compiler_barrier(); /* or what is not needed of an entry that has changed is read only afterwards */
 	return READ_ONCE(*table_mark(spot->marks, spot->slot)) == spot->mark;
 }
 

@@ -5,6 +5,8 @@
 #define always_inline static inline __attribute__((always_inline))
 /* The verifier ties a bounds check to the register it was made on: the compiler must not compute it twice. */
 #define keep_register(VARIABLE) asm volatile("" : "+r"(VARIABLE))
+/* The compiler moves no access to memory across it. */
+#define compiler_barrier() asm volatile("" ::: "memory")
 /* Has a stack frame of its own: for what is large and not on the hit path. */
 #define never_inline static __attribute__((noinline))
 
