@@ -20,12 +20,18 @@ always_inline bool egress_read(__u32 index, __u32 stamp, struct egress *out)
 	return out->stamp == stamp && READ_ONCE(row->stamp) == stamp;
 }
 
+/* Do both name the same device, for the same packets? */
+always_inline bool egress_alike(const struct egress *a, const struct egress *b)
+{
+	return a->route == b->route && a->mark == b->mark && a->family == b->family;
+}
+
 always_inline bool egress_equal(const struct egress *a, const struct egress *b)
 {
-	return a->stamp == b->stamp && a->route == b->route && a->family == b->family && a->ifindex == b->ifindex &&
+	return a->stamp == b->stamp && egress_alike(a, b) && a->ifindex == b->ifindex &&
 	       a->vlan_outer == b->vlan_outer && a->vlan_inner == b->vlan_inner &&
 	       *(__u32 *)a->smac == *(__u32 *)b->smac && *(__u16 *)(a->smac + 4) == *(__u16 *)(b->smac + 4) &&
-	       a->xdp_transmit == b->xdp_transmit && a->mark == b->mark;
+	       a->xdp_transmit == b->xdp_transmit;
 }
 
 /* The row of a device at the n-th try; marks are spread. Each family has a half of its own, in which stamps can be compared. */
@@ -34,12 +40,6 @@ always_inline __u32 egress_place(const struct egress *e, __u32 n)
 	__u32 row = (e->route + (e->mark * 0x9e3779b1u >> 16) + n) % EGRESS_OF_FAMILY;
 
 	return e->family == FAMILY_IPV4 ? row : EGRESS_OF_FAMILY + row;
-}
-
-/* Do both name the same device, for the same packets? */
-always_inline bool egress_alike(const struct egress *a, const struct egress *b)
-{
-	return a->route == b->route && a->mark == b->mark && a->family == b->family;
 }
 
 /* The row of this device, brought up to date; EGRESS_NONE: its places are taken by others in use. */
