@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,12 @@ def tc_program(instance: str, device: str = DEVICE) -> int:
     return int(bpftool("link", "show", "pinned", str(pin))["prog_id"]) if pin.exists() else 0
 
 
+def links(datapath: Datapath) -> list[dict[str, Any]]:
+    """All BPF links of the programs of `datapath`, pinned or not; others come and go beside these tests."""
+    own = set(ids(datapath).values())
+    return [link for link in bpftool("link", "show") if link.get("prog_id") in own]
+
+
 @pytest.mark.parametrize("hook", HOOKS)
 def test_kernel_lists_what_was_attached(datapath: Datapath, wire: Wire, hook: str) -> None:
     attachment = datapath.attach(DEVICE, hook)
@@ -62,11 +69,11 @@ def test_kernel_lists_what_was_attached(datapath: Datapath, wire: Wire, hook: st
 @pytest.mark.parametrize("hook", HOOKS)
 def test_detach_leaves_nothing(datapath: Datapath, wire: Wire, hook: str) -> None:
     datapath.attach(DEVICE, hook)
-    links = len(bpftool("link", "show"))
+    assert len(links(datapath)) == (1 if hook == "tc" else 2)
     datapath.detach(DEVICE)
     assert datapath.attachments() == []
     assert "xdp" not in wire.link()
-    assert len(bpftool("link", "show")) == links - (1 if hook == "tc" else 2)
+    assert links(datapath) == []
     assert list((BPFFS / datapath.instance / "links").iterdir()) == []
     datapath.detach(DEVICE)  # once more is no error
 
@@ -74,9 +81,9 @@ def test_detach_leaves_nothing(datapath: Datapath, wire: Wire, hook: str) -> Non
 @pytest.mark.parametrize("hook", HOOKS)
 def test_attaching_again_changes_nothing(datapath: Datapath, wire: Wire, hook: str) -> None:
     first = datapath.attach(DEVICE, hook)
-    listed = bpftool("link", "show")
+    listed = links(datapath)
     assert datapath.attach(DEVICE, hook) == first
-    assert bpftool("link", "show") == listed
+    assert links(datapath) == listed != []
 
 
 def test_attachment_outlives_the_process(datapath: Datapath, wire: Wire) -> None:
@@ -445,11 +452,11 @@ def test_egress_program_comes_and_goes(attacher: Attacher, datapath: Datapath, w
 def test_detach_takes_the_egress_program_along(
     attacher: Attacher, datapath: Datapath, wire: Wire, hook: str
 ) -> None:
-    links = len(bpftool("link", "show"))
     attacher.attach(DEVICE, Choice(hook), sent=True)
+    assert egress_program(datapath, wire) == ids(datapath)["cw_tc_out"]
     attacher.detach(DEVICE)
     assert attacher.attachments() == []
-    assert len(bpftool("link", "show")) == links
+    assert links(datapath) == []
     assert "clsact" not in wire.qdiscs()
     assert list((BPFFS / datapath.instance / "links").iterdir()) == []
     attacher.detach(DEVICE)  # once more is no error
