@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,13 +25,14 @@ CASES = 10_000
 BATCH = 250  # cases by one seed
 LEGACY_SHARE = 4  # one case of so many is under iptables-legacy
 EVERY = 5.0  # seconds between two lines of progress
+POLL = 0.2  # seconds
 
 
 class Progress:
     """A line now and then: how many cases, how fast, how long it will take."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.arrived, self.drawn = total, 0, 0, 0
+    def __init__(self, hook: str, total: int) -> None:
+        self.hook, self.total, self.done, self.arrived, self.drawn = hook, total, 0, 0, 0
         self._begun = self._told = time.monotonic()
 
     def add(self, played: Played) -> None:
@@ -43,7 +46,7 @@ class Progress:
     def __str__(self) -> str:
         rate = self.done / (time.monotonic() - self._begun)
         left = (self.total - self.done) / rate / 60 if rate else 0
-        return f"{self.done:,} of {self.total:,} cases alike, {rate:.1f}/s, {left:.0f} min left"
+        return f"{self.hook}: {self.done:,} of {self.total:,} cases alike, {rate:.1f}/s, {left:.0f} min left"
 
 
 def main() -> int:
@@ -57,7 +60,9 @@ def main() -> int:
     with interruptible():
         if options.replay:
             return _replay(hooks, Case.from_json(options.replay.read_text()))
-        return _many(hooks, options.cases, options.seed)
+        if len(hooks) > 1:
+            return _side_by_side(hooks, options.cases, options.seed)
+        return _many(options.hook, options.cases, options.seed)
 
 
 def _replay(hooks: list[str], case: Case) -> int:
@@ -70,23 +75,49 @@ def _replay(hooks: list[str], case: Case) -> int:
     return 1 if found else 0
 
 
-def _many(hooks: list[str], total: int, first_seed: int) -> int:
-    print(f"seed {first_seed}")
-    progress = Progress(total)
-    for hook in hooks:
-        share = total // len(hooks) if hook != hooks[-1] else total - progress.done
-        old = share // LEGACY_SHARE
-        with Pair(hook) as pair:
-            try:
-                for legacy, number in ((False, share - old), (True, old)):
-                    for place, size in enumerate(_batches(number)):
-                        _batch(pair, legacy, size, first_seed + place, progress)
-            except AssertionError as failure:
-                print(failure, file=sys.stderr)
-                return 1
-            print(f"{hook}: clearway forwarded {pair.carried():,} packets itself")
+def _side_by_side(hooks: list[str], total: int, first_seed: int) -> int:
+    """Each hook in a process of its own: a case waits more than it computes. A difference ends both."""
+    shares = {hook: total // len(hooks) for hook in hooks}
+    shares[hooks[0]] += total % len(hooks)
+    with contextlib.ExitStack() as stack:
+        running = [
+            stack.enter_context(_oracle("--hook", hook, "--cases", str(share), "--seed", str(first_seed)))
+            for hook, share in shares.items()
+        ]
+        while running:
+            time.sleep(POLL)
+            ended = [one for one in running if one.poll() is not None]
+            if failed := [one.returncode for one in ended if one.returncode]:
+                return failed[0]
+            running = [one for one in running if one not in ended]
+    return 0
+
+
+@contextlib.contextmanager
+def _oracle(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """This program with other arguments; ended, and waited for, with the context."""
+    with subprocess.Popen([sys.executable, "-m", "tests.oracle", *arguments]) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def _many(hook: str, total: int, first_seed: int) -> int:
+    print(f"{hook}: seed {first_seed}", flush=True)
+    progress = Progress(hook, total)
+    old = total // LEGACY_SHARE
+    with Pair(hook) as pair:
+        try:
+            for legacy, number in ((False, total - old), (True, old)):
+                for place, size in enumerate(_batches(number)):
+                    _batch(pair, legacy, size, first_seed + place, progress)
+        except AssertionError as failure:
+            print(failure, file=sys.stderr)
+            return 1
+        print(f"{hook}: clearway forwarded {pair.carried():,} packets itself")
     print(f"{progress}; {progress.arrived:,} frames arrived in each lab")
-    print(f"{progress.drawn:,} cases ended early: Linux drew a port by chance, in each lab its own")
+    print(f"{hook}: {progress.drawn:,} cases ended early: Linux drew a port by chance, in each lab its own")
     return 0
 
 
