@@ -6,8 +6,10 @@
  *   packet_for_us    is the frame addressed to this machine's link address?
  *   packet_sizes     bytes of layer 3: of the whole packet, and of the largest one that it becomes on the wire (GSO)
  *   packet_l4_length bytes of layer 4, header and payload, of the whole packet
- *   packet_checksum  apply differences to the checksum at that offset of layer 4; the packet must be
- *                    reloaded afterwards
+ *   packet_checksum  apply differences to the checksum at that offset of layer 4; `header_delta` is not part of it.
+ *                    The packet must be reloaded afterwards
+ *   packet_header_changed
+ *                    a header has changed, and no checksum in it balances that
  *   packet_tagged, packet_tags
  *                    does it carry tags, in the frame or beside it? Write others in their place
  *   packet_load      copy bytes out of the packet

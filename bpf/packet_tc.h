@@ -100,9 +100,17 @@ always_inline bool packet_partial(struct packet *p)
 	return partial;
 }
 
+/* IPv6 has no header checksum that would balance the change in what COMPLETE has summed. */
+always_inline void packet_header_changed(struct packet *p, __u32 delta)
+{
+	if (delta && packet_summed(p) > CHECKSUM_UNNECESSARY)
+		bpf_csum_update(p->ctx, fold(delta));
+}
+
 /* Where nobody's sum covers the checksum it is updated in the packet. The helper knows what PARTIAL and COMPLETE need;
  * ports are not part of what PARTIAL has already summed. */
-always_inline bool packet_checksum(struct packet *p, __u32 offset, __u32 addr_delta, __u32 port_delta, bool udp)
+always_inline bool packet_checksum(struct packet *p, __u32 offset, __u32 header_delta, __u32 addr_delta,
+				   __u32 port_delta, bool udp)
 {
 	__u64 flags = udp ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 at = p->l4_offset + offset;
@@ -111,6 +119,7 @@ always_inline bool packet_checksum(struct packet *p, __u32 offset, __u32 addr_de
 		return packet_checksum_write(p, offset, addr_delta, port_delta, udp);
 	__u64 pseudo = BPF_F_PSEUDO_HDR;
 
+	packet_header_changed(p, header_delta);
 	if (port_delta && bpf_l4_csum_replace(p->ctx, at, 0, port_delta, flags))
 		return false;
 	if (cw_csum_ipv6_flag && p->tuple.family == FAMILY_IPV6)
@@ -229,13 +238,6 @@ always_inline bool packet_cut(struct packet *p, __u32 bytes)
 
 #define packet_ct_lookup bpf_skb_ct_lookup
 #define packet_ct_alloc bpf_skb_ct_alloc
-
-/* IPv6 has no header checksum that would balance the change in what COMPLETE has summed. */
-always_inline void packet_header_changed(struct packet *p, __u16 delta)
-{
-	if (packet_summed(p) > CHECKSUM_UNNECESSARY)
-		bpf_csum_update(p->ctx, delta);
-}
 
 always_inline struct net_device *packet_device(const struct packet *p)
 {

@@ -53,7 +53,8 @@ always_inline bool packet_partial(struct packet *p)
 	return false;
 }
 
-always_inline bool packet_checksum(struct packet *p, __u32 offset, __u32 addr_delta, __u32 port_delta, bool udp)
+always_inline bool packet_checksum(struct packet *p, __u32 offset, __u32 header_delta, __u32 addr_delta,
+				   __u32 port_delta, bool udp)
 {
 	return packet_checksum_write(p, offset, addr_delta, port_delta, udp);
 }
@@ -148,7 +149,7 @@ always_inline bool packet_decrypted(const struct packet *p)
 	return false;
 }
 
-always_inline void packet_header_changed(struct packet *p, __u16 delta)
+always_inline void packet_header_changed(struct packet *p, __u32 delta)
 {
 }
 

@@ -74,7 +74,8 @@ always_inline void rewrite_ipv4(struct packet *p, const struct verdict *v, __u8 
 		mangle_ipv4(p, m, ip);
 }
 
-always_inline bool rewrite_ipv6(struct packet *p, const struct verdict *v, __u8 hops)
+/* *changed: checksum difference made in the header, where no checksum balances it. */
+always_inline bool rewrite_ipv6(struct packet *p, const struct verdict *v, __u8 hops, __u32 *changed)
 {
 	struct ipv6hdr *ip = packet_ipv6(p);
 
@@ -84,13 +85,11 @@ always_inline bool rewrite_ipv6(struct packet *p, const struct verdict *v, __u8 
 	addr_store(&ip->daddr, &v->dst);
 	ip->hop_limit -= hops;
 	const struct mangle *m = mangle_of(v->state);
-	__u16 mangled = m ? mangle_ipv6(p, m, ip) : 0;
-	if (hops)
-		packet_header_changed(p, fold((__u32)DECREMENT_HOP_LIMIT + mangled));
+	*changed = (hops ? DECREMENT_HOP_LIMIT : 0) + (m ? mangle_ipv6(p, m, ip) : 0);
 	return true;
 }
 
-always_inline bool rewrite_l4(struct packet *p, const struct verdict *v)
+always_inline bool rewrite_l4(struct packet *p, const struct verdict *v, __u32 header_delta)
 {
 	__u32 addr_delta = v->addr_delta, port_delta = v->port_delta;
 
@@ -98,30 +97,33 @@ always_inline bool rewrite_l4(struct packet *p, const struct verdict *v)
 		struct tcphdr *tcp = p->l4;
 		tcp->source = v->sport;
 		tcp->dest = v->dport;
-		return packet_checksum(p, offsetof(struct tcphdr, check), addr_delta, port_delta, false);
+		return packet_checksum(p, offsetof(struct tcphdr, check), header_delta, addr_delta, port_delta, false);
 	}
 	if (p->tuple.proto == IPPROTO_UDP) {
 		struct udphdr *udp = p->l4;
 		udp->source = v->sport;
 		udp->dest = v->dport;
-		return packet_checksum(p, offsetof(struct udphdr, check), addr_delta, port_delta, true);
+		return packet_checksum(p, offsetof(struct udphdr, check), header_delta, addr_delta, port_delta, true);
 	}
 	struct icmphdr *icmp = p->l4;
 	icmp->echo.id = p->icmp_type == icmp_request(p->tuple.family) ? v->sport : v->dport;
-	return packet_checksum(p, offsetof(struct icmphdr, checksum), p->tuple.family == FAMILY_IPV4 ? 0 : addr_delta,
-			       port_delta, false);
+	return packet_checksum(p, offsetof(struct icmphdr, checksum), header_delta,
+			       p->tuple.family == FAMILY_IPV4 ? 0 : addr_delta, port_delta, false);
 }
 
 /* Layers 3 and 4; hops: 1, or 0 where Linux will forward the packet and count the hop. A later fragment has no layer 4 of its own: the first one carries the checksum of all. */
 always_inline bool rewrite(struct packet *p, const struct verdict *v, __u8 hops)
 {
+	__u32 changed = 0;
+
 	if (p->tuple.family == FAMILY_IPV4)
 		rewrite_ipv4(p, v, hops);
-	else if (!rewrite_ipv6(p, v, hops))
+	else if (!rewrite_ipv6(p, v, hops, &changed))
 		return false;
-	if (!p->l4)
-		return true;
-	return rewrite_l4(p, v);
+	if (p->l4)
+		return rewrite_l4(p, v, changed);
+	packet_header_changed(p, changed);
+	return true;
 }
 
 /* To the next hop at `dmac`, through the device that `out` names. */
