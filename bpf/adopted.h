@@ -72,7 +72,7 @@ always_inline bool adopt_asks(const struct packet *p, const struct net_device *d
 /* Is there a configuration that could claim a packet? */
 always_inline bool adopt_may_be_claimed(void)
 {
-	const struct config *config = config_of(active_now().epoch);
+	const struct config *config = config_of(epoch_now());
 
 	return !config || config_claims(config);
 }

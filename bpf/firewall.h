@@ -100,10 +100,9 @@ never_inline void firewall_count(const struct scratch *s)
 
 never_inline void firewall_log(context *ctx, const struct scratch *s)
 {
-	const struct flow_tables *tables = flow_tables();
 	const struct parsed *parsed = &s->parsed;
 
-	if (!(s->judging.rule & RULE_LOG) || !tables || !tables->events)
+	if (!(s->judging.rule & RULE_LOG) || !flow_tables()->events)
 		return;
 	struct firewall_event *event = bpf_ringbuf_reserve(&events_v1, sizeof(*event), 0);
 	if (!event) {

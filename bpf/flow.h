@@ -91,9 +91,6 @@ always_inline struct flow *flow_hit(const struct tuple *t, struct verdict *v, __
 {
 	const struct flow_tables *tables = flow_tables();
 
-	*hash = 0;
-	if (!tables)
-		return NULL;
 	if (t->family == FAMILY_IPV4)
 		return flow_hit_in(tables, t, FAMILY_IPV4, v, hash);
 	return flow_hit_in(tables, t, FAMILY_IPV6, v, hash);
@@ -102,17 +99,12 @@ always_inline struct flow *flow_hit(const struct tuple *t, struct verdict *v, __
 /* The hash that flow_hit() tells. */
 always_inline __u64 flow_hash(const struct tuple *t)
 {
-	const struct flow_tables *tables = flow_tables();
-
-	return tables ? table_hash(tables, t, t->family) : 0;
+	return table_hash(flow_tables(), t, t->family);
 }
 
 always_inline bool flow_find_in(const struct tuple *t, const int family, struct spot *spot)
 {
 	const struct flow_tables *tables = flow_tables();
-
-	if (!tables)
-		return false;
 	__u64 hash = table_hash(tables, t, family);
 	__u32 table = tables->current & 1;
 
@@ -438,10 +430,9 @@ always_inline void flow_write_record(const struct ending *e, struct flow_record 
 /* For who follows the ends of connections. */
 __noinline int flow_tell(const struct ending *e)
 {
-	const struct flow_tables *tables = flow_tables();
 	__u32 zero = 0;
 
-	if (!e || !tables || !tables->records)
+	if (!e || !flow_tables()->records)
 		return 0;
 	struct flow_record *record = bpf_ringbuf_reserve(&records_v1, sizeof(*record), 0);
 	if (!record) {
@@ -558,7 +549,7 @@ always_inline int flow_end(struct ending *e, const struct tuple *t, enum flow_en
  * verified once, and not for each slot. */
 __noinline int flow_evictable(__u32 state, __u32 idle)
 {
-	const struct config *config = config_of(active_now().epoch);
+	const struct config *config = config_of(epoch_now());
 
 	if (!config)
 		return FLOW_END_COUNT;
@@ -601,11 +592,9 @@ enum flow_victim {
 always_inline enum flow_victim victim(const struct birth *b, struct ending *e, const int family)
 {
 	const struct flow_tables *tables = flow_tables();
+	__u32 table = tables->current & 1;
 	struct choice choice;
 
-	if (!tables)
-		return FLOW_VICTIM_NONE;
-	__u32 table = tables->current & 1;
 	table_choose(tables, &b->key, family, table_buckets(tables, family, table), &choice);
 	struct flow_marks *first = table_bucket(family, table, choice.bucket[0]);
 	struct flow_marks *second = table_bucket(family, table, choice.bucket[1]);
@@ -632,7 +621,7 @@ __noinline int flow_victim(struct birth *b, struct ending *e)
 always_inline int shift(struct ending *e, __u32 bucket, __u32 slot, const int family)
 {
 	const struct flow_tables *tables = flow_tables();
-	struct flow_marks *marks = tables ? table_bucket(family, tables->current & 1, bucket) : NULL;
+	struct flow_marks *marks = table_bucket(family, tables->current & 1, bucket);
 
 	keep_register(slot);
 	return marks && slot < FLOW_SLOTS && table_shift(tables, marks, bucket, slot, family, e->spare, &e->pair.key);
@@ -715,7 +704,7 @@ __noinline int flow_place(struct birth *b)
 {
 	const struct flow_tables *tables = flow_tables();
 
-	if (!b || !tables)
+	if (!b)
 		return FLOW_FULL;
 	return b->key.family == FAMILY_IPV4 ? table_place(tables, b, FAMILY_IPV4) : table_place(tables, b, FAMILY_IPV6);
 }

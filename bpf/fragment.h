@@ -56,7 +56,7 @@ always_inline bool fragment_of_service(const struct packet *p, const struct conf
  * belongs to it; what is translated must not leave half-translated. */
 always_inline bool fragment_claimed(struct packet *p, struct scratch *s)
 {
-	const struct config *config = config_of(active_now().epoch);
+	const struct config *config = config_of(epoch_now());
 
 	if (!config)
 		return false;

@@ -17,8 +17,7 @@ always_inline __u32 generation_of_routes(const struct net *net, __u8 family)
  * nftables ruleset (base_seq). Never 0. device: packet_device_seen() */
 always_inline __u32 generation_by(const struct packet *p, const struct net_device *device)
 {
-	struct active active = active_now();
-	__u32 sum = active.epoch + active.mirror;
+	__u32 sum = epoch_now() + mirror_now();
 
 	if (device) {
 		const struct net *net = device->nd_net.net;

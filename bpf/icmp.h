@@ -195,7 +195,7 @@ always_inline __u32 icmp_outer(struct packet *p, __u32 state, const struct tuple
 /* About nothing that is known here. */
 always_inline int icmp_unknown(struct packet *p)
 {
-	const struct config *config = config_of(active_now().epoch);
+	const struct config *config = config_of(epoch_now());
 
 	return config && config->firewall ? stage(p, STAGE_OPEN) : conclude(p, REASON_PUNT_ICMP);
 }
@@ -203,7 +203,7 @@ always_inline int icmp_unknown(struct packet *p)
 /* Have the rules changed, and forbid the connection by now? */
 never_inline bool icmp_forbidden(struct packet *p, struct scratch *s)
 {
-	const struct config *config = config_of(active_now().epoch);
+	const struct config *config = config_of(epoch_now());
 	__u32 stamp = generation(p);
 
 	if (!config || !config->firewall || s->entry.verdict.stamp == stamp)

@@ -63,7 +63,7 @@ always_inline bool known_keeps(const struct packet *p, struct scratch *s)
 	if (!(s->entry.verdict.state & FLOW_HAS_SERVICE))
 		return true;
 	e->entry.key = p->tuple;
-	return flow_find_both(e) && e->paired && service_keeps(active_now().epoch, e);
+	return flow_find_both(e) && e->paired && service_keeps(epoch_now(), e);
 }
 
 #define FLOW_TRANSLATED (FLOW_SOURCE_NAT | FLOW_DEST_NAT | FLOW_HAS_SERVICE | FLOW_HAS_NAT)
@@ -169,7 +169,7 @@ always_inline bool must_hand_over(const struct egress *out)
 /* Of a connection that Linux carries; as known(). */
 always_inline int known_linux(struct packet *p, __u32 stamp, struct scratch *s, int *verdict)
 {
-	const struct config *config = config_of(active_now().epoch);
+	const struct config *config = config_of(epoch_now());
 	struct verdict *v = &s->entry.verdict;
 
 	*verdict = 0;
@@ -231,7 +231,7 @@ always_inline int known(struct packet *p, __u32 stamp, struct scratch *s, int *v
 			*verdict = conclude(p, REASON_DROP_ENDPOINT_GONE);
 			return 0;
 		}
-		const struct config *config = config_of(active_now().epoch);
+		const struct config *config = config_of(epoch_now());
 		if (!config || (!config->firewall && !(v->state & FLOW_TRANSLATED))) {
 			flow_end(&s->ending, &p->tuple, FLOW_END_RELEASED);
 			inbound_released(&s->entry.key, v->state);

@@ -13,6 +13,10 @@
 		__uint(map_flags, FLAGS); \
 	} NAME SEC(".maps")
 
+/* A table of one row that programs read as a variable: at a known place, where a lookup would take a dozen instructions and could
+ * seem to fail. Its row is what the control plane has written, not what it begins as. */
+#define VARIABLE(NAME, VALUE) VALUE NAME SEC(".data." #NAME)
+
 /* Flows: the tables themselves are made by the control plane, of any size, and can be exchanged for others while
  * packets go through them. Mapped into memory by readers, and so that entries are aligned to cache lines. */
 #define FLOW_TABLE(NAME, BUCKET) \
@@ -32,7 +36,7 @@
 
 FLOW_TABLE(flow4_v3, struct flow4_bucket);
 FLOW_TABLE(flow6_v3, struct flow6_bucket);
-TABLE(flows_v2, BPF_MAP_TYPE_ARRAY, __u32, struct flow_tables, 1, 0);
+VARIABLE(flows_v3, struct flow_tables);
 TABLE(carried_v1, BPF_MAP_TYPE_HASH, struct carried_key, struct carried, 65536, BPF_F_NO_PREALLOC);
 TABLE(ended_v2, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, FLOW_END_COUNT, 0); /* index: enum flow_end */
 TABLE(lost_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct opened, 1, 0);		     /* records there was no room for */
@@ -62,7 +66,7 @@ struct {
 } events_v1 SEC(".maps"); /* struct firewall_event, while flow_tables.events is set */
 
 /* configuration */
-TABLE(active_v1, BPF_MAP_TYPE_ARRAY, __u32, struct active, 1, 0);
+VARIABLE(active_v2, struct active);
 TABLE(config_v3, BPF_MAP_TYPE_ARRAY, __u32, struct config, 2, 0); /* index: epoch & 1 */
 TABLE(service_v2, BPF_MAP_TYPE_HASH, struct service_key, struct service, 1, BPF_F_NO_PREALLOC);
 TABLE(claim_v1, BPF_MAP_TYPE_HASH, struct claim, __u32, 1, BPF_F_NO_PREALLOC); /* set; the value is 1 */

@@ -437,7 +437,7 @@ never_inline int opening_reason(struct packet *p, const struct config *config, s
 
 always_inline int enter_open(struct packet *p, struct scratch *s)
 {
-	const struct config *config = config_of(active_now().epoch);
+	const struct config *config = config_of(epoch_now());
 	const struct opening *o = &s->opening;
 	__u32 stamp = generation(p);
 

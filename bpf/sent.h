@@ -35,7 +35,7 @@ always_inline bool sent_tells(const struct packet *p)
 
 always_inline void sent_open(struct packet *p, struct scratch *s)
 {
-	const struct config *config = config_of(active_now().epoch);
+	const struct config *config = config_of(epoch_now());
 	bool answers = is_icmp(&p->tuple) && p->icmp_type != icmp_request(p->tuple.family);
 
 	if (!config || !config->firewall || answers || p->tcp_flags & TCP_RST)

@@ -19,7 +19,7 @@ always_inline bool stray_is_malformed(int reason)
 
 always_inline bool stray_is_judged(void)
 {
-	const struct config *config = config_of(active_now().epoch);
+	const struct config *config = config_of(epoch_now());
 
 	return config && config->firewall;
 }
@@ -164,7 +164,7 @@ always_inline int stray_open(struct packet *p, const struct config *config, __u3
 
 always_inline int enter_odd(struct packet *p, struct scratch *s)
 {
-	const struct config *config = config_of(active_now().epoch);
+	const struct config *config = config_of(epoch_now());
 	__u32 stamp = generation(p);
 
 	if (!config || !config->firewall)

@@ -72,9 +72,9 @@ always_inline bool sweep_may_be_gone(const struct flow_marks *marks, __u32 slot,
  * once, and not for each slot. */
 __noinline int sweep_is_gone(struct ending *e)
 {
-	__u32 epoch = active_now().epoch;
+	__u32 epoch = epoch_now();
 
-	return e && e->paired && !service_keeps(epoch, e) && active_now().epoch == epoch;
+	return e && e->paired && !service_keeps(epoch, e) && epoch_now() == epoch;
 }
 
 /* A connection that has been idle for too long, or lost its endpoint, as far as this entry knows. If its pair has seen a
@@ -135,7 +135,7 @@ static long sweep_bucket6(__u32 index, struct sweep *sweep)
 SEC("syscall") int sweep(struct sweep_args *args)
 {
 	struct sweep sweep = {
-		.args = args, .config = config_of(active_now().epoch), .work = work_get(WORK_SWEEP), .now = now()};
+		.args = args, .config = config_of(epoch_now()), .work = work_get(WORK_SWEEP), .now = now()};
 
 	args->visited = args->expired = 0;
 	if (!sweep.config || !sweep.work)
@@ -334,7 +334,7 @@ SEC("syscall") int move(struct move_args *args)
 	struct move move = {.args = args, .work = work_get(WORK_MOVE)};
 
 	args->moved = args->left = 0;
-	if (!tables || !move.work)
+	if (!move.work)
 		return 0;
 	move.table = !(tables->current & 1);
 	if (args->family == FAMILY_IPV4)

@@ -23,8 +23,6 @@
 #define TAG_SHIFT 16
 #define LIFE_MASK 0xffffu
 
-#define READ_ONCE(WORD) (*(volatile typeof(WORD) *)&(WORD))
-
 enum flow_result {
 	FLOW_CREATED,
 	FLOW_TAKEN,  /* the translated tuple belongs to another connection */
@@ -51,9 +49,10 @@ struct choice {
 
 always_inline const struct flow_tables *flow_tables(void)
 {
-	__u32 zero = 0;
+	const struct flow_tables *tables = &flows_v3;
 
-	return bpf_map_lookup_elem(&flows_v2, &zero);
+	keep_register(tables);
+	return tables;
 }
 
 always_inline __u32 table_buckets(const struct flow_tables *tables, const int family, __u32 table)

@@ -2,6 +2,8 @@
 /* What every part of the data path uses: facts set by the loader, time, checksum arithmetic. */
 #pragma once
 
+#define READ_ONCE(WORD) (*(volatile typeof(WORD) *)&(WORD))
+
 #define always_inline static inline __attribute__((always_inline))
 /* The verifier ties a bounds check to the register it was made on: the compiler must not compute it twice. */
 #define keep_register(VARIABLE) asm volatile("" : "+r"(VARIABLE))

@@ -439,8 +439,6 @@ always_inline void stress_twice(struct stress *s, const int family)
 	__u32 *first = NULL, first_mark = 0;
 	struct choice choice;
 
-	if (!tables)
-		return;
 	stress_choose(s, family, true);
 	__u32 table = tables->current & 1;
 	table_choose(tables, &s->on.key, family, table_buckets(tables, family, table), &choice);

@@ -50,7 +50,7 @@ def following(
 def is_followed(daemon: Daemon, told: str = "records") -> bool:
     """Whether ends of connections (or decisions: "events") are recorded."""
     with Datapath.open(daemon.instance) as datapath:
-        values, _ = datapath.table("flows_v2").lookup([0])
+        values, _ = datapath.table("flows_v3").lookup([0])
     return bool(values[0][told])
 
 

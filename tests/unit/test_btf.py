@@ -62,6 +62,12 @@ class Builder:
         data = b"".join(struct.pack(layout, self.string(key), value) for key, value in values.items())
         return self.add(name, btf.ENUM, len(values), 4, data, int(signed))
 
+    def section(self, name: str, variables: dict[str, tuple[int, int, int]]) -> int:
+        """A data section; of each variable: type, offset, size."""
+        ids = {v: self.add(v, btf.VAR, 0, kind, struct.pack("I", 1)) for v, (kind, _, _) in variables.items()}
+        data = b"".join(struct.pack("III", ids[v], *place) for v, (_, *place) in variables.items())
+        return self.add(name, btf.DATASEC, len(ids), sum(size for _, _, size in variables.values()), data)
+
     def bytes(self) -> bytes:
         header = struct.pack(
             "HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(self.types), len(self.types), len(self.strings)
@@ -185,6 +191,23 @@ def test_layout_that_disagrees_with_the_map_is_refused(builder: Builder) -> None
             map_layout(types, name="t", type_ids=(0, 0), sizes=(4, 2), shape=(2, 0, 9))
 
 
+def test_section_of_one_variable_is_a_table_of_one_row(builder: Builder) -> None:
+    row = builder.record("active", 8, [("epoch", U32, 0), ("mirror", U32, 32)])
+    section = builder.section(".data.active", {"active": (row, 0, 8)})
+    with parsed(builder) as types:
+        layout = map_layout(types, name="active", type_ids=(0, section), sizes=(4, 8), shape=(2, 1024, 1))
+    assert (layout.key, layout.value.names) == (np.dtype("u4"), ("epoch", "mirror"))
+
+
+def test_section_of_several_variables_is_no_table(builder: Builder) -> None:
+    section = builder.section(".data", {"one": (U32, 0, 4), "two": (U32, 4, 4)})
+    with (
+        parsed(builder) as types,
+        pytest.raises(DatapathError, match="t: a table cannot hold this type"),
+    ):
+        map_layout(types, name="t", type_ids=(0, section), sizes=(4, 8), shape=(2, 1024, 1))
+
+
 def test_garbage_is_an_error() -> None:
     with pytest.raises(OSError):
         Btf.parse(b"\0" * 64)
@@ -199,8 +222,8 @@ def object_tables(request: pytest.FixtureRequest) -> Iterator[dict[str, btf.MapL
 
 
 def test_compiled_tables_have_the_fields_of_types_h(object_tables: dict[str, btf.MapLayout]) -> None:
-    assert "active_v1" in object_tables
-    assert object_tables["active_v1"].value.names == ("epoch", "mirror")
+    assert "active_v2" in object_tables
+    assert object_tables["active_v2"].value.names == ("epoch", "mirror")
     key = object_tables["inbound_v1"].key
     assert key == np.dtype(
         [

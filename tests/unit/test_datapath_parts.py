@@ -52,7 +52,7 @@ def test_tables_hold_both_epochs() -> None:
         "named_v1": 8,
         "judged_v1": 8 * bpf.possible_cpus(),
     }
-    assert Sizes.of_tables({**sizes.rows(), "active_v1": 1}, 1000) == sizes
+    assert Sizes.of_tables({**sizes.rows(), "active_v2": 1}, 1000) == sizes
 
 
 # ---- logs ----

@@ -193,6 +193,9 @@ class Btf:
             return np.dtype((self.dtype(element, where), (count,)))
         if kind.kind == STRUCT:
             return self._structure(kind, where)
+        if kind.kind == DATASEC and kind.count == 1:  # a variable in a section of its own
+            ((_, type_id),) = self.variables(kind.name).values()
+            return self.dtype(type_id, where)
         raise DatapathError(f"{where}: a table cannot hold this type (BTF kind {kind.kind})")
 
     def _integer(self, kind: Type) -> np.dtype[Any]:
@@ -236,6 +239,8 @@ BPF_MAP_TYPE_ARRAY_OF_MAPS = 12
 BPF_MAP_TYPE_RINGBUF = 27
 NUMBER = np.dtype("<u4")
 NOTHING = np.dtype([])
+# What libbpf puts before the name of a table that is a variable.
+VARIABLE = ".data."
 UNTYPED = {BPF_MAP_TYPE_ARRAY_OF_MAPS: (NUMBER, NUMBER), BPF_MAP_TYPE_RINGBUF: (NOTHING, NOTHING)}
 
 
@@ -245,13 +250,14 @@ def map_layout(
     """Layout of a map from its BTF.
 
     `type_ids` and `sizes` are those of key and value as the map has them, `shape` is its type, flags and
-    max_entries. DatapathError if the types do not say what the sizes say.
+    max_entries. A variable (VARIABLE in bpf/maps.h) has no type of a key. DatapathError if the types do not
+    say what the sizes say.
     """
     if shape[0] in UNTYPED:
         return untyped_layout(name, shape)
-    if not all(type_ids):
+    if not type_ids[1]:
         raise DatapathError(f"table {name} has no BTF: declare its key and value with __type")
-    key, value = (types.dtype(type_id, name) for type_id in type_ids)
+    key, value = types.dtype(type_ids[0], name) if type_ids[0] else NUMBER, types.dtype(type_ids[1], name)
     if (key.itemsize, value.itemsize) != sizes:
         raise DatapathError(
             f"table {name}: BTF says key {key.itemsize} and value {value.itemsize} bytes, "

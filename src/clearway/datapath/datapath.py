@@ -323,7 +323,7 @@ class Datapath:
 
     def active(self) -> tuple[int, int]:
         """Epoch of the configuration in force, and the mirror's number."""
-        values, _ = self.table("active_v1").lookup([0])
+        values, _ = self.table("active_v2").lookup([0])
         return int(values["epoch"][0]), int(values["mirror"][0])
 
     def set_epoch(self, epoch: int) -> None:
@@ -338,7 +338,7 @@ class Datapath:
             self._set_active(epoch, mirror + 1 & 0xFFFFFFFF)
 
     def _set_active(self, epoch: int, mirror: int) -> None:
-        table = self.table("active_v1")
+        table = self.table("active_v2")
         keys, values = table.rows(1)
         values["epoch"], values["mirror"] = epoch, mirror
         table.update(keys, values)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flow tables of an instance: made, exchanged for larger or smaller ones, swept and read.
 
-Which table is the current one, how large both are and the key of their hash stand in flows_v2; the tables
+Which table is the current one, how large both are and the key of their hash stand in flows_v3; the tables
 themselves in flow4_v3 and flow6_v3, two places each (bpf/table.h). A table is exchanged while packets go
 through it: they find what is in either, new flows go to the current one, and the `move` program brings over
 the rest.
@@ -41,7 +41,7 @@ Array = npt.NDArray[Any]
 OUTER = {FAMILY_IPV4: "flow4_v3", FAMILY_IPV6: "flow6_v3"}
 BUCKETS = {FAMILY_IPV4: "buckets4", FAMILY_IPV6: "buckets6"}
 STRUCTS = {FAMILY_IPV4: "flow4_bucket", FAMILY_IPV6: "flow6_bucket"}
-FLOWS = "flows_v2"
+FLOWS = "flows_v3"
 TABLES = 2
 # Buckets that one call of a program goes through. On kernels without preemption packets wait for it to end,
 # when they come on the same CPU: this many take 0.1 ms.
@@ -100,7 +100,7 @@ class FlowStore:
     """The flow tables of an instance. sweep() is for one thread, prepared() for another, the rest for any."""
 
     def __init__(self, tables: Mapping[str, Table], structs: Mapping[str, np.dtype[Any]]) -> None:
-        """tables: flows_v2, flow4_v3, flow6_v3. structs: dtypes of STRUCTS."""
+        """tables: flows_v3, flow4_v3, flow6_v3. structs: dtypes of STRUCTS."""
         self._tables = tables
         self._structs = structs
         self._position = 0.0  # where the next part of a sweep begins, as a part of the whole

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from clearway.datapath import bpf, libbpf
-from clearway.datapath.btf import Btf, MapLayout, map_layout
+from clearway.datapath.btf import VARIABLE, Btf, MapLayout, map_layout
 from clearway.datapath.errors import DatapathError, reason
 from clearway.datapath.logs import captured_log, useful_line, write_log
 
@@ -158,6 +158,7 @@ def _maps(handle: int) -> dict[str, int]:
         name = library.bpf_map__name(entry).decode()
         if library.bpf_map__is_internal(entry):
             name = name[name.index(".") :]  # libbpf puts the object's name in front
+            name = name.removeprefix(VARIABLE)
         found[name] = entry
     return found
 
@@ -217,7 +218,7 @@ def _restrict(handle: int, path: Path, wanted: Collection[str]) -> None:
     for name, entry in present.items():
         bpf.check(libbpf.library().bpf_program__set_autoload(entry, name in wanted), name)
     for name, entry in _maps(handle).items():
-        if not libbpf.library().bpf_map__is_internal(entry):
+        if not name.startswith("."):
             bpf.check(libbpf.library().bpf_map__set_autocreate(entry, False), name)
 
 

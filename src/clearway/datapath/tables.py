@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearway.datapath import bpf, libbpf
-from clearway.datapath.btf import UNTYPED, Btf, MapLayout, map_layout, untyped_layout
+from clearway.datapath.btf import UNTYPED, VARIABLE, Btf, MapLayout, map_layout, untyped_layout
 from clearway.datapath.errors import DatapathError
 
 Array = npt.NDArray[Any]
@@ -292,7 +292,7 @@ class Table:
 def read_layout(fd: int) -> MapLayout:
     """Layout of a map as the kernel keeps it, from the BTF it was created with."""
     info = bpf.map_info(fd)
-    name = info.name.decode()
+    name = info.name.decode().removeprefix(VARIABLE)
     if info.type in UNTYPED:
         return untyped_layout(name, (info.type, info.map_flags, info.max_entries))
     if not info.btf_id:

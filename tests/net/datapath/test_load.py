@@ -145,7 +145,7 @@ def test_open_needs_no_object_file_and_knows_the_types(datapath: Datapath) -> No
         assert other.struct("clock_args").names == ("jiffies", "boot_ns")
         assert other.tables() == datapath.tables()
         with pytest.raises(
-            DatapathError, match=f"instance {instance} has no table absent_v1: it has active_v1"
+            DatapathError, match=f"instance {instance} has no table absent_v1: it has active_v2"
         ):
             other.table("absent_v1")
         with pytest.raises(DatapathError, match=f"instance {instance} has no program absent"):
