@@ -45,6 +45,7 @@ always_inline __u32 egress_place(const struct egress *e, __u32 n)
 /* The row of this device, brought up to date; EGRESS_NONE: its places are taken by others in use. */
 always_inline __u32 egress_store(const struct egress *wanted)
 {
+#pragma clang loop unroll(full) /* Linux 6.1 takes no loop that is entered at its end */
 	for (__u32 i = 0; i < EGRESS_TRIES; i++) {
 		__u32 index = egress_place(wanted, i);
 		struct egress *row = bpf_map_lookup_elem(&egress_v2, &index);

@@ -160,9 +160,7 @@ struct move {
 /* The entry that was copied, where it stands now. */
 always_inline struct flow *move_entry(const struct peek *peek, const int family)
 {
-	struct flow_marks *marks = table_bucket(family, peek->table & 1, peek->bucket);
-
-	return marks && peek->slot < FLOW_SLOTS ? table_slot(marks, family, peek->slot) : NULL;
+	return table_slot_within(table_bucket(family, peek->table & 1, peek->bucket), family, peek->slot);
 }
 
 always_inline __u32 move_mark(const struct peek *peek, const int family)
@@ -195,14 +193,11 @@ always_inline bool move_birth(const struct peek *peek, struct birth *b, const in
 always_inline void move_state(const struct peek *from, const struct birth *to, const int family)
 {
 	struct flow_marks *old = table_bucket(family, from->table & 1, from->bucket);
-	struct flow_marks *now = table_bucket(family, to->table & 1, to->bucket);
-	__u32 was = from->slot, is = to->slot;
+	const struct flow *was = table_slot_within(old, family, from->slot);
+	struct flow *is = table_slot_within(table_bucket(family, to->table & 1, to->bucket), family, to->slot);
 
-	keep_register(was);
-	keep_register(is);
-	if (old && now && was < FLOW_SLOTS && is < FLOW_SLOTS)
-		table_inherit(table_slot(now, family, is), table_slot(old, family, was), old, was,
-			      mark_next(from->mark, FLOW_TAG_FREE));
+	if (was && is)
+		table_inherit(is, was, old, from->slot, mark_next(from->mark, FLOW_TAG_FREE));
 }
 
 /* Before it comes into force: whoever counts there goes on from it. */

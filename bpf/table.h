@@ -127,6 +127,19 @@ always_inline struct flow *table_slot(struct flow_marks *marks, const int family
 	return &((struct flow6_bucket *)marks)->slot[slot].flow;
 }
 
+/* NULL: there is none. The address is made where the bound is seen: of a number that was put aside in between, the verifier of
+ * Linux 6.1 has forgotten it. */
+always_inline struct flow *table_slot_within(struct flow_marks *marks, const int family, __u32 slot)
+{
+	keep_register(slot);
+	if (!marks || slot >= FLOW_SLOTS)
+		return NULL;
+	keep_register(marks);
+	struct flow *f = table_slot(marks, family, slot);
+	keep_register(f);
+	return f;
+}
+
 always_inline bool flow_is(const struct flow *f, const struct tuple *t, const int family)
 {
 	if (f->key_sport != t->sport || f->key_dport != t->dport || (__u8)f->state != t->proto)
