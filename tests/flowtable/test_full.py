@@ -100,11 +100,11 @@ class FullTable:
         self.plug()
 
     def link(self, kind: Kind) -> Link:
-        """The next connection. No two have been idle for the same time."""
+        """The next connection. Of a kind, those before have been idle for longer, however long this takes."""
         self._number += 1
         number = self._number
         proto = ICMPV6 if (self.family, kind.proto) == (6, ICMP) else kind.proto
-        idle = kind.idle + number / self.kernel.hz
+        idle = kind.idle + (2 * FLOWS - number) / self.kernel.hz
         return Link(
             Way(proto, address(self.family, 10, number), 1000, address(self.family, 20, number % 5), 80),
             Way(proto, address(self.family, 30, number % 3), 2000, address(self.family, 40, number), 80),
