@@ -90,7 +90,7 @@ bench-transparent-vm: setup-vm-test objects bench-objects ## instructions per pa
 	@tools/bench-transparent-vm
 
 .PHONY: vm-test
-vm-test: setup-vm-test objects ## the packet tests and one run of the lab on Debian's kernels 6.1 and 6.12
+vm-test: setup-vm-test objects ## one case of each packet test and one run of the lab on Debian's kernels 6.1 and 6.12
 	@tools/vm-test
 
 .PHONY: docs

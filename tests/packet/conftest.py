@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
+from zlib import crc32
 
 import pytest
 
@@ -13,6 +15,22 @@ from tests.packet.addresses import NETS, Net
 from tests.packet.node import Node
 from tests.packet.wire import Wire
 from tests.packet.world import World, remove_leftovers
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sample", action="store_true", help="each test with one of its parameters")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """--sample: for emulated machines, where all cases take hours. The choice is always the same."""
+    if not config.getoption("sample", False):
+        return
+    cases: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    kept = [same[crc32(test.encode()) % len(same)] for test, same in cases.items()]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")
