@@ -13,6 +13,7 @@ import pytest
 
 from clearway.compiler import estimate_memory
 from clearway.datapath import Datapath, DatapathError, Sizes, features, libbpf, remove
+from clearway.datapath.btf import VARIABLE
 from clearway.datapath.calls import SweepResult
 from clearway.datapath.flowstore import Moving
 from clearway.datapath.install import FILES
@@ -50,7 +51,7 @@ def test_every_table_is_in_the_kernel_with_its_size(datapath: Datapath) -> None:
     for name in datapath.tables():
         table = datapath.table(name)
         listed = bpftool("map", "show", "pinned", str(BPFFS / datapath.instance / "maps" / name))
-        assert listed["name"] == name
+        assert listed["name"].removeprefix(VARIABLE) == name
         assert listed["max_entries"] == table.max_entries == wanted.get(name, table.max_entries)
         assert (listed["bytes_key"], listed["bytes_value"]) == (
             table.key_dtype.itemsize,
