@@ -255,11 +255,7 @@ always_inline __u32 *table_mark(struct flow_marks *marks, __u32 slot)
 /* The entry anew, where the verifier has forgotten of which family it is. */
 always_inline struct flow *table_entry(const struct spot *spot, const int family)
 {
-	struct flow_marks *marks = table_bucket(family, spot->table, spot->bucket);
-	__u32 slot = spot->slot;
-
-	keep_register(slot);
-	return marks && slot < FLOW_SLOTS ? table_slot(marks, family, slot) : NULL;
+	return table_slot_within(table_bucket(family, spot->table, spot->bucket), family, spot->slot);
 }
 
 /* Was what has been read of the entry the entry's? */
