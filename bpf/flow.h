@@ -583,6 +583,14 @@ always_inline void evict_look(struct flow_marks *marks, const int family, struct
 	}
 }
 
+/* Is there a free place? One of a bucket that is spared is the other entry's. */
+always_inline bool evict_needless(const struct flow_marks *marks, __u32 bucket, const struct ending *e)
+{
+	int taken = bucket == e->spare[0] || bucket == e->spare[1];
+
+	return table_used(marks) + taken < FLOW_SLOTS;
+}
+
 enum flow_victim {
 	FLOW_VICTIM_NONE,
 	FLOW_VICTIM_NEEDLESS, /* there is a free place */
@@ -602,7 +610,7 @@ always_inline enum flow_victim victim(const struct birth *b, struct ending *e, c
 		return FLOW_VICTIM_NONE;
 	e->bucket[0] = choice.bucket[0];
 	e->bucket[1] = choice.bucket[1];
-	if (table_used(first) < FLOW_SLOTS || table_used(second) < FLOW_SLOTS)
+	if (evict_needless(first, choice.bucket[0], e) || evict_needless(second, choice.bucket[1], e))
 		return FLOW_VICTIM_NEEDLESS;
 	e->now = now();
 	e->rank = EVICT_NOBODY;
@@ -687,7 +695,8 @@ always_inline bool flow_make_room(struct birth *b, struct ending *e)
 	return false;
 }
 
-/* For both entries of a connection: what is moved away for the second one does not take the place of the first. */
+/* For both entries of a connection: what is moved away for the second one does not take the place of the first, nor does the
+ * second one itself, where both may stand in the same bucket. */
 always_inline bool flow_make_room_both(struct birth *forward, struct birth *answer, struct ending *e)
 {
 	e->spare[0] = e->spare[1] = NO_BUCKET;

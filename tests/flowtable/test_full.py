@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -116,14 +117,7 @@ class FullTable:
     def plug(self) -> None:
         """Takes every free place, for what never makes way, nor is moved: it is locked."""
         with self.kernel.table(self.family) as table:
-            marks = table.rows["marks"]["mark"]
-            state, _ = self.kernel.states_of(self.link(KINDS["established"][0]))
-            for bucket, slot in np.argwhere(marks >> 16 == 0).tolist():
-                entry = np.zeros((), table.rows.dtype["slot"].base)
-                entry["flow"]["state"], entry["flow"]["seen"] = state, self.kernel.jiffies_ago(FUTURE)
-                entry["flow"]["key_sport"], entry["flow"]["key_dport"] = bucket & 0xFFFF, slot
-                table.rows["slot"][bucket, slot] = entry
-                marks[bucket, slot] = self.kernel.tag_first << 16 | 1
+            plug(self.kernel, table, np.ndindex(table.rows["marks"]["mark"].shape))
 
     def newcomer(self) -> tuple[Link, list[Way | None]]:
         """A connection that wants to come in, and which entries are to make way for its two, the answering
@@ -166,6 +160,21 @@ class FullTable:
 
     def is_there(self, link: Link) -> bool:
         return any(self.kernel.look(key) for key in link.ways)
+
+
+def plug(kernel: Kernel, table: FlowTable, places: Iterable[Pair]) -> None:
+    """Takes the free ones among these, for what never makes way, nor is moved. places: buckets and slots."""
+    marks = table.rows["marks"]["mark"]
+    client, answer = (Way(TCP, bytes(4), port, bytes(4), 0) for port in (1, 2))
+    state, _ = kernel.states_of(Link(client, answer, sent=OPEN[0], answered=OPEN[1]))
+    for bucket, slot in places:
+        if marks[bucket, slot] >> 16:
+            continue
+        entry = np.zeros((), table.rows.dtype["slot"].base)
+        entry["flow"]["state"], entry["flow"]["seen"] = state, kernel.jiffies_ago(FUTURE)
+        entry["flow"]["key_sport"], entry["flow"]["key_dport"] = bucket & 0xFFFF, slot
+        table.rows["slot"][bucket, slot] = entry
+        marks[bucket, slot] = kernel.tag_first << 16 | 1
 
 
 def buckets(table: FlowTable, key: Way) -> Pair:
@@ -255,6 +264,43 @@ def test_table_that_turns_out_too_small_can_be_enlarged(kernel: Kernel, family: 
     for link in there:
         entries = [kernel.look(key) for key in link.ways]
         assert all(entry and entry.paired and entry.hit for entry in entries)
+    assert kernel.ended() == {}
+
+
+def test_last_place_of_a_bucket_that_both_entries_may_stand_in_serves_one(
+    kernel: Kernel, family: int
+) -> None:
+    """The other one gets the place of what can move away."""
+
+    def link(number: int) -> Link:
+        return Link(
+            Way(TCP, address(family, 10, number), 1024, address(family, 20, 1), 80),
+            Way(TCP, address(family, 30, 1), 1024 + number, address(family, 40, 1), 80),
+            sent=OPEN[0],
+            answered=OPEN[1],
+        )
+
+    with kernel.table(family) as table:
+        for newcomer in map(link, itertools.count()):
+            answer, forward = buckets(table, newcomer.reply), buckets(table, newcomer.client)
+            if len(shared := {*answer} & {*forward}) == 1:
+                break
+        around = {*answer, *forward}
+        (alone,) = {*forward} - shared
+        (both,) = shared
+        movable = next(
+            other
+            for other in map(link, itertools.count(FLOWS))
+            if (place := buckets(table, other.client))[0] == alone
+            and not {place[1], *buckets(table, other.reply)} & around
+        )
+        assert kernel.open(movable) == "created"
+        plug(kernel, table, itertools.product(around, range(SLOTS)))
+        table.rows["marks"]["mark"][both, 0] = 0
+    assert kernel.open(newcomer) == "full"
+    assert kernel.open(newcomer, make_room=True) == "created"
+    for there in (newcomer, movable):
+        assert all(entry and entry.paired for entry in map(kernel.look, there.ways))
     assert kernel.ended() == {}
 
 
