@@ -81,6 +81,10 @@ bench-classifier: setup-bench objects bench-objects ## the first of up to 100,00
 bench-firewall: setup-bench objects bench-objects ## up to 100,000 firewall rules, nftables and iptables beside; tables and JSON in build/bench/ (as root)
 	@$(PYTHON) -m bench.firewall
 
+.PHONY: bench-ddos
+bench-ddos: setup-bench objects bench-objects ## what lists of a million prefixes cost; tables and JSON in build/bench/ (as root)
+	@$(PYTHON) -m bench.ddos
+
 .PHONY: bench-transparent
 bench-transparent: setup-bench objects bench-objects ## a Linux router and containers, plain and with clearway; tables and JSON in build/bench/ (as root)
 	@$(PYTHON) -m bench.transparent $(BENCH_ARGS)

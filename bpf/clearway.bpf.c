@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The data path. Compiled twice, with HOOK_XDP and with HOOK_TC, into two objects that share all tables.
  *
- *   entry   parse -> flow hit -> rewrite -> forward
+ *   entry   parse -> scrub -> flow hit -> rewrite -> forward
  *   again   parse, for those behind
  *   known   fragment -> known flow: state, endpoint, route
  *   open    service -> route -> nat -> new flow
@@ -37,6 +37,7 @@
 #include "verdict.h"
 #include "parse.h"
 #include "stages.h"
+#include "scrub.h"
 #include "generation.h"
 #include "tcp.h"
 #include "adopted.h"
@@ -132,7 +133,9 @@ always_inline int enter(struct packet *p)
 /* reason: what the parser says. */
 always_inline int enter_with(struct packet *p, int reason)
 {
-	return reason == CONTINUE ? enter(p) : stray_or_end(p, reason);
+	if (reason != CONTINUE)
+		return stray_or_end(p, reason);
+	return scrub_drops(p) ? conclude(p, REASON_DROP_BLOCKLIST) : enter(p);
 }
 
 /* What parse() would do, and the hit path, for packets of one kind: whatever depends on it is decided by the compiler. */
@@ -317,6 +320,8 @@ PROGRAM(_stray)
 	if (!packet_open(&p))
 		return conclude(&p, REASON_DROP_ETHERNET_SHORT);
 	int reason = parse(&p, PARSE_ALL);
+	if (p.tuple.family && scrub_drops(&p))
+		return conclude(&p, REASON_DROP_BLOCKLIST);
 	if (reason == CONTINUE)
 		return stage(&p, STAGE_ODD);
 	return conclude(&p, stray_is_malformed(reason) ? stray_malformed(&p, reason) : reason);

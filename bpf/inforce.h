@@ -24,7 +24,7 @@ always_inline const struct config *config_of(__u32 epoch)
 {
 	__u32 index = epoch & 1;
 
-	return bpf_map_lookup_elem(&config_v3, &index);
+	return bpf_map_lookup_elem(&config_v4, &index);
 }
 
 /* Is there anything that could claim a packet? Otherwise all is Linux' own. */

@@ -67,7 +67,7 @@ struct {
 
 /* configuration */
 VARIABLE(active_v2, struct active);
-TABLE(config_v3, BPF_MAP_TYPE_ARRAY, __u32, struct config, 2, 0); /* index: epoch & 1 */
+TABLE(config_v4, BPF_MAP_TYPE_ARRAY, __u32, struct config, 2, 0); /* index: epoch & 1 */
 TABLE(service_v2, BPF_MAP_TYPE_HASH, struct service_key, struct service, 1, BPF_F_NO_PREALLOC);
 TABLE(claim_v1, BPF_MAP_TYPE_HASH, struct claim, __u32, 1, BPF_F_NO_PREALLOC); /* set; the value is 1 */
 TABLE(origin_v2, BPF_MAP_TYPE_HASH, struct service_key, struct origin, 1, BPF_F_NO_PREALLOC);
@@ -78,6 +78,12 @@ TABLE(endpoint_v1, BPF_MAP_TYPE_ARRAY, __u32, struct endpoint, 1, 0); /* index: 
 TABLE(nat_v2, BPF_MAP_TYPE_LPM_TRIE, struct nat_key, struct nat, 1, BPF_F_NO_PREALLOC);
 TABLE(rule_v1, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);	 /* the control plane's: RULE_* in their order */
 TABLE(named_v1, BPF_MAP_TYPE_ARRAY, __u32, __u64, 1, 0); /* index: counter; made of the name of the rule that has it */
+
+/* lists of prefixes */
+VARIABLE(scrub_v1, struct scrubbing);
+TABLE(list_v1, BPF_MAP_TYPE_ARRAY, __u32, __u64, 2 * LISTS, 0); /* epoch & 1, list: made of its name; 0: none */
+TABLE(listed_v1, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, LISTS,
+      0); /* index: list; what it has decided about */
 
 /* mirror of the kernel's devices */
 TABLE(device_v1, BPF_MAP_TYPE_HASH, __u32, struct device, 4096, BPF_F_NO_PREALLOC);

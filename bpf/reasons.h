@@ -67,6 +67,7 @@ enum reason {
 	REASON_DROP_FIREWALL,	      /* by a rule, or by the firewall's default */
 	REASON_DROP_UNPROVEN,	      /* clearway's own, while Linux' rules that have changed are not proved yet */
 	REASON_DROP_KEPT, /* clearway's own, which a rule of Linux' keeps by now: until a packet of its client hands it over */
+	REASON_DROP_BLOCKLIST, /* its source is in a list of scrub.blocklists, and in none of scrub.allowlists */
 
 	REASON_COUNT = 192,
 };

@@ -29,7 +29,7 @@ always_inline bool stray_matters(int reason)
 {
 	if (stray_is_malformed(reason) || (cw_adoption && reason == REASON_PUNT_IP_OPTIONS))
 		return true;
-	return stray_is(reason) && stray_is_judged();
+	return stray_is(reason) && (scrub_is_on() || stray_is_judged());
 }
 
 /* How the packet ends that the parser has left. */

@@ -425,8 +425,65 @@ struct config {
 	__u32 rules;		  /* rows of rule_v1 */
 	__u32 counters;		  /* rows of judged_v1 for each CPU */
 	__u8 firewall_digest[16]; /* the compiler's: of rules and sets */
+	__u32 scrub;		  /* there are lists of prefixes */
+	__u8 scrub_digest[16];	  /* the compiler's: of these */
 };
-_Static_assert(sizeof(struct config) == 104, "struct config");
+_Static_assert(sizeof(struct config) == 124, "struct config");
+
+/* Lists of prefixes are an array of lines: a filter, then buckets, then ranges (scrub.h). Addresses are numbers of 128 bits, those
+ * of IPv4 in the upper 32. */
+struct prefix_index {
+	__u64 seed;
+	__u32 words;	   /* of the filter */
+	__u32 shift;	   /* a granule is what the upper half of an address has above these bits */
+	__u32 bucket_line; /* the first one */
+	__u32 buckets;	   /* homes; those behind the last are for what has run over */
+	__u32 probes;	   /* buckets that a granule can be in, from its home on */
+	__u32 range_line;
+};
+_Static_assert(sizeof(struct prefix_index) == 32, "struct prefix_index");
+
+#define SCRUB_PLACES 8 /* two epochs, kinds and families */
+
+/* What is turned away before anything is known of it. */
+struct scrubbing {
+	__u32 on; /* 0: nothing is */
+	__u32 pad;
+	struct prefix_index index[SCRUB_PLACES];
+};
+_Static_assert(sizeof(struct scrubbing) == 264, "struct scrubbing");
+
+#define FILTER_WORDS 8		/* of a line */
+#define PREFIX_WHOLE (1u << 31) /* the granule has one entry, and that is list's */
+#define PREFIX_TIME_SHIFT 10	/* jiffies to the units that entries expire in */
+#define GRANULES_OF_BUCKET 4
+#define RANGES_OF_LINE 4 /* IPv4; IPv6: 1 */
+
+struct prefix_granule {
+	__u64 granule;
+	__u32 at;    /* its first range; PREFIX_WHOLE: when it expires, 0: never */
+	__u32 count; /* of its ranges; PREFIX_WHOLE | list; 0: nothing stands here */
+};
+_Static_assert(sizeof(struct prefix_granule) * GRANULES_OF_BUCKET == 64, "struct prefix_granule");
+
+struct prefix_range4 {
+	__u32 first;
+	__u32 last;
+	__u32 expires;
+	__u32 list;
+};
+_Static_assert(sizeof(struct prefix_range4) * RANGES_OF_LINE == 64, "struct prefix_range4");
+
+struct prefix_range6 {
+	__u64 first[2]; /* the upper half, then the lower */
+	__u64 last[2];
+	__u32 expires;
+	__u32 list;
+	__u64 pad[3];
+};
+_Static_assert(sizeof(struct prefix_range6) == 64, "struct prefix_range6");
+
+#define LISTS 256
 
 enum service_mode {
 	MODE_NAT,

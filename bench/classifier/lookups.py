@@ -14,7 +14,7 @@ import numpy.typing as npt
 from clearway.compiler.classifier import Classifier
 from clearway.datapath import bpf
 from clearway.datapath.btf import Btf
-from clearway.datapath.classifiers import put_lines
+from clearway.datapath.linetable import LineTable
 from clearway.datapath.loader import LoadedObject, load_object
 from clearway.datapath.test_run import run_syscall
 
@@ -50,7 +50,7 @@ class Lookups:
         return np.frombuffer(mmap.mmap(self.loaded.map_fd(name), size), np.uint64, words)
 
     def put(self, classifier: Classifier, place: int = 0) -> None:
-        put_lines(self.loaded.map_fd("classifier_v3"), place, classifier.lines)
+        LineTable(self.loaded.map_fd("classifier_v3"), "classifier_v3").put(place, classifier.lines)
 
     def ask(self, packets: Array, place: int = 0) -> Array:
         """By packet (n, WORDS) the number of the first rule that it meets, or NO_RULE."""

@@ -97,7 +97,7 @@ def _memory(node: Node, config: Config, case: str, report: Report) -> None:
     """Of the classifiers, and by the plan's estimate with the rows and counters of so many rules."""
     compiled = node.tables.firewall
     assert compiled is not None
-    estimated = estimate_memory(config, possible_cpus(), compiled).tables
+    estimated = estimate_memory(config, possible_cpus(), node.tables).tables
     whole = sum(one.full_bytes for one in estimated if one.name.startswith(RULE_TABLES))
     sizes = {f"{case}, classifiers": [compiled.bytes], f"{case}, with rows and counters": [whole]}
     report.add(MEMORY, "bytes", sizes)

@@ -203,7 +203,7 @@ class Kernel:
             carried.delete(keys)
 
     def configure(self, **timeouts: float) -> None:
-        table = self.datapath.table("config_v3")
+        table = self.datapath.table("config_v4")
         keys, values = table.items()
         values["epoch"] = EPOCH
         for name, index in self.datapath.enum("timeout").items():

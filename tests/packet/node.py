@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,11 +14,11 @@ import numpy.typing as npt
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from clearway.compiler import HostFacts, Tables, compile_tables
+from clearway.compiler import Clock, HostFacts, Tables, compile_tables
 from clearway.daemon.apply import apply_tables, read_tables
 from clearway.datapath import Datapath
 from clearway.datapath.test_run import TestRun, run_tc, run_xdp
-from clearway.model import config_from_data
+from clearway.model import ListContent, config_from_data
 from tests.packet.addresses import FRONT, device_mac
 from tests.packet.checksums import wrong_checksums
 from tests.packet.flowtable import FlowTable
@@ -104,13 +104,19 @@ class Node:
         services: Sequence[Mapping[str, Any]] = (),
         nat: Sequence[Mapping[str, Any]] = (),
         firewall: Mapping[str, Any] | None = None,
+        scrub: Mapping[str, Any] | None = None,
+        lists: Mapping[str, ListContent] | None = None,
+        clock: Clock | None = None,
         local_ports: tuple[int, int] = LOCAL_PORTS,
         **conntrack: Any,
     ) -> Tables:
-        """Puts a configuration in force, as the daemon would. conntrack: its keys (timeouts, midstream)."""
+        """Puts a configuration in force, as the daemon would. lists: what is in files. clock: that by which
+        their entries expire. conntrack: its keys (timeouts, midstream).
+        """
         config = config_from_data(
             {
                 **({} if firewall is None else {"firewall": firewall}),
+                **({} if scrub is None else {"scrub": scrub}),
                 "services": [{"name": f"service-{n}", **data} for n, data in enumerate(services)],
                 "nat": [{"name": f"nat-{n}", **data} for n, data in enumerate(nat)],
                 "conntrack": dict(conntrack, max_flows=SIZES.max_flows),
@@ -123,7 +129,9 @@ class Node:
                 },
             }
         )
-        facts = HostFacts(*local_ports, self.world.ifindex, self.datapath.sizes())
+        facts = HostFacts(*local_ports, self.world.ifindex, self.datapath.sizes(), lists=lists or {})
+        if clock is not None:
+            facts = replace(facts, clock=clock)
         desired = compile_tables(config, facts, self.tables)
         # No packet is under way while a test configures: nobody has to be waited for.
         self.tables = apply_tables(self.datapath, self.tables, desired, wait=lambda: None).tables

@@ -61,7 +61,7 @@ def clean(node: Node) -> None:
     node.world.node.run("conntrack", "-F")
     node.datapath.set_trust(0, 0)
     for place in range(16, 96):
-        node.datapath.drop_classifier(place)
+        node.datapath.classifiers.drop(place)
     table = node.datapath.table("refused_v1")
     keys, rows = table.items()
     table.update(keys, np.zeros_like(rows))
@@ -435,10 +435,10 @@ def test_what_a_rule_may_meet_is_kept(node: Node, net: Net, view: int) -> None:
     source = {0: net.inside, 1: net.inside, 2: net.node(FRONT)}[view]
     rule = compile_classifier([Condition(source=(ip_network(source),))], Sets(), net.family, [1])
     place = 16 | 8 | view << 1 | (net.family == 6)
-    node.datapath.put_classifier(place, rule.lines)
+    node.datapath.classifiers.put(place, rule.lines)
     assert talk.client(payload=b"x").reason == "punt_kept"
     assert node.flows.entries() == 0
-    node.datapath.drop_classifier(place)
+    node.datapath.classifiers.drop(place)
     node.datapath.bump_mirror()
     assert talk.client(payload=b"x").reason == "forward_adopted"
 
@@ -449,7 +449,7 @@ LOOSE, STRICT, DEVICE = 1, 2, 3  # enum back
 def way_back(node: Node, net: Net, back: int, source: str) -> None:
     """Rules want such a way back to that sender."""
     told = compile_classifier([Condition(source=(ip_network(source),))], Sets(), net.family, [back])
-    node.datapath.put_classifier(16 | 3 << 1 | (net.family == 6), told.lines)
+    node.datapath.classifiers.put(16 | 3 << 1 | (net.family == 6), told.lines)
     trust(node)
 
 
@@ -503,7 +503,7 @@ def changing(node: Node, net: Net, mangle: Mangle, source: str = "", view: int =
     node.datapath.put_mangles([astuple(Mangle()), astuple(mangle)])
     condition = Condition(source=(ip_network(source),)) if source else Condition()
     told = compile_classifier([condition], Sets(), net.family, [1])
-    node.datapath.put_classifier(64 | view << 1 | (net.family == 6), told.lines)
+    node.datapath.classifiers.put(64 | view << 1 | (net.family == 6), told.lines)
     trust(node)
 
 
@@ -576,7 +576,7 @@ def test_another_change_counts_with_the_next_packet(node: Node, net: Net) -> Non
     changing(node, net, Mangle(tos_keep=0, tos_flip=0x20, hops_add=9, hops_keep=0))
     out = send(talk, tos=2)
     assert (out.reason, tos_of(out.packet), hop_limit(out.packet)) == ("forward_resolved", 0x20, 9)
-    node.datapath.drop_classifier(64 | 1 << 1 | (net.family == 6))
+    node.datapath.classifiers.drop(64 | 1 << 1 | (net.family == 6))
     node.datapath.bump_mirror()
     assert [tos_of(send(talk, tos=2).packet) for _ in range(2)] == [2, 2]
 
@@ -606,7 +606,7 @@ def test_a_kept_direction_ends_the_adoption(node: Node, net: Net) -> None:
     trust(node)
     talk = Held(node, net)
     rule = compile_classifier([Condition(source=(ip_network(net.server),))], Sets(), net.family, [1])
-    node.datapath.put_classifier(16 | (net.family == 6), rule.lines)
+    node.datapath.classifiers.put(16 | (net.family == 6), rule.lines)
     assert talk.client(payload=b"x").reason == "forward_adopted"
     assert talk.server(payload=b"y").reason == "punt_kept"
     assert node.flows.entries() == 0

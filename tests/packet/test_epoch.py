@@ -20,7 +20,7 @@ def test_without_a_configuration_everything_goes_to_linux(node: Node, net: Net) 
     """Programs are attached before the first configuration is applied."""
     node.apply([service(net)], nat=[masquerade(net)])
     epoch, _ = node.datapath.active()
-    config = node.datapath.table("config_v3")
+    config = node.datapath.table("config_v4")
     keys, rows = config.items()
     node.datapath.set_epoch(0)
     config.update(keys, np.zeros_like(rows))
@@ -40,7 +40,7 @@ def test_rows_of_the_next_epoch_are_not_seen_before_the_switch(node: Node, net: 
     fields = {name: row[name] for name in ("id", "wheel_base", "wheel_slots", "mode", "algorithm")}
     key = {"epoch": following, "port": 80, "proto": 6, "family": net.family}
     node.write("service_v2", {**key, "address": packed(net.other_vip)}, fields)
-    node.write("config_v3", following & 1, {"epoch": following, "services": 1})
+    node.write("config_v4", following & 1, {"epoch": following, "services": 1})
     assert Conversation(node, net, to=net.other_vip).first().reason == "punt_not_ours"
     assert Conversation(node, net).first().reason == "forward_new"
     node.datapath.set_epoch(following)

@@ -45,7 +45,7 @@ def honoured(node: Node) -> Iterator[None]:
     row = datapath.table("trust_v2")
     row.update(*row.rows(1))
     for place in range(32, 64):
-        datapath.drop_classifier(place)
+        datapath.classifiers.drop(place)
     node.world.node.run("conntrack", "-F")
     datapath.bump_mirror()
 
@@ -61,12 +61,12 @@ def kept(node: Node, net: Net, place: int, view: int, condition: Condition) -> I
     """A rule that keeps in Linux what meets the condition."""
     where = place | view << 1 | (net.family == 6)
     lines = compile_classifier([condition], Sets(), net.family, [1]).lines
-    node.datapath.put_classifier(where, lines)
+    node.datapath.classifiers.put(where, lines)
     node.datapath.bump_mirror()
     try:
         yield
     finally:
-        node.datapath.drop_classifier(where)
+        node.datapath.classifiers.drop(where)
         node.datapath.bump_mirror()
 
 

@@ -33,6 +33,8 @@ from clearway.api.views import (
     LinuxCounterViews,
     LinuxRules,
     LinuxRuleView,
+    Lists,
+    ListView,
     Nats,
     NatView,
     Reasons,
@@ -71,6 +73,9 @@ CONFIG = config_from_data(
 
 WEB_RULE = RuleView(
     number=1, name="web", action="accept", log=True, asks="protocol tcp", hits=7, bytes=420, last=1e9
+)
+BAD_LIST = ListView(
+    name="bad", kind="block", file="/etc/bad.txt", ipv4=1_000_000, ipv6=12, packets=34, bytes=5600
 )
 THE_REST = RuleView(number=2, name="", action="drop", log=False, asks="", hits=0, bytes=0, last=None)
 
@@ -215,6 +220,10 @@ class FakeControl:
             bytes=3,
         )
         return Nats(nat=[view])
+
+    def lists(self) -> Lists:
+        self._work()
+        return Lists(lists=[BAD_LIST])
 
     def rules(self) -> Rules:
         return Rules(rules=self.rule_views)

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clearway.datapath.calls import Clock
 from clearway.datapath.errors import DatapathError
 
 Array = npt.NDArray[Any]
 ADDRESS = ("u1", (16,))
+
+INDEX_FIELDS = ("words", "shift", "bucket_line", "buckets", "probes", "range_line")
 
 NUMBER = np.dtype("<u4")
 CONFIG = np.dtype(
@@ -33,6 +36,8 @@ CONFIG = np.dtype(
         ("rules", "<u4"),
         ("counters", "<u4"),
         ("firewall_digest", "u1", (16,)),
+        ("scrub", "<u4"),
+        ("scrub_digest", "u1", (16,)),
     ]
 )
 SERVICE_KEY = np.dtype(
@@ -71,6 +76,9 @@ NAT = np.dtype(
     ]
 )
 IDENTITY = np.dtype("<u8")
+INDEX = np.dtype([("seed", "<u8"), *((name, "<u4") for name in INDEX_FIELDS)])
+SCRUBBING = np.dtype([("on", "<u4"), ("pad", "<u4"), ("index", INDEX, (8,))])
+COUNTER = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 JUDGED = np.dtype([("packets", "<u8"), ("bytes", "<u8"), ("last", "<u8")])
 OPENED = np.dtype([("connections", "<u8")])
 
@@ -178,13 +186,14 @@ class FakeDatapath:
     ) -> None:
         self.writes = Writes()
         self.epoch, self.mirror = 0, 7
-        self.classifiers: dict[int, bytes] = {}
+        self.classifiers = FakeLines("classifier_v3", self.writes)
+        self.prefixes = FakeLines("prefixes_v1", self.writes)
 
         def table(name: str, key: np.dtype[Any], value: np.dtype[Any], size: int, indexed: bool) -> FakeTable:
             return FakeTable(name, key, value, size, indexed, self.writes)
 
         self.tables = {
-            "config_v3": table("config_v3", NUMBER, CONFIG, 2, True),
+            "config_v4": table("config_v4", NUMBER, CONFIG, 2, True),
             "service_v2": table("service_v2", SERVICE_KEY, SERVICE, 2 * services, False),
             "claim_v1": table("claim_v1", CLAIM, NUMBER, 2 * (services + endpoints), False),
             "origin_v2": table("origin_v2", SERVICE_KEY, ORIGIN, 2 * endpoints, False),
@@ -194,6 +203,9 @@ class FakeDatapath:
             "rule_v1": table("rule_v1", NUMBER, NUMBER, 2 * (rules + 1), True),
             "named_v1": table("named_v1", NUMBER, IDENTITY, rules + 1, True),
             "judged_v1": table("judged_v1", NUMBER, JUDGED, 2 * (rules + 1), True),
+            "scrub_v1": table("scrub_v1", NUMBER, SCRUBBING, 1, True),
+            "list_v1": table("list_v1", NUMBER, IDENTITY, 16, True),
+            "listed_v1": table("listed_v1", NUMBER, COUNTER, 8, True),
             "opened_v1": table("opened_v1", NUMBER, OPENED, endpoints, True),
         }
 
@@ -205,6 +217,9 @@ class FakeDatapath:
             return {"FIREWALL_ON": 1, "FIREWALL_AFTER": 2}
         return {constant: number for number, constant in enumerate(ENUMS[name])}
 
+    def clock(self) -> Clock:
+        return Clock(jiffies=1 << 32, boot_ns=0, hz=250)
+
     def active(self) -> tuple[int, int]:
         return self.epoch, self.mirror
 
@@ -212,13 +227,22 @@ class FakeDatapath:
         self.writes.one("switch")
         self.epoch = epoch
 
-    def put_classifier(self, place: int, lines: Array) -> None:
-        self.writes.one("write classifier_v3")
-        self.classifiers[place] = lines.tobytes()
 
-    def copy_classifier(self, source: int, place: int) -> None:
-        self.writes.one("write classifier_v3")
-        self.classifiers[place] = self.classifiers[source]
+@dataclass
+class FakeLines:
+    """A table of arrays of lines."""
 
-    def drop_classifier(self, place: int) -> None:
-        self.classifiers.pop(place, None)
+    name: str
+    writes: Writes
+    content: dict[int, bytes] = field(default_factory=dict)
+
+    def put(self, place: int, lines: Array) -> None:
+        self.writes.one(f"write {self.name}")
+        self.content[place] = lines.tobytes()
+
+    def copy(self, source: int, place: int) -> None:
+        self.writes.one(f"write {self.name}")
+        self.content[place] = self.content[source]
+
+    def drop(self, place: int) -> None:
+        self.content.pop(place, None)

@@ -63,7 +63,7 @@ def visible(fake: FakeDatapath) -> dict[str, object]:
         for key, value in zip(*fake.table("nat_v2").items(), strict=True)
         if key["epoch"] == epoch
     }
-    settings_row = fake.table("config_v3").lookup([epoch & 1])[0][0].tobytes()[4:]  # after its epoch
+    settings_row = fake.table("config_v4").lookup([epoch & 1])[0][0].tobytes()[4:]  # after its epoch
     return {"services": services, "rules": rules, "settings": settings_row if epoch else b""}
 
 
@@ -142,7 +142,7 @@ def test_fresh_data_path_reads_as_never_configured() -> None:
 def test_empty_configuration_is_configured_too() -> None:
     fake, tables = started(config())
     assert (fake.epoch, tables.epoch) == (1, 1)
-    row = fake.table("config_v3").lookup([1])[0][0]
+    row = fake.table("config_v4").lookup([1])[0][0]
     assert row["timeout_ms"][fake.enum("timeout")["TIMEOUT_TCP_ESTABLISHED"]] == 7_440_000
 
 
@@ -272,7 +272,7 @@ def check_nothing_left(fake: FakeDatapath, tables: Tables) -> None:
         address.packed.ljust(16, b"\0") for address in addresses
     }
     assert int((fake.table("endpoint_v1").items()[1]["state"] != 0).sum()) == len(tables.endpoints)
-    assert int((fake.table("config_v3").items()[1]["epoch"] != 0).sum()) == 1
+    assert int((fake.table("config_v4").items()[1]["epoch"] != 0).sum()) == 1
 
 
 def test_killed_while_adding_an_endpoint_that_is_no_longer_wanted() -> None:

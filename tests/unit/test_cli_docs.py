@@ -32,6 +32,7 @@ LISTED = (  # what a user was promised
     "get flows",
     "follow",
     "get nat",
+    "get lists",
     "get rules",
     "get interfaces",
     "get reasons",

@@ -248,29 +248,29 @@ def test_what_is_applied_is_read_back() -> None:
 def test_only_classifiers_of_the_epoch_in_force_stay() -> None:
     fake = FakeDatapath()
     tables = applied(fake, configured(rule("a")), Tables())
-    first = dict(fake.classifiers)
+    first = dict(fake.classifiers.content)
     assert len(first) == 2
     tables = applied(fake, configured(rule("b", "drop", protocol="tcp")), tables)
-    assert len(fake.classifiers) == 2 and not first.keys() & fake.classifiers.keys()
+    assert len(fake.classifiers.content) == 2 and not first.keys() & fake.classifiers.content.keys()
     applied(fake, config_from_data({"limits": {"rules": 16}}), tables)
-    assert fake.classifiers == {}
+    assert fake.classifiers.content == {}
 
 
 def test_daemon_that_starts_again_finds_the_same_rules_in_force() -> None:
     fake = FakeDatapath()
     config = configured(rule("a", source="10.0.0.0/8"))
     tables = applied(fake, config, Tables())
-    held = dict(fake.classifiers)
+    held = dict(fake.classifiers.content)
     again = read_tables(fake)
     result = apply_tables(fake, again, compile_tables(config, FACTS, again), wait=lambda: None)
-    assert not result.switched and result.tables == tables and fake.classifiers == held
+    assert not result.switched and result.tables == tables and fake.classifiers.content == held
 
 
 def test_classifiers_go_on_when_something_else_changes() -> None:
     fake = FakeDatapath()
     config = configured(rule("a", source="10.0.0.0/8"))
     tables = applied(fake, config, Tables())
-    lines = sorted(fake.classifiers.values())
+    lines = sorted(fake.classifiers.content.values())
     applied(
         fake,
         config.model_copy(
@@ -278,20 +278,20 @@ def test_classifiers_go_on_when_something_else_changes() -> None:
         ),
         tables,
     )
-    assert sorted(fake.classifiers.values()) == lines
+    assert sorted(fake.classifiers.content.values()) == lines
 
 
 @pytest.mark.parametrize("fail_at", range(6))
 def test_failure_leaves_the_old_rules_in_force(fail_at: int) -> None:
     fake = FakeDatapath()
     tables = applied(fake, configured(rule("a")), Tables())
-    held = dict(fake.classifiers)
+    held = dict(fake.classifiers.content)
     fake.writes.count, fake.writes.fail_at = 0, fail_at
     with pytest.raises(DatapathError):
         applied(fake, configured(rule("b", "drop"), rule("c")), tables)
     fake.writes.fail_at = None
     assert read_tables(fake) == tables
-    assert {place: fake.classifiers[place] for place in held} == held
+    assert {place: fake.classifiers.content[place] for place in held} == held
 
 
 def test_counter_of_a_new_rule_begins_at_zero() -> None:

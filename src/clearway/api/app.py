@@ -33,6 +33,7 @@ from clearway.api.views import (
     Interfaces,
     LinuxCounterViews,
     LinuxRules,
+    Lists,
     Nats,
     Reasons,
     Rules,
@@ -80,6 +81,7 @@ def build_app(control: Control) -> FastAPI:
         title="clearway", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.include_router(_state_routes(control), prefix="/v1")
+    app.include_router(_question_routes(control), prefix="/v1")
     app.include_router(_traffic_routes(control), prefix="/v1")
     app.include_router(_whole_routes(control), prefix="/v1", responses=REFUSED)
     app.include_router(_edit_routes(control), prefix="/v1", responses=REFUSED)
@@ -113,15 +115,31 @@ def _state_routes(control: Control) -> APIRouter:
         """The firewall's, in their order, and its default."""
         return control.rules()
 
-    @router.post("/firewall/test")
-    def ask_firewall(question: FirewallQuestion) -> FirewallDecision:
-        """Which rule decides about a packet."""
-        return control.ask_firewall(question)
+    @router.get("/lists")
+    def lists() -> Lists:
+        """Blocklists and allowlists, and what they have decided about."""
+        return control.lists()
 
     @router.get("/rules/linux")
     def linux_counters() -> LinuxCounterViews:
         """What Linux' rules have counted, with what was carried around them."""
         return control.linux_counters()
+
+    @router.get("/reasons")
+    def reasons() -> Reasons:
+        return control.reasons()
+
+    return router
+
+
+def _question_routes(control: Control) -> APIRouter:
+    """What would become of a packet or a connection, and why."""
+    router = APIRouter(tags=["state"])
+
+    @router.post("/firewall/test")
+    def ask_firewall(question: FirewallQuestion) -> FirewallDecision:
+        """Which rule decides about a packet."""
+        return control.ask_firewall(question)
 
     @router.post("/explain/flow")
     def explain_flow(question: FlowQuestion) -> FlowExplanation:
@@ -132,10 +150,6 @@ def _state_routes(control: Control) -> APIRouter:
     def explain_rules() -> LinuxRules:
         """What the rules of Linux mean for the fast path."""
         return control.explain_rules()
-
-    @router.get("/reasons")
-    def reasons() -> Reasons:
-        return control.reasons()
 
     return router
 

@@ -16,6 +16,7 @@ from clearway.api.views import (
     Interfaces,
     LinuxCounterViews,
     LinuxRules,
+    Lists,
     Nats,
     Reasons,
     Rules,
@@ -51,6 +52,8 @@ class Control(Protocol):
     def nat(self) -> Nats: ...
 
     def rules(self) -> Rules: ...
+
+    def lists(self) -> Lists: ...
 
     def linux_counters(self) -> LinuxCounterViews: ...
 

@@ -144,6 +144,19 @@ class RuleView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListView:
+    """A list of prefixes."""
+
+    name: str
+    kind: str  # block | allow
+    file: str | None  # None: its prefixes stand in the configuration
+    ipv4: int  # entries
+    ipv6: int
+    packets: int  # that it has decided about
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class InterfaceView:
     name: str
     ifindex: int  # 0: there is no such interface
@@ -181,6 +194,11 @@ class Nats:
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     rules: list[RuleView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    lists: list[ListView]
 
 
 @dataclass(frozen=True, kw_only=True)

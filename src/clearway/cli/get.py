@@ -72,6 +72,15 @@ LINUX_COLUMNS = (
     Column("bytes", "size", True),
     Column("by clearway", "carried_packets", True),
 )
+LIST_COLUMNS = (
+    Column("name", "name"),
+    Column("kind", "kind"),
+    Column("from", "from"),
+    Column("IPv4", "ipv4", True),
+    Column("IPv6", "ipv6", True),
+    Column("packets", "packets", True),
+    Column("bytes", "size", True),
+)
 INTERFACE_COLUMNS = (
     Column("name", "name"),
     Column("state", "state"),
@@ -111,9 +120,9 @@ ServiceOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     app.command()(status)
-    about = "Show services, flows, NAT, rules, interfaces, reasons."
+    about = "Show services, flows, NAT, rules, lists, interfaces, reasons."
     getting, _alone = group("get", about, "clearway get services")
-    for command in (services, endpoints, flows, nat, rules, interfaces, reasons):
+    for command in (services, endpoints, flows, nat, rules, lists, interfaces, reasons):
         getting.command()(command)
     app.add_typer(getting)
 
@@ -306,6 +315,24 @@ def _print_firewall(found: dict[str, Any], shown: list[dict[str, Any]]) -> None:
     ]
     empty = "no rule has decided anything yet" if found["rules"] else "there is no firewall"
     print_table(RULE_COLUMNS, rows, empty)
+
+
+def lists(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Show blocklists and allowlists, and what they count.
+
+    \b
+    Example:
+      clearway get lists
+    """
+    found = options_of(context, output).client().get("lists")
+    if output is Output.JSON:
+        print_json(found)
+        return
+    rows = [
+        {**item, "from": item["file"] or "configuration", "size": size(item["bytes"])}
+        for item in found["lists"]
+    ]
+    print_table(LIST_COLUMNS, rows, "no list is configured (scrub.blocklists, scrub.allowlists)")
 
 
 def interfaces(context: typer.Context, output: OutputOption = Output.TABLE) -> None:

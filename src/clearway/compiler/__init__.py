@@ -2,15 +2,16 @@
 """From what the user said to rows of tables, and to the plan of a change. Pure: needs no kernel."""
 
 from .compile import compile_tables
-from .facts import HostFacts, TableSizes
+from .facts import Clock, HostFacts, TableSizes
 from .firewall import identity_of
 from .memory import MemoryEstimate, TableMemory, estimate_memory, require_memory
 from .plan import Change, FieldChange, Plan, plan_configs, plan_tables
 from .state import what_it_asks
-from .tables import EndpointRow, FirewallTables, NatRow, RuleRow, ServiceRow, Tables, Wheel
+from .tables import EndpointRow, FirewallTables, NatRow, RuleRow, ScrubTables, ServiceRow, Tables, Wheel
 
 __all__ = [
     "Change",
+    "Clock",
     "EndpointRow",
     "FieldChange",
     "FirewallTables",
@@ -19,6 +20,7 @@ __all__ = [
     "NatRow",
     "Plan",
     "RuleRow",
+    "ScrubTables",
     "ServiceRow",
     "TableMemory",
     "TableSizes",

@@ -14,6 +14,7 @@ from .allocate import NoRoomError, Request, assign_ids, place_areas
 from .facts import HostFacts, fact_problems
 from .firewall import compile_firewall
 from .maglev import Member, maglev_wheel
+from .scrub import compile_scrub
 from .tables import EndpointIdentity, EndpointRow, NatRow, ServiceIdentity, ServiceRow, Tables, Wheel
 from .wheel import round_robin_wheel
 
@@ -37,6 +38,7 @@ def compile_tables(config: Config, facts: HostFacts, previous: Tables | None = N
     nats, next_nat = _nat_rows(config, facts, before)
     rules = (facts.sizes or config.limits).rules
     firewall, next_rule = compile_firewall(config, facts.interfaces, before.firewall, rules, before.next_rule)
+    scrub = compile_scrub(config, facts, before.scrub)
     wheels = [_wheel(service, endpoint_ids, before) for service in config.services]
     bases = _wheel_bases(config, facts, before, wheels)
     services = [
@@ -54,6 +56,7 @@ def compile_tables(config: Config, facts: HostFacts, previous: Tables | None = N
         endpoints=tuple(sorted(endpoints, key=lambda row: row.id)),
         nats=tuple(sorted(nats, key=lambda row: row.id)),
         firewall=firewall,
+        scrub=scrub,
         timeouts=config.conntrack.timeouts,
         midstream=config.conntrack.midstream,
         when_full=config.conntrack.when_full,

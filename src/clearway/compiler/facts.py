@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from clearway.model import Config, PortRange, Problem
+from clearway.model import Config, ListContent, PortRange, Problem
 from clearway.model.checks import wheel_slots
 from clearway.model.errors import Where
 
@@ -33,6 +33,15 @@ class TableSizes(Protocol):
 
 
 @dataclass(frozen=True)
+class Clock:
+    """What moments are counted by: `jiffies` (64 bits) at `seconds` since the epoch, `hz` a second."""
+
+    jiffies: int
+    seconds: float
+    hz: int
+
+
+@dataclass(frozen=True)
 class HostFacts:
     """What compiling needs to know about the network namespace that clearway runs in."""
 
@@ -49,6 +58,10 @@ class HostFacts:
     """Memory that is available; None: unknown."""
     flows: int = 0
     """Connections of the family that has more of them; 0 will do where the flow table does not shrink."""
+    lists: Mapping[str, ListContent] = field(default_factory=dict)
+    """What is in the files that the configuration names, by path."""
+    clock: Clock = field(default=Clock(0, 0.0, 1), compare=False)
+    """Of no matter where nothing expires."""
 
     @property
     def local_ports(self) -> PortRange:

@@ -15,7 +15,7 @@ from clearway.model import Config, Problem
 from clearway.model.sizes import FLOW_LINES, bucket_bytes, buckets_for, flows_in
 
 from .facts import TableSizes
-from .tables import FirewallTables
+from .tables import Tables
 
 # Sizes of the structures in bpf/types.h.
 CARRIED_KEY, CARRIED, EGRESS, TUPLE, INBOUND = 8, 16, 28, 40, 4
@@ -25,13 +25,13 @@ CLAIM, ENDPOINT, OPENED = 24, 24, 8
 NAT_KEY, NAT = 32, 32
 DEVICE, VLAN_KEY, VLAN, PORT = 32, 8, 4, 12
 COUNTER, MARKING = 16, 5156
-JUDGED, IDENTITY, CLASSIFIER_LINE = 24, 8, 64
+JUDGED, IDENTITY, LINE = 24, 8, 64
 NUMBER = 4  # a key, a slot of a wheel, a round-robin position
 
 # Rows that no configuration changes, as bpf/maps.h has them.
 CARRIED_ROWS, EGRESS_ROWS, INBOUND_ROWS, FRAGMENT_ROWS = 65536, 8192, 16384, 4096
 REFUSED_ROWS, NEIGHBOUR_ROWS, MARKINGS = 65536, 4096, 2
-DEVICE_ROWS, PORT_ROWS, COUNTER_ROWS = 4096, 4096, 192
+DEVICE_ROWS, PORT_ROWS, COUNTER_ROWS, LIST_ROWS = 4096, 4096, 192, 256
 RECORDS_BYTES, ADOPTED_BYTES, EVENTS_BYTES = 1 << 22, 1 << 20, 1 << 20
 
 HASH_BUCKET = 16  # struct bucket: a list head, a lock
@@ -101,12 +101,12 @@ class MemoryEstimate:
         return f"{empty} when loaded, up to {full} with all tables full"
 
 
-def estimate_memory(config: Config, cpus: int = 1, firewall: FirewallTables | None = None) -> MemoryEstimate:
-    """What the tables of a configuration take on a machine with so many possible CPUs. firewall: as it was
-    compiled; while it is exchanged there are two.
+def estimate_memory(config: Config, cpus: int = 1, tables: Tables | None = None) -> MemoryEstimate:
+    """What the tables of a configuration take on a machine with so many possible CPUs. tables: as it was
+    compiled; while classifiers and lists are exchanged there are two of each.
     """
-    flows = _flow_tables(config.conntrack.max_flows)
-    return MemoryEstimate((*flows, *_other_tables(config.limits, cpus), *_classifiers(firewall)))
+    flows, others = _flow_tables(config.conntrack.max_flows), _other_tables(config.limits, cpus)
+    return MemoryEstimate((*flows, *others, *(_lines(tables) if tables else ())))
 
 
 def require_memory(
@@ -158,10 +158,16 @@ def _flow_tables(max_flows: int) -> Iterator[TableMemory]:
         yield _mapped_array(f"flow{family}_v3", buckets_for(max_flows), bucket_bytes(family))
 
 
-def _classifiers(firewall: FirewallTables | None) -> Iterator[TableMemory]:
+def _lines(tables: Tables) -> Iterator[TableMemory]:
+    """Classifiers, and lists of prefixes."""
+    firewall, scrub = tables.firewall, tables.scrub
     for (after, family), classifier in ((firewall and firewall.classifiers) or {}).items():
         name = f"classifier_v3, IPv{family}{', after translation' if after else ''}"
-        yield _mapped_array(name, len(classifier.lines), CLASSIFIER_LINE)
+        yield _mapped_array(name, len(classifier.lines), LINE)
+    for (allow, family), image in ((scrub and scrub.images) or {}).items():
+        if image is not None:
+            kind = "allowlists" if allow else "blocklists"
+            yield _mapped_array(f"prefixes_v1, IPv{family} {kind}", len(image.lines), LINE)
 
 
 def _flow_bytes(max_flows: int) -> int:
@@ -202,6 +208,8 @@ def _other_tables(limits: Limits, cpus: int) -> Iterator[TableMemory]:
     yield _hash("vlan_v1", DEVICE_ROWS, VLAN_KEY, VLAN)
     yield _array("port_v1", PORT_ROWS, PORT)
     yield _cpu_array("counter_v1", COUNTER_ROWS, COUNTER, cpus)
+    yield _array("list_v1", 2 * LIST_ROWS, IDENTITY)
+    yield _cpu_array("listed_v1", LIST_ROWS, COUNTER, cpus)
 
 
 # ---- what a kind of table takes ----

@@ -14,7 +14,7 @@ from .facts import HostFacts
 from .firewall import never_reached
 from .memory import MemoryEstimate, estimate_memory, require_memory
 from .state import Item, Kind, size_of, sizes_of, state_of_config, state_of_tables
-from .tables import FirewallTables, Tables
+from .tables import Tables
 
 Action = Literal["add", "remove", "change", "restart"]
 
@@ -137,7 +137,8 @@ def plan_configs(
     running: Config | None, desired: Config, facts: HostFacts, tables: Tables | None = None
 ) -> Plan:
     """What changes when `desired` replaces the configuration in force (None: there is none yet). tables: as
-    it was compiled, if it was: only they tell the size of classifiers, and which rules are never reached.
+    it was compiled, if it was: only they tell the size of classifiers and lists, and which rules are never
+    reached.
 
     Sizes are compared with those of the data path that is loaded, if `facts` tells them. Raises ConfigError
     when this machine has not enough memory for those that change.
@@ -147,8 +148,7 @@ def plan_configs(
     before = state_of_config(running) if running else ()
     changes = diff(before, state_of_config(desired), first=running is None)
     changes += _size_changes(running or desired, desired, facts)
-    firewall = tables.firewall if tables else None
-    return Plan(changes, estimate_memory(desired, facts.cpus, firewall), _warnings(firewall))
+    return Plan(changes, estimate_memory(desired, facts.cpus, tables), _warnings(tables))
 
 
 def plan_tables(running: Tables, desired: Tables, config: Config, facts: HostFacts) -> Plan:
@@ -156,11 +156,11 @@ def plan_tables(running: Tables, desired: Tables, config: Config, facts: HostFac
     before = state_of_tables(running, config, facts) if running.epoch else ()
     after = state_of_tables(desired, config, facts)
     changes = diff(before, after, first=not running.epoch) + _size_changes(config, config, facts)
-    return Plan(changes, estimate_memory(config, facts.cpus, desired.firewall), _warnings(desired.firewall))
+    return Plan(changes, estimate_memory(config, facts.cpus, desired), _warnings(desired))
 
 
-def _warnings(firewall: FirewallTables | None) -> tuple[str, ...]:
-    return tuple(never_reached(firewall)) if firewall else ()
+def _warnings(tables: Tables | None) -> tuple[str, ...]:
+    return tuple(never_reached(tables.firewall)) if tables and tables.firewall else ()
 
 
 def diff(before: Sequence[Item], after: Sequence[Item], *, first: bool = False) -> tuple[Change, ...]:
@@ -185,7 +185,8 @@ def _simple(action: Action, item: Item) -> Change:
 
 
 def _compare(before: Item, after: Item) -> Change | None:
-    fields = tuple((_member_changes if after.kind == "set" else _field_changes)(before, after))
+    of_members = "members" in before.fields and "members" in after.fields
+    fields = tuple((_member_changes if of_members else _field_changes)(before, after))
     children = diff(before.children, after.children)
     if not fields and not children:
         return None

@@ -20,6 +20,8 @@ from clearway.model import (
     FirewallRule,
     Nat,
     Prefixes,
+    PrefixList,
+    Scrub,
     Service,
     Timeouts,
     format_duration,
@@ -29,10 +31,22 @@ from clearway.model.fields import Model
 from clearway.model.firewall_values import Members, dscp_texts, protocol_texts, texts
 
 from .facts import HostFacts, TableSizes
-from .tables import EndpointRow, FirewallTables, NatRow, ServiceIdentity, ServiceRow, Tables
+from .tables import EndpointRow, FirewallTables, NatRow, ScrubTables, ServiceIdentity, ServiceRow, Tables
 
 Kind = Literal[
-    "service", "endpoint", "nat", "firewall", "rule", "set", "interface", "timeout", "conntrack", "limit"
+    "service",
+    "endpoint",
+    "nat",
+    "firewall",
+    "rule",
+    "set",
+    "scrub",
+    "blocklist",
+    "allowlist",
+    "interface",
+    "timeout",
+    "conntrack",
+    "limit",
 ]
 
 
@@ -72,6 +86,7 @@ def state_of_config(config: Config) -> tuple[Item, ...]:
         *map(_service, config.services),
         *map(_nat, config.nat),
         *(_firewall(config.firewall) if config.firewall else ()),
+        *(_scrub(config.scrub) if config.scrub else ()),
         *_conntrack(config.conntrack.timeouts, config.conntrack.midstream, config.conntrack.when_full),
     )
 
@@ -88,6 +103,7 @@ def state_of_tables(tables: Tables, config: Config, facts: HostFacts) -> tuple[I
         *(_service_of_row(row, names, endpoints[row.id]) for row in tables.services),
         *(_nat_of_row(row, rules.get(row.identity, ""), interfaces) for row in tables.nats),
         *([_firewall_of_tables(tables.firewall)] if tables.firewall else ()),
+        *([_scrub_of_tables(tables.scrub)] if tables.scrub else ()),
         *_conntrack(tables.timeouts, tables.midstream, tables.when_full),
     )
 
@@ -176,10 +192,7 @@ def _firewall(firewall: Firewall) -> Iterator[Item]:
         {"default": firewall.default},
     )
     for name, members in firewall.sets.items():
-        size = size_of(members)
-        content = hash(members) & 0xFFFF_FFFF  # the same in any process, so that two plans can be compared
-        fields = {"members": f"{size} ({content:08x})"}
-        yield Item("set", name, name, name, f"with {size}", fields, members=members)
+        yield _of_members("set", name, members)
     before = ""
     for rule in firewall.rules:
         fields = {"action": rule.action, "log": _text(rule.log), **asked_of(rule), "after": before or "none"}
@@ -187,6 +200,27 @@ def _firewall(firewall: Firewall) -> Iterator[Item]:
         does = f"{rule.action}, log:" if rule.log else rule.action
         summary = f"{does} {what_it_asks(rule) or 'everything'}"
         yield Item("rule", rule.name, rule.name, rule.name, summary, fields)
+
+
+def _of_members(kind: Kind, name: str, members: Members) -> Item:
+    size = size_of(members)
+    content = hash(members) & 0xFFFF_FFFF  # the same in any process, so that two plans can be compared
+    fields = {"members": f"{size} ({content:08x})"}
+    return Item(kind, name, name, name, f"with {size}", fields, members=members)
+
+
+def _scrub(scrub: Scrub) -> Iterator[Item]:
+    kinds: tuple[tuple[Kind, tuple[PrefixList, ...]], ...] = (
+        ("blocklist", scrub.blocklists),
+        ("allowlist", scrub.allowlists),
+    )
+    for kind, lists in kinds:
+        for one in lists:
+            if one.prefixes is not None:
+                yield _of_members(kind, one.name, one.prefixes)
+            else:
+                file = one.file or ""
+                yield Item(kind, one.name, one.name, one.name, f"from {file}", {"file": file})
 
 
 def size_of(members: Members) -> str:
@@ -215,6 +249,12 @@ def _firewall_of_tables(firewall: FirewallTables) -> Item:
     rules = f"{len(firewall.rules) - 1:,} rules"
     fields = {"rules": rules, "content": firewall.digest.hex()[:8]}
     return Item("firewall", "", "", "", f"with {rules}", fields)
+
+
+def _scrub_of_tables(scrub: ScrubTables) -> Item:
+    lists = f"{len(scrub.numbers)} list{'' if len(scrub.numbers) == 1 else 's'} of prefixes"
+    fields = {"lists": lists, "content": scrub.digest.hex()[:8]}
+    return Item("scrub", "", "", "", f"with {lists}", fields)
 
 
 def _service_of_row(

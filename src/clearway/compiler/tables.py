@@ -27,6 +27,7 @@ from clearway.model import (
 )
 
 from .classifier import Classifier
+from .prefix_index import PrefixImage
 
 EPOCH_MAX = 0xFFFF_FFFF
 
@@ -122,7 +123,9 @@ class NatRow:
 
 
 Place = tuple[bool, int]
-"""Of a classifier: is it of rules that see what is translated; family."""
+"""Of a classifier: is it of rules that see what is translated; family. Of prefixes: are they of allowlists;
+family.
+"""
 
 
 ACTIONS: tuple[Action, ...] = ("accept", "drop", "reject")
@@ -178,6 +181,21 @@ class FirewallTables:
 
 
 @dataclass(frozen=True)
+class ScrubTables:
+    """Lists of prefixes as the data path has them. Compares by content: `digest` stands for the images."""
+
+    digest: bytes
+    numbers: Mapping[int, int]
+    """Of each list, by what its name is made into."""
+    images: Mapping[Place, PrefixImage | None] | None = field(default=None, compare=False, repr=False)
+    """By kind (is it of allowlists) and family; None: there are no such entries. None: read back."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(image.bytes for image in (self.images or {}).values() if image is not None)
+
+
+@dataclass(frozen=True)
 class Tables:
     """Everything that one epoch of the configuration puts into tables. Compares by content, not by epoch.
 
@@ -190,6 +208,7 @@ class Tables:
     endpoints: tuple[EndpointRow, ...] = ()
     nats: tuple[NatRow, ...] = ()
     firewall: FirewallTables | None = None
+    scrub: ScrubTables | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
     midstream: Midstream = "pick-up"
     when_full: WhenFull = "drop"
@@ -221,7 +240,7 @@ class Tables:
 
     @property
     def next_epoch(self) -> int:
-        """The epoch after this one: never 0, and of the other parity, because config_v3 has two rows."""
+        """The epoch after this one: never 0, and of the other parity, because config_v4 has two rows."""
         return self.epoch + 1 if self.epoch < EPOCH_MAX else 2
 
     @cached_property

@@ -385,9 +385,9 @@ def put_compiled(datapath: Datapath, region: Region, compiled: Compiled, other: 
     for (start, number, family), classifier in wanted.items():
         place = start | other << 3 | number << 1 | (family == 6)
         if classifier is None:
-            datapath.drop_classifier(place)
+            datapath.classifiers.drop(place)
         else:
-            datapath.put_classifier(place, classifier.lines)
+            datapath.classifiers.put(place, classifier.lines)
 
 
 def _write_marking(row: Array, compiled: Compiled, views: Mapping[str, int]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clearway.compiler import FirewallTables, Tables, Wheel
+from clearway.compiler import FirewallTables, ScrubTables, Tables, Wheel
 from clearway.compiler.tables import Area
 from clearway.datapath.errors import DatapathError
 
@@ -29,6 +29,14 @@ LOOKUP_COST = 8
 """Looking rows up one by one costs about this many times what reading them in batches costs."""
 
 
+class LineTable(Protocol):
+    """What is needed of a table of arrays of lines."""
+
+    def put(self, place: int, lines: Array) -> None: ...
+    def copy(self, source: int, place: int) -> None: ...
+    def drop(self, place: int) -> None: ...
+
+
 class DatapathTables(Protocol):
     """What is needed of a data path: its tables, the names of numbers in them, and the epoch in force."""
 
@@ -36,9 +44,10 @@ class DatapathTables(Protocol):
     def enum(self, name: str) -> Names: ...
     def active(self) -> tuple[int, int]: ...
     def set_epoch(self, epoch: int) -> None: ...
-    def put_classifier(self, place: int, lines: Array) -> None: ...
-    def copy_classifier(self, source: int, place: int) -> None: ...
-    def drop_classifier(self, place: int) -> None: ...
+    @property
+    def classifiers(self) -> LineTable: ...
+    @property
+    def prefixes(self) -> LineTable: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,7 @@ def read_tables(datapath: DatapathTables) -> Tables:
     epoch, _ = datapath.active()
     if epoch == 0:
         return Tables()
-    config, _ = datapath.table("config_v3").lookup([epoch & 1])
+    config, _ = datapath.table("config_v4").lookup([epoch & 1])
     services, nats = datapath.table("service_v2"), datapath.table("nat_v2")
     service_keys, service_values = _rows_of(services, epoch)
     wheels = _read_wheels(
@@ -119,6 +128,7 @@ def read_tables(datapath: DatapathTables) -> Tables:
         endpoints=tuple(sorted((row for row in found if row.service in live), key=lambda row: row.id)),
         nats=tuple(sorted(rules, key=lambda row: row.id)),
         firewall=_read_firewall(datapath, config[0]),
+        scrub=_read_scrub(datapath, config[0]),
         timeouts=rows.read_timeouts(config[0], datapath.enum("timeout")),
         midstream=rows.read_midstream(config[0], datapath.enum("midstream")),
         when_full=rows.read_when_full(config[0], datapath.enum("when_full")),
@@ -140,13 +150,14 @@ def settle(datapath: DatapathTables, tables: Tables) -> None:
         others = keys[keys["epoch"] != tables.epoch]
         if len(others):
             table.delete(others)
-    config = datapath.table("config_v3")
+    config = datapath.table("config_v4")
     keys, values = config.items()
     stale = (values["epoch"] != tables.epoch) & (values["epoch"] != 0)
     if stale.any():
         config.update(keys[stale], np.zeros_like(values[stale]))
     for after, family in rows.PLACES:
-        datapath.drop_classifier(rows.place_of(tables.epoch + 1, after, family))
+        datapath.classifiers.drop(rows.place_of(tables.epoch + 1, after, family))
+    _settle_scrub(datapath, tables)
     _settle_endpoints(datapath, tables)
 
 
@@ -185,7 +196,9 @@ def _write_beside(datapath: DatapathTables, previous: Tables, desired: Tables) -
             _update(wheel, (slots, service.wheel.slots))
     if desired.firewall is not None:
         _write_firewall(datapath, previous, desired, desired.firewall)
-    config = datapath.table("config_v3")
+    if desired.scrub is not None:
+        _write_scrub(datapath, previous, desired, desired.scrub)
+    config = datapath.table("config_v4")
     counters = datapath.table("named_v1").max_entries
     _update(config, rows.config_row(config, datapath.enum, desired, counters))
     services = datapath.table("service_v2")
@@ -210,9 +223,9 @@ def _write_firewall(
         if after and not firewall.after:
             continue
         if same:
-            datapath.copy_classifier(rows.place_of(previous.epoch, after, family), place)
+            datapath.classifiers.copy(rows.place_of(previous.epoch, after, family), place)
         elif firewall.classifiers is not None:
-            datapath.put_classifier(place, firewall.classifiers[after, family].lines)
+            datapath.classifiers.put(place, firewall.classifiers[after, family].lines)
     known = set(present.counters.items()) if present else set()
     _begin_counters(datapath, dict(firewall.counters.items() - known))
     table = datapath.table("rule_v1")
@@ -229,6 +242,74 @@ def _begin_counters(datapath: DatapathTables, new: Mapping[int, int]) -> None:
     keys, zeros = judged.rows(cpus * len(new))
     keys[:] = [cpu * named.max_entries + counter for cpu in range(cpus) for counter in new.values()]
     _update(judged, (keys, zeros))
+
+
+def _write_scrub(datapath: DatapathTables, previous: Tables, desired: Tables, scrub: ScrubTables) -> None:
+    """Its lists, or those in force if they are the same; new counters; from now on packets look there."""
+    present = previous.scrub
+    same = present is not None and present.digest == scrub.digest
+    for allow, family in rows.PLACES:
+        place = rows.prefix_place(desired.epoch, allow, family)
+        if same:
+            _copy_prefixes(datapath, rows.prefix_place(previous.epoch, allow, family), place)
+        elif scrub.images is not None and (image := scrub.images[allow, family]) is not None:
+            datapath.prefixes.put(place, image.lines)
+            _write_index(datapath, place, image.index)
+    known = set(present.numbers.items()) if present else set()
+    listed = datapath.table("listed_v1")
+    keys, zeros = listed.rows(len(new := sorted(dict(scrub.numbers.items() - known).values())))
+    keys[:] = new
+    _update(listed, (keys, zeros))
+    table = datapath.table("list_v1")
+    _update(table, rows.list_rows(table, scrub, desired.epoch))
+    _switch_scrub(datapath, True)
+
+
+def _copy_prefixes(datapath: DatapathTables, source: int, place: int) -> None:
+    """Where nothing is listed of a kind and family, nothing is at its place."""
+    index = _scrubbing(datapath)["index"][source]
+    if index["words"]:
+        datapath.prefixes.copy(source, place)
+        _write_index(datapath, place, {name: int(index[name]) for name in index.dtype.names or ()})
+
+
+def _settle_scrub(datapath: DatapathTables, tables: Tables) -> None:
+    for allow, family in rows.PLACES:
+        place = rows.prefix_place(tables.epoch + 1, allow, family)
+        datapath.prefixes.drop(place)
+        if _scrubbing(datapath)["index"][place]["words"]:
+            _write_index(datapath, place, {})
+    _switch_scrub(datapath, tables.scrub is not None)
+
+
+def _switch_scrub(datapath: DatapathTables, on: bool) -> None:
+    """Whether packets ask for lists at all; where there are none, they find none."""
+    row = _scrubbing(datapath)
+    if bool(row["on"]) != on:
+        row["on"] = on
+        datapath.table("scrub_v1").update([0], [row])
+
+
+def _write_index(datapath: DatapathTables, place: int, index: Mapping[str, int]) -> None:
+    """Of a place of the epoch to come. {}: nothing is listed there."""
+    row = _scrubbing(datapath)
+    row["index"][place] = np.zeros((), row["index"].dtype)
+    for name, value in index.items():
+        row["index"][place][name] = value
+    datapath.table("scrub_v1").update([0], [row])
+
+
+def _scrubbing(datapath: DatapathTables) -> Any:
+    """A copy of struct scrubbing."""
+    values, _ = datapath.table("scrub_v1").lookup([0])
+    return values[0].copy()
+
+
+def _read_scrub(datapath: DatapathTables, config: Array) -> ScrubTables | None:
+    table = datapath.table("list_v1")
+    first = rows.first_list(table, int(config["epoch"]))
+    identities, _ = table.lookup(np.arange(first, first + table.max_entries // 2))
+    return rows.read_scrub(config, identities)
 
 
 def _read_firewall(datapath: DatapathTables, config: Array) -> FirewallTables | None:

@@ -25,6 +25,7 @@ from clearway.api.views import (
     Interfaces,
     LinuxCounterViews,
     LinuxRules,
+    Lists,
     Nats,
     Reasons,
     Rules,
@@ -151,6 +152,10 @@ class DaemonControl:
         daemon = self._daemon
         datapath = self._datapath
         return report.rules(daemon.config, daemon.engine.tables, datapath.judged(), datapath.clock())
+
+    def lists(self) -> Lists:
+        engine = self._daemon.engine
+        return report.lists(self._daemon.config, engine.tables, engine.lists.held, self._datapath.listed())
 
     def linux_counters(self) -> LinuxCounterViews:
         return counted.counter_views(self._daemon.accountant, self._daemon.instance.nft_table)

@@ -51,6 +51,7 @@ class Basis:
 
     local_ports: tuple[int, int]
     interfaces: tuple[tuple[str, int], ...]  # that rules name and that are there: name and ifindex
+    lists: int = 0  # how often files of lists have changed
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Snapshot:
     compiled_for: Basis | None  # None: nothing has been compiled yet
     kept_at: float | None  # when endpoints' neighbours were last looked after; None: never
     routes_changed: bool = False  # since then
+    lists_changed: int = 0  # how often files of lists have
     failures: Mapping[str, Failure] = field(default_factory=dict)  # by interface, and COMPILE
 
 
@@ -125,10 +127,12 @@ def decide(snapshot: Snapshot) -> Decision:
     return Decision(tuple(steps), min(due, default=None))
 
 
-def basis(config: Config, present: Mapping[str, int], local_ports: tuple[int, int]) -> Basis:
+def basis(
+    config: Config, present: Mapping[str, int], local_ports: tuple[int, int], lists_changed: int = 0
+) -> Basis:
     """What the tables of this configuration would be compiled for now."""
     names = sorted(_in_rules(config) & set(present))
-    return Basis(local_ports, tuple((name, present[name]) for name in names))
+    return Basis(local_ports, tuple((name, present[name]) for name in names), lists_changed)
 
 
 def without(config: Config, interfaces: Collection[str]) -> Config:
@@ -194,7 +198,7 @@ def beside(config: Config, present: Collection[str], hook: str) -> Hooks:
 
 
 def _apply(snapshot: Snapshot) -> list[Step]:
-    wanted = basis(snapshot.config, snapshot.present, snapshot.local_ports)
+    wanted = basis(snapshot.config, snapshot.present, snapshot.local_ports, snapshot.lists_changed)
     if snapshot.compiled_for is None:
         return [] if _too_early(snapshot, COMPILE) else [Apply(wanted, "the daemon has started")]
     if wanted == snapshot.compiled_for or _too_early(snapshot, COMPILE):
@@ -202,6 +206,8 @@ def _apply(snapshot: Snapshot) -> list[Step]:
     if wanted.local_ports != snapshot.compiled_for.local_ports:
         first, last = wanted.local_ports
         return [Apply(wanted, f"the host's own ports are now {first}-{last}")]
+    if wanted.lists != snapshot.compiled_for.lists:
+        return [Apply(wanted, "the file of a list has changed")]
     changed = set(wanted.interfaces) ^ set(snapshot.compiled_for.interfaces)
     names = ", ".join(sorted({name for name, _ifindex in changed}))
     return [Apply(wanted, f"{names}: an interface that a rule names came, went or was made anew")]

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import structlog
 
-from clearway.compiler import HostFacts, Plan, Tables, compile_tables, plan_configs, plan_tables
+from clearway.compiler import Clock, HostFacts, Plan, Tables, compile_tables, plan_configs, plan_tables
 from clearway.daemon.apply import apply_tables, read_tables
 from clearway.daemon.core import Attached, Hooks, beside
+from clearway.daemon.listfiles import ListFiles
 from clearway.daemon.past import PastNames
 from clearway.datapath import Attachment, Datapath
 from clearway.linux import conntrack, neighbours
@@ -43,6 +45,7 @@ class Engine:
             datapath.table(name)  # open them all now: later, several threads use them
         self.tables: Tables = read_tables(datapath)
         self.past = PastNames()
+        self.lists = ListFiles()
         self.attachments: dict[str, Attachment] = {a.ifname: a for a in datapath.attachments()}
         self._asked: dict[str, tuple[str, Hooks]] = {}  # interface -> hook asked for, and those beside it
         self._reasons: dict[str, str] = {}  # interface -> why this hook
@@ -100,7 +103,7 @@ class Engine:
     # ---- configuration ----
 
     def facts(self, machine: Machine, desired: Config) -> HostFacts:
-        """What the compiler has to know of this machine."""
+        """What the compiler has to know of this machine. ConfigError when a list cannot be read."""
         first, last = local_port_range()
         sizes = self.datapath.sizes()
         shrinks = desired.conntrack.max_flows < sizes.max_flows
@@ -112,7 +115,13 @@ class Engine:
             cpus=possible_cpus(),
             memory_bytes=available_bytes(),
             flows=self.datapath.most_flows() if shrinks else 0,
+            lists=self.lists.load(desired),
+            clock=self._clock(),
         )
+
+    def _clock(self) -> Clock:
+        kernel = self.datapath.clock()
+        return Clock(kernel.jiffies, time.time(), kernel.hz)
 
     def plan(self, running: Config, desired: Config, machine: Machine) -> Plan:
         """What apply() would change. ConfigError when it would refuse."""

@@ -12,6 +12,7 @@ from clearway.daemon import advice, state
 from clearway.daemon.apply import read_tables
 from clearway.daemon.engine import hand_back
 from clearway.daemon.honour import remove_table
+from clearway.daemon.listfiles import ListFiles
 from clearway.daemon.lock import DataPathLock
 from clearway.datapath import Datapath
 from clearway.instance import Instance
@@ -28,10 +29,10 @@ def plan(instance: Instance, desired: Config) -> Plan:
     """
     with _where_it_lives(instance):
         if not Datapath.is_loaded(instance.name):
-            facts = _facts(None)
+            facts = _facts(desired, None)
             return plan_configs(None, desired, facts, compile_tables(desired, facts))
         with Datapath.open(instance.name) as there:
-            facts = replace(_facts(there.sizes()), flows=there.most_flows())
+            facts = replace(_facts(desired, there.sizes()), flows=there.most_flows())
             require_memory(desired, facts.memory_bytes, loaded=facts.sizes, cpus=facts.cpus)
             running = read_tables(there)
             return plan_tables(running, compile_tables(desired, facts, running), desired, facts)
@@ -64,11 +65,19 @@ def remove(instance: Instance) -> bool:
     return True
 
 
-def _facts(sizes: datapath.Sizes | None) -> HostFacts:
+def _facts(desired: Config, sizes: datapath.Sizes | None) -> HostFacts:
     with Conversation(NETLINK_ROUTE) as kernel:
         interfaces = {link.name: link.ifindex for link in rtnetlink.links(kernel)}
     first, last = namespace.local_port_range()
-    return HostFacts(first, last, interfaces, sizes, memory.possible_cpus(), memory.available_bytes())
+    return HostFacts(
+        first,
+        last,
+        interfaces,
+        sizes,
+        memory.possible_cpus(),
+        memory.available_bytes(),
+        lists=ListFiles().load(desired),
+    )
 
 
 def _where_it_lives(instance: Instance) -> contextlib.AbstractContextManager[None]:

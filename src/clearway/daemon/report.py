@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from clearway.api.views import (
     EndpointView,
     Interfaces,
     InterfaceView,
+    Lists,
+    ListView,
     Nats,
     NatView,
     Reasons,
@@ -24,9 +26,9 @@ from clearway.api.views import (
 from clearway.compiler import EndpointRow, NatRow, ServiceRow, Tables, identity_of, what_it_asks
 from clearway.daemon.flowlist import Names, Use
 from clearway.daemon.followers import when
-from clearway.datapath import Attachment, Counters
+from clearway.datapath import Attachment, Counter, Counters
 from clearway.datapath.calls import Clock
-from clearway.model import Config, Endpoint, Nat, Service, host_port
+from clearway.model import Config, Endpoint, ListContent, Nat, Prefixes, Scrub, Service, host_port
 
 NOTHING = Use()
 
@@ -151,6 +153,35 @@ def rules(config: Config, tables: Tables, judged: np.ndarray, clock: Clock) -> R
             )
         )
     return Rules(rules=views)
+
+
+def lists(
+    config: Config,
+    tables: Tables,
+    held: Callable[[str], ListContent | None],
+    listed: Sequence[Counter],
+) -> Lists:
+    """`held`: what has been read from a file. `listed`: by number of a list."""
+    numbers = tables.scrub.numbers if tables.scrub else {}
+    scrub = config.scrub or Scrub()
+    views = []
+    for kind, found in (("block", scrub.blocklists), ("allow", scrub.allowlists)):
+        for one in found:
+            content = held(one.file) if one.file is not None else ListContent.of(one.prefixes or Prefixes())
+            number = numbers.get(identity_of(one.name))
+            counter = Counter(0, 0) if number is None else listed[number]
+            views.append(
+                ListView(
+                    name=one.name,
+                    kind=kind,
+                    file=one.file,
+                    ipv4=len(content.families[4]) if content else 0,
+                    ipv6=len(content.families[6]) if content else 0,
+                    packets=counter.packets,
+                    bytes=counter.bytes,
+                )
+            )
+    return Lists(lists=views)
 
 
 def interfaces(

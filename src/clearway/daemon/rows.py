@@ -10,7 +10,16 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from clearway.compiler import EndpointRow, FirewallTables, NatRow, RuleRow, ServiceRow, Tables, Wheel
+from clearway.compiler import (
+    EndpointRow,
+    FirewallTables,
+    NatRow,
+    RuleRow,
+    ScrubTables,
+    ServiceRow,
+    Tables,
+    Wheel,
+)
 from clearway.model import (
     AddressRange,
     Algorithm,
@@ -37,6 +46,11 @@ PLACES = [(after, family) for after in (False, True) for family in (4, 6)]
 def place_of(epoch: int, after: bool, family: int) -> int:
     """A place of classifier_v3 (bpf/firewall.h, firewall_place)."""
     return (epoch & 1) << 2 | after << 1 | (family == 6)
+
+
+def prefix_place(epoch: int, allow: bool, family: int) -> int:
+    """A place of prefixes_v1 (bpf/scrub.h, scrub_place)."""
+    return (epoch & 1) << 2 | allow << 1 | (family == 6)
 
 
 class Table(Protocol):
@@ -151,7 +165,7 @@ def rule_rows(table: Table, firewall: FirewallTables, epoch: int) -> tuple[Array
 
 
 def read_firewall(config: Array, words: Array, identities: Array, flags: Names) -> FirewallTables:
-    """The rules in force, from a row of config_v3, those of rule_v1, and who has each counter."""
+    """The rules in force, from a row of config_v4, those of rule_v1, and who has each counter."""
     named = identities.tolist()
     return FirewallTables(
         digest=config["firewall_digest"].tobytes(),
@@ -160,10 +174,33 @@ def read_firewall(config: Array, words: Array, identities: Array, flags: Names) 
     )
 
 
+def first_list(table: Table, epoch: int) -> int:
+    """Where the lists of an epoch begin in list_v1: there is room for those of two."""
+    return (epoch & 1) * (table.max_entries // 2)
+
+
+def list_rows(table: Table, scrub: ScrubTables | None, epoch: int) -> tuple[Array, Array]:
+    """Rows of list_v1 of one epoch: who has each number, 0: nobody."""
+    size = table.max_entries // 2
+    keys, values = table.rows(size)
+    keys[:] = first_list(table, epoch) + np.arange(size)
+    for identity, number in (scrub.numbers if scrub else {}).items():
+        values[number] = identity
+    return keys, values
+
+
+def read_scrub(config: Array, identities: Array) -> ScrubTables | None:
+    """The lists in force, from a row of config_v4 and those of list_v1."""
+    if not int(config["scrub"]):
+        return None
+    numbers = {identity: number for number, identity in enumerate(identities.tolist()) if identity}
+    return ScrubTables(config["scrub_digest"].tobytes(), numbers)
+
+
 def config_row(
     table: Table, enum: Callable[[str], Names], tables: Tables, counters: int
 ) -> tuple[Array, Array]:
-    """The row of config_v3 for an epoch. enum: numbers by constant of an enum of bpf/types.h."""
+    """The row of config_v4 for an epoch. enum: numbers by constant of an enum of bpf/types.h."""
     keys, values = table.rows(1)
     keys[0] = tables.epoch & 1
     value = values[0]
@@ -180,6 +217,9 @@ def config_row(
         value["rules"] = len(tables.firewall.rules)
         value["counters"] = counters
         value["firewall_digest"] = np.frombuffer(tables.firewall.digest, np.uint8)
+    if tables.scrub is not None:
+        value["scrub"] = 1
+        value["scrub_digest"] = np.frombuffer(tables.scrub.digest, np.uint8)
     value["when_full"] = enum("when_full")[_constant("WHEN_FULL", tables.when_full)]
     value["midstream"] = enum("midstream")[_constant("MIDSTREAM", tables.midstream)]
     for name in Timeouts.model_fields:
@@ -231,7 +271,7 @@ def read_nat(table: Table, key: Array, value: Array) -> NatRow:
 
 
 def read_timeouts(value: Array, timeouts: Names) -> Timeouts:
-    """The timeouts in a row of config_v3. Taken as they are: whoever wrote them has checked them."""
+    """The timeouts in a row of config_v4. Taken as they are: whoever wrote them has checked them."""
     stored = {
         name: int(value["timeout_ms"][timeouts[_constant("TIMEOUT", name)]]) for name in Timeouts.model_fields
     }

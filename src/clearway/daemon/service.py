@@ -28,6 +28,7 @@ from clearway.daemon.engine import Engine, Machine, endpoint_addresses
 from clearway.daemon.filewatch import LOOK_EVERY, FileWatch, Signature, signature
 from clearway.daemon.honour import Claims, remove_table
 from clearway.daemon.listen import Announcements, logged
+from clearway.daemon.listfiles import ListWatch
 from clearway.daemon.mirror import Mirror
 from clearway.daemon.notify import Notifier
 from clearway.daemon.resets import Resets
@@ -71,6 +72,7 @@ class Known:
     compiled_for: core.Basis | None = None
     kept_at: float | None = None
     routes_changed: bool = False
+    lists_changed: int = 0
     failures: dict[str, core.Failure] = field(default_factory=dict)
     unreachable: tuple[str, ...] = ()
     warned: frozenset[str] = frozenset()
@@ -221,7 +223,9 @@ class Daemon:
             plan = await self._in_worker(lambda: self.engine.change(running, wanted, machine))
             self.config = desired
             self._known.failures.clear()
-            self._known.compiled_for = core.basis(desired, machine.ifindexes(), self._known.local_ports)
+            self._known.compiled_for = core.basis(
+                desired, machine.ifindexes(), self._known.local_ports, self._known.lists_changed
+            )
             self._known.kept_at = time.monotonic()
             self._commit_state()
             self.mirror.set_attachments(self.engine.attachments.values())
@@ -327,11 +331,15 @@ class Daemon:
         await asyncio.get_running_loop().run_in_executor(self._sweeper, lambda: None)
 
     async def _watch_file_forever(self) -> None:
-        watch = FileWatch(self.file.seen)
+        watch, lists = FileWatch(self.file.seen), ListWatch(self.engine.lists)
         while True:
             await asyncio.sleep(LOOK_EVERY)
             if watch.look(signature(self.file.path)):
                 await self._reload_logged(f"{self.file.path} has changed")
+            if changed := lists.look(self.config):
+                log.info("lists have changed", files=changed)
+                self._known.lists_changed += 1
+                self._wake.set()
 
     async def _reload_logged(self, why: str) -> None:
         try:
@@ -353,6 +361,7 @@ class Daemon:
             compiled_for=self._known.compiled_for,
             kept_at=self._known.kept_at,
             routes_changed=self._known.routes_changed,
+            lists_changed=self._known.lists_changed,
             failures=dict(self._known.failures),
         )
 

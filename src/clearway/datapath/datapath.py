@@ -17,7 +17,6 @@ import numpy as np
 
 from clearway.datapath import (
     bpf,
-    classifiers,
     features,
     flows,
     flowstore,
@@ -36,6 +35,7 @@ from clearway.datapath.flowtable import FlowTable, Keys
 from clearway.datapath.hooks import choose_hooks
 from clearway.datapath.install import Sizes
 from clearway.datapath.interfaces import interface_exists
+from clearway.datapath.linetable import LineTable
 from clearway.datapath.pins import Load, Pins
 from clearway.datapath.ring import Ring
 from clearway.datapath.tables import Array, Table
@@ -417,17 +417,18 @@ class Datapath:
         """
         return settings.changed(self._pins)
 
-    def put_classifier(self, place: int, lines: Array) -> None:
-        """The classifier at that place (firewall_place() of bpf/firewall.h) is this one from now on. lines:
-        (n, 8) words.
-        """
-        classifiers.put_lines(self.table(classifiers.TABLE).fd, place, lines)
+    @property
+    def classifiers(self) -> LineTable:
+        """By place (bpf/firewall.h, views.h)."""
+        return self._lines("classifier_v3")
 
-    def copy_classifier(self, source: int, place: int) -> None:
-        classifiers.copy_lines(self.table(classifiers.TABLE).fd, source, place)
+    @property
+    def prefixes(self) -> LineTable:
+        """By place (bpf/scrub.h)."""
+        return self._lines("prefixes_v1")
 
-    def drop_classifier(self, place: int) -> None:
-        classifiers.drop_lines(self.table(classifiers.TABLE).fd, place)
+    def _lines(self, name: str) -> LineTable:
+        return LineTable(self.table(name).fd, name)
 
     # ---- what it did ----
 
@@ -449,6 +450,10 @@ class Datapath:
         _, values = self.table("judged_v1").items()
         by_cpu: Array = values.reshape(-1, self.table("named_v1").max_entries)
         return by_cpu
+
+    def listed(self) -> list[Counter]:
+        """What lists of prefixes have decided about, by number."""
+        return [Counter(*sums) for sums in self._sums("listed_v1")]
 
     def _sums(self, name: str) -> list[tuple[int, int]]:
         """(packets, bytes) by index of a per-CPU table of struct counter."""

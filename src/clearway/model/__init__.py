@@ -31,7 +31,9 @@ from .errors import ConfigError, Origin, Problem
 from .firewall import Action, Direction, Firewall, FirewallRule
 from .firewall_values import SetName, TcpFlags
 from .load import config_from_data, load_config, parse_config, to_data, to_yaml
+from .prefix_list import ListContent, read_list
 from .prefixes import Prefixes
+from .scrub import PrefixList, Scrub
 from .values import AddressRange, IPAddress, IPNetwork, PortRange, format_duration, host_port
 
 __all__ = [
@@ -50,14 +52,17 @@ __all__ = [
     "IPNetwork",
     "Interface",
     "Limits",
+    "ListContent",
     "Midstream",
     "Mode",
     "Nat",
     "Origin",
     "PortRange",
+    "PrefixList",
     "Prefixes",
     "Problem",
     "Protocol",
+    "Scrub",
     "Service",
     "SetName",
     "TcpFlags",
@@ -73,6 +78,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "parse_members",
+    "read_list",
     "remove_endpoint",
     "remove_service",
     "replace_set",

@@ -28,6 +28,7 @@ from .fields import (
     checked,
 )
 from .firewall import Firewall
+from .scrub import Scrub
 
 Hook = Literal["auto", "xdp", "xdp-generic", "tc"]
 Protocol = Literal["tcp", "udp"]
@@ -270,6 +271,10 @@ class Config(Model):
     services: Several[Service] = Field(default=(), description="Load-balanced services.")
     nat: Several[Nat] = Field(default=(), description="Source NAT rules.")
     firewall: Firewall | None = Field(default=None, description="The firewall. Without it nothing is judged.")
+    scrub: Scrub | None = Field(
+        default=None,
+        description="The first line of defence. Without it nothing is turned away by its source.",
+    )
     conntrack: Conntrack = Field(default=Conntrack(), description="The flow table and its timeouts.")
     limits: Limits = Field(default=Limits(), description="Sizes of the tables.")
 

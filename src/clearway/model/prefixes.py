@@ -33,7 +33,7 @@ class Prefixes:
     def read(cls, words: Iterable[str]) -> Prefixes | None:
         """Of prefixes and addresses as they are written; None if network_of would refuse one of them."""
         try:
-            return cls(tuple(dict.fromkeys(map(_read, words))))
+            return cls(tuple(dict.fromkeys(map(prefix_row, words))))
         except (OSError, ValueError, KeyError):
             return None
 
@@ -82,7 +82,7 @@ _WHOLE4, _WHOLE6 = b"\x20", b"\x80"
 _FIRST_80_BITS_ZERO = bytes(10)
 
 
-def _read(word: str) -> bytes:
+def prefix_row(word: str) -> bytes:
     """Raises OSError, ValueError or KeyError when it is no prefix."""
     text, slash, written = word.partition("/")
     if ":" in text:

@@ -251,7 +251,7 @@ def test_load_skips_stale_attachments(
 ) -> None:
     own_datapath.attach(DEVICE, "xdp")
     wire.near.ip("link", "del", DEVICE)
-    Pins.of(instance).maps.joinpath("config_v3").unlink()  # makes it load anew
+    Pins.of(instance).maps.joinpath("config_v4").unlink()  # makes it load anew
     with Datapath.load(instance, SIZES, objects=objects) as again:
         assert not again.adopted
         assert [a.stale for a in again.attachments()] == [True]

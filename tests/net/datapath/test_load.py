@@ -267,10 +267,10 @@ def test_unfinished_load_of_a_killed_process_is_cleared_away(
 def test_lost_table_is_made_again_with_new_programs(
     own_datapath: Datapath, instance: str, objects: Path
 ) -> None:
-    Pins.of(instance).maps.joinpath("config_v3").unlink()
+    Pins.of(instance).maps.joinpath("config_v4").unlink()
     with Datapath.load(instance, SIZES, objects=objects) as repaired:
         assert not repaired.adopted
-        assert repaired.table("config_v3").max_entries == 2
+        assert repaired.table("config_v4").max_entries == 2
 
 
 def test_remove_leaves_no_trace(own_datapath: Datapath, instance: str) -> None:
