@@ -66,6 +66,11 @@ def test_list_is_taken_anew_when_its_file_changes(lab: Lab, scrubbed: Daemon, ba
     assert not echoes(near)
     found = the_list(scrubbed)
     assert found[f"ipv{family}"] == 2 and found["packets"] > 0
+    server = f"{lab.vip(4)}:80" if family == 4 else f"[{lab.vip(6)}]:80"
+    client = lab.client.address(family)
+    ends = (f"{client}:4000" if family == 4 else f"[{client}]:4000", server, "tcp")
+    said = scrubbed.cli("explain", "flow", *ends).stdout
+    assert said == f"dropped: {client} is in the blocklist bad\n"
     reasons = {item["reason"]: item["packets"] for item in scrubbed.json("get", "reasons")["reasons"]}
     assert reasons["drop_blocklist"] >= found["packets"]
 

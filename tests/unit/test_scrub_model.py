@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
-from clearway.compiler import HostFacts, compile_tables, plan_configs
+from clearway.compiler import HostFacts, blocked_by, compile_tables, plan_configs
 from clearway.daemon.apply import apply_tables, read_tables, settle
 from clearway.model import Config, ConfigError, ListContent, Prefixes, parse_config, read_list
 from tests.unit.fake_tables import FakeDatapath
@@ -165,3 +165,24 @@ def test_counters_begin_anew_for_lists_that_are_new_alone() -> None:
     [kept] = first.scrub.numbers.values()
     [new] = set(second.scrub.numbers.values()) - {kept}
     assert [counted.lookup([number])[0]["packets"][0] for number in (kept, new)] == [5, 0]
+
+
+def test_who_is_blocked_is_told_as_the_data_path_finds_it() -> None:
+    scrub = config(
+        "{blocklists: [{name: a, file: /a}, {name: b, prefixes: [192.0.2.0/24, '2001:db8::/32']},"
+        " {name: c, prefixes: [192.0.0.0/16]}], allowlists: [{name: d, file: /d}]}"
+    )
+    lists = {
+        "/a": read_list(b'{"ip": "192.0.2.1", "expires": 2000}\n{"ip": "203.0.113.1", "expires": 2000}', "a"),
+        "/d": read_list(b'{"ip": "192.0.2.7"}\n{"ip": "192.0.2.8", "expires": 2000}', "d"),
+    }
+
+    def found(address: str, seconds: float = 1000) -> str | None:
+        return blocked_by(scrub, lists, ip_address(address), seconds)
+
+    assert found("192.0.2.1") == "b", "it lives longer"
+    assert (found("203.0.113.1"), found("203.0.113.1", 2000)) == ("a", None)
+    assert (found("192.0.3.1"), found("2001:db8::1"), found("2001:db9::1")) == ("c", "b", None)
+    assert found("192.0.2.7") is None
+    assert (found("192.0.2.8"), found("192.0.2.8", 2001)) == (None, "b")
+    assert blocked_by(Config(), lists, ip_address("192.0.2.1"), 1000) is None

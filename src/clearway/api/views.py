@@ -340,8 +340,8 @@ class DirectionView:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowExplanation:
-    """`owner`: clearway | linux | none: nobody knows the connection. `carried`: by the fast path, now, both
-    directions.
+    """`owner`: clearway | linux | none: nobody knows the connection | blocklist: its packets are dropped.
+    `carried`: by the fast path, now, both directions.
     """
 
     owner: str

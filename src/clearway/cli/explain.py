@@ -26,6 +26,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(explain)
 
 
+VERDICTS = {"clearway": "not open", "blocklist": "dropped"}
+"""Of what nobody carries now."""
+
+
 def flow(
     context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="SOURCE:PORT", help="Either end of the connection.")],
@@ -60,7 +64,7 @@ def _show_flow(found: dict[str, Any]) -> None:
     elif carried and others:
         verdict = f"only its {carried[0]} direction is carried by the fast path, its {others[0]} is not"
     else:
-        verdict = "not open" if found["owner"] == "clearway" else "carried by Linux"
+        verdict = VERDICTS.get(found["owner"], "carried by Linux")
     say(f"{verdict}: {found['why']}")
     for one in found["directions"]:
         way = one["arrives"] if one["arrives"] == one["leaves"] else f"{one['arrives']} as {one['leaves']}"

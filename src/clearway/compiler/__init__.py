@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From what the user said to rows of tables, and to the plan of a change. Pure: needs no kernel."""
 
+from .blocked import blocked_by
 from .compile import compile_tables
 from .facts import Clock, HostFacts, TableSizes
 from .firewall import identity_of
@@ -26,6 +27,7 @@ __all__ = [
     "TableSizes",
     "Tables",
     "Wheel",
+    "blocked_by",
     "compile_tables",
     "estimate_memory",
     "identity_of",

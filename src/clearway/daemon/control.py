@@ -34,7 +34,7 @@ from clearway.api.views import (
     StatusView,
     SweepView,
 )
-from clearway.compiler import Plan, Tables
+from clearway.compiler import Plan, Tables, blocked_by
 from clearway.daemon import counted, ended, events, explain, flowlist, report
 from clearway.daemon.flowlist import Names, Use
 from clearway.daemon.followers import Array, Followers
@@ -155,7 +155,7 @@ class DaemonControl:
 
     def lists(self) -> Lists:
         engine = self._daemon.engine
-        return report.lists(self._daemon.config, engine.tables, engine.lists.held, self._datapath.listed())
+        return report.lists(self._daemon.config, engine.tables, engine.lists.held(), self._datapath.listed())
 
     def linux_counters(self) -> LinuxCounterViews:
         return counted.counter_views(self._daemon.accountant, self._daemon.instance.nft_table)
@@ -169,8 +169,15 @@ class DaemonControl:
         picture = daemon.mirror.watch.picture
         adoption = daemon.adoption
         taken = {name for name, one in daemon.engine.attachments.items() if not one.stale}
+        held = daemon.engine.lists.held()
         return explain.explain_flow(
-            question, picture, adoption.standing, adoption.claims, self._carries, taken
+            question,
+            picture,
+            adoption.standing,
+            adoption.claims,
+            self._carries,
+            taken,
+            lambda source: blocked_by(daemon.config, held, source, time.time()),
         )
 
     def explain_rules(self) -> LinuxRules:

@@ -23,7 +23,7 @@ from clearway.daemon.passing import direction, is_own, passage_of, unmarked
 from clearway.linux import conntrack, forwarding
 from clearway.linux.conntrack import Held, Tuple
 from clearway.linux.picture import Picture
-from clearway.linux.rtnetlink import Link
+from clearway.linux.rtnetlink import Ip, Link
 from clearway.model.protocols import TCP, UDP
 from clearway.proof import Passage
 
@@ -47,11 +47,16 @@ def explain_flow(
     claims: Claims,
     carries: Carries,
     taken: Set[str],
+    blocked: Callable[[Ip], str | None] = lambda _source: None,
 ) -> FlowExplanation:
     """carries: who owns the flow that a tuple is a direction of. taken: the interfaces that packets are taken
-    at. FilterError for a question without sense.
+    at. blocked: by which list a source is. FilterError for a question without sense.
     """
     asked = asked_for(question)
+    for source in (asked.source, asked.destination):
+        if (name := blocked(source)) is not None:
+            why = f"{source} is in the blocklist {name}"
+            return FlowExplanation(owner="blocklist", carried=False, can_be=False, why=why, directions=[])
     claim = claim_of(asked, claims, picture)
     owner = carries(asked)
     held = conntrack.find(asked)

@@ -48,8 +48,9 @@ class ListFiles:
             return held
         return seen, read_list(Path(path).read_bytes(), path)
 
-    def held(self, path: str) -> ListContent | None:
-        return found[1] if (found := self._read.get(path)) else None
+    def held(self) -> dict[str, ListContent]:
+        """What has been read last, by path."""
+        return {path: content for path, (_seen, content) in self._read.items()}
 
     def seen(self, path: str) -> Signature | None:
         """Of the file that is held."""

@@ -158,7 +158,7 @@ def rules(config: Config, tables: Tables, judged: np.ndarray, clock: Clock) -> R
 def lists(
     config: Config,
     tables: Tables,
-    held: Callable[[str], ListContent | None],
+    held: Mapping[str, ListContent],
     listed: Sequence[Counter],
 ) -> Lists:
     """`held`: what has been read from a file. `listed`: by number of a list."""
@@ -167,7 +167,9 @@ def lists(
     views = []
     for kind, found in (("block", scrub.blocklists), ("allow", scrub.allowlists)):
         for one in found:
-            content = held(one.file) if one.file is not None else ListContent.of(one.prefixes or Prefixes())
+            content = (
+                held.get(one.file) if one.file is not None else ListContent.of(one.prefixes or Prefixes())
+            )
             number = numbers.get(identity_of(one.name))
             counter = Counter(0, 0) if number is None else listed[number]
             views.append(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import blake2b
+from ipaddress import ip_network
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from .errors import ConfigError, Origin, Problem, shown
 from .prefixes import ROW_BYTES, Prefixes, prefix_row
-from .values import network_of
+from .values import IPAddress, network_of
 
 PREFIX_KEYS = ("prefix", "cidr", "address", "ip")
 EXPIRES = "expires"
@@ -69,6 +70,19 @@ class ListContent:
             digest.update(bytes([family]) + len(found).to_bytes(8))
             digest.update(found.rows.tobytes() + found.expires.tobytes())
         return digest.digest()
+
+    def until(self, address: IPAddress) -> int | None:
+        """When the entry expires that an address is in, of several the one that lives longest: seconds since
+        the epoch, 0: never. None: it is in none.
+        """
+        found = self.families[address.version]
+        lengths = found.rows[:, -1]
+        ends: list[int] = []
+        for length in np.unique(lengths).tolist():
+            network = ip_network((address, length), strict=False).network_address.packed
+            here = (found.rows[:, :-1] == np.frombuffer(network, np.uint8)).all(axis=1) & (lengths == length)
+            ends += found.expires[here].tolist()
+        return None if not ends else 0 if 0 in ends else max(ends)
 
     @classmethod
     def of(cls, prefixes: Prefixes) -> ListContent:
