@@ -324,7 +324,7 @@ PROGRAM(_stray)
 		return conclude(&p, REASON_DROP_BLOCKLIST);
 	if (reason == CONTINUE)
 		return stage(&p, STAGE_ODD);
-	return conclude(&p, stray_is_malformed(reason) ? stray_malformed(&p, reason) : reason);
+	return conclude(&p, stray_unread(&p, reason));
 }
 
 STAGE(_odd, enter_odd)

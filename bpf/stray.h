@@ -83,9 +83,20 @@ always_inline int stray_malformed(struct packet *p, int reason)
 	if (!s)
 		return reason;
 	stray_cut_short(p, s);
-	if (s->stray == REASON_PUNT_IP_OPTIONS && !stray_is_judged())
+	if (stray_is(s->stray) && !stray_is_judged())
 		return s->stray;
 	return fragment_claimed(p, s) ? reason : REASON_PUNT_MALFORMED;
+}
+
+/* How a packet ends that even the parser for all cannot read. Without a firewall it was looked at for its source alone, and is
+ * what it was. */
+always_inline int stray_unread(struct packet *p, int reason)
+{
+	const struct scratch *s = scratch_get();
+
+	if (stray_is_malformed(reason))
+		return stray_malformed(p, reason);
+	return s && stray_is(s->stray) && !stray_is_judged() ? s->stray : reason;
 }
 
 /* What is shorter than an ICMP error has to quote gets none. */

@@ -20,7 +20,7 @@ from clearway.daemon.apply import read_tables
 from clearway.datapath import Counter
 from clearway.model import read_list
 from tests.packet.addresses import FRONT, Net
-from tests.packet.conversation import Conversation, service
+from tests.packet.conversation import Conversation, masquerade, service
 from tests.packet.firewall import firewall, rule, syn, through, to_node
 from tests.packet.frames import echo, frame, udp
 from tests.packet.marks import PROTOCOLS
@@ -116,6 +116,31 @@ def test_tagged_frame_is_dropped_as_well(node: Node, net: Net) -> None:
     plain = Ether(KINDS["tcp"](net))
     tagged = Ether(src=plain.src, dst=plain.dst) / Dot1Q(vlan=0, prio=5) / plain.payload
     assert node.send(bytes(tagged)).reason == "drop_blocklist"
+
+
+def odd(net: Net) -> dict[str, bytes]:
+    """What only Linux can carry, and what nobody can read."""
+    plain = Ether(KINDS["tcp"](net))
+    tags = Dot1Q(vlan=0) / Dot1Q(vlan=0) / Dot1Q(vlan=0)
+    group = "224.0.0.251" if net.family == 4 else "ff02::fb"
+    cut = frame(FRONT, net.client, group, udp(1, 5353))
+    return {
+        "three tags": bytes(Ether(src=plain.src, dst=plain.dst) / tags / plain.payload),
+        "multicast whose length is wrong": cut[:-3],
+        "multicast datagram cut short": frame(
+            FRONT, net.client, group, Raw(b"1234"), **({"proto": 17} if net.family == 4 else {"nh": 17})
+        ),
+        **{name: KINDS[name](net) for name in ("gre", "options", "multicast", "cut short", "later fragment")},
+    }
+
+
+def test_who_is_not_blocked_ends_as_without_lists(node: Node, net: Net) -> None:
+    """However odd it is: also what a NAT rule would claim by its source."""
+    rule_of_all = {**masquerade(net), "source": "0.0.0.0/0" if net.family == 4 else "::/0"}
+    node.apply([service(net)], nat=[rule_of_all])
+    before = {name: node.send(sent).reason for name, sent in odd(net).items()}
+    node.apply([service(net)], nat=[rule_of_all], scrub=block(net.host(FRONT, 51)))
+    assert {name: node.send(sent).reason for name, sent in odd(net).items()} == before
 
 
 @PROTOCOLS
