@@ -79,6 +79,8 @@ always_inline int stray_malformed(struct packet *p, int reason)
 {
 	struct scratch *s = scratch_get();
 
+	if (s && stray_is(s->stray) && !cw_adoption && !stray_is_judged())
+		return s->stray;
 	fragment_forget(p);
 	if (!s)
 		return reason;

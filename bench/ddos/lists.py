@@ -84,7 +84,7 @@ def _config(files: list[str]) -> Any:
 
 def _loaded(node: Node, file: Path) -> Tables:
     config = _config([str(file)])
-    facts = replace(node.facts(), lists=ListFiles().load(config))
+    facts = replace(node.facts(), lists=ListFiles().load(config, lambda _path: True))
     return compile_tables(config, facts, node.tables)
 
 

@@ -89,13 +89,32 @@ def test_broken_file_changes_nothing_and_is_told(lab: Lab, scrubbed: Daemon, bad
     [sentence] = scrubbed.json("status")["waiting"]
     assert f"{bad} (line 2)" in sentence and "is not an IPv4 or IPv6 prefix" in sentence
     assert not reaches(lab, family)
+    assert the_list(scrubbed)[f"ipv{family}"] == 1
+    assert scrubbed.cli("apply", str(scrubbed.config_path)).returncode == 0, "the rest can be changed"
 
     scrubbed.kill()
     assert not reaches(lab, family), "the data path goes on without the daemon"
-    bad.write_text("\n".join(OTHERS))
     scrubbed.start()
+    assert not reaches(lab, family), "and with a new one that cannot read the file either"
+    assert the_list(scrubbed)["ipv4"] is None
+    [sentence] = scrubbed.json("status")["waiting"]
+    assert "(line 2)" in sentence
+    bad.write_text("\n".join(OTHERS))
     wait_until("the daemon takes the file", lambda: reaches(lab, family), timeout=SOON)
     assert scrubbed.json("status")["waiting"] == []
+
+
+def test_node_comes_up_without_a_list_that_is_not_there(lab: Lab, hook: str, bad: Path, family: int) -> None:
+    """And takes it when it comes."""
+    bad.unlink()
+    lists = {"blocklists": [{"name": "bad", "file": str(bad)}]}
+    with lab.daemon(json.dumps({**data(lab, hook), "scrub": lists})) as running:
+        assert reaches(lab, family)
+        [sentence] = running.json("status")["waiting"]
+        assert "No such file or directory" in sentence
+        bad.write_text(lab.client.address(family))
+        wait_until("the list is taken", lambda: not reaches(lab, family), timeout=SOON)
+        assert running.json("status")["waiting"] == []
 
 
 def test_list_that_is_not_there_is_refused(lab: Lab, hook: str, scrubbed: Daemon, bad: Path) -> None:

@@ -101,7 +101,8 @@ REFUSED = {
     ),
     "unknown section": (
         "policies: []",
-        "policies (line 1): unknown key; known here: interfaces, services, nat, firewall, conntrack, limits",
+        "policies (line 1): unknown key; known here: interfaces, services, nat, firewall, scrub, conntrack,"
+        " limits",
     ),
     "unknown timeout": (
         "conntrack:\n  timeouts:\n    tcp_establised: 2h",

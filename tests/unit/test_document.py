@@ -98,12 +98,12 @@ MALFORMED: dict[str, tuple[str | bytes, str]] = {
     "list": (
         "- name: eth0\n",
         "clearway.yaml (line 1): a mapping is needed, not a list; "
-        "write keys and values: interfaces, services, nat, firewall, conntrack, limits",
+        "write keys and values: interfaces, services, nat, firewall, scrub, conntrack, limits",
     ),
     "text": (
         "hello",
         'clearway.yaml (line 1): a mapping is needed, not "hello"; '
-        "write keys and values: interfaces, services, nat, firewall, conntrack, limits",
+        "write keys and values: interfaces, services, nat, firewall, scrub, conntrack, limits",
     ),
     "not UTF-8": (
         b"interfaces: []\n# caf\xe9\n",

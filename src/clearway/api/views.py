@@ -150,8 +150,8 @@ class ListView:
     name: str
     kind: str  # block | allow
     file: str | None  # None: its prefixes stand in the configuration
-    ipv4: int  # entries
-    ipv6: int
+    ipv4: int | None  # entries; None: its file could not be read since the daemon has started
+    ipv6: int | None
     packets: int  # that it has decided about
     bytes: int
 

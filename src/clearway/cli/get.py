@@ -329,7 +329,12 @@ def lists(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
         print_json(found)
         return
     rows = [
-        {**item, "from": item["file"] or "configuration", "size": size(item["bytes"])}
+        {
+            **item,
+            "from": item["file"] or "configuration",
+            **{family: "?" if item[family] is None else item[family] for family in ("ipv4", "ipv6")},
+            "size": size(item["bytes"]),
+        }
         for item in found["lists"]
     ]
     print_table(LIST_COLUMNS, rows, "no list is configured (scrub.blocklists, scrub.allowlists)")

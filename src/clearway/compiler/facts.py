@@ -32,6 +32,10 @@ class TableSizes(Protocol):
     def rules(self) -> int: ...
 
 
+CLOCK_STEP = 60.0
+"""Seconds: by so much the time may be wrong at which an entry of a list expires."""
+
+
 @dataclass(frozen=True)
 class Clock:
     """What moments are counted by: `jiffies` (64 bits) at `seconds` since the epoch, `hz` a second."""
@@ -39,6 +43,11 @@ class Clock:
     jiffies: int
     seconds: float
     hz: int
+
+    @property
+    def step(self) -> int:
+        """Another number when one of the two clocks was set by more than CLOCK_STEP."""
+        return round((self.seconds - self.jiffies / self.hz) / CLOCK_STEP)
 
 
 @dataclass(frozen=True)

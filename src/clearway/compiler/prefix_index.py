@@ -152,8 +152,13 @@ def _are_apart(ranges: Ranges) -> bool:
 
 
 def _untangled(ranges: Ranges) -> Ranges:
-    """The same where some overlap."""
+    """The same where some overlap. Of entries of the same prefix the best alone is laid out."""
     score = np.where(ranges.expires == 0, FOREVER, ranges.expires) * LISTS + (LISTS - 1 - ranges.lists)
+    edges = (*ranges.first, *ranges.last)
+    order = np.lexsort((-score, *edges))
+    same = np.logical_and.reduce([edge[order][1:] == edge[order][:-1] for edge in edges])
+    best = order[np.r_[True, ~same]]
+    ranges, score = ranges.take(best), score[best]
     painted, points = _painted(ranges.first, ranges.last, score)
     begins = np.flatnonzero(np.r_[True, painted[1:] != painted[:-1]])
     ends = np.r_[begins[1:], len(painted)]
@@ -175,7 +180,7 @@ def _moments(ends: Array, clock: Clock) -> tuple[Array, Array]:
     """Moments as the data path counts them, 0: never; and which entries live."""
     left = np.clip(ends - clock.seconds, 0, (1 << 30))
     moments = ((clock.jiffies + (left * clock.hz).astype(np.int64)) >> PREFIX_TIME_SHIFT) + 1
-    return np.where(ends == 0, 0, moments & 0xFFFF_FFFF | 1), (ends == 0) | (ends > clock.seconds)
+    return np.where(ends == 0, 0, np.maximum(1, moments & 0xFFFF_FFFF)), (ends == 0) | (ends > clock.seconds)
 
 
 def _words(addresses: Array, family: int) -> tuple[U64, U64]:

@@ -155,7 +155,7 @@ class DaemonControl:
 
     def lists(self) -> Lists:
         engine = self._daemon.engine
-        return report.lists(self._daemon.config, engine.tables, engine.lists.held(), self._datapath.listed())
+        return report.lists(self._daemon.config, engine.tables, engine.listed, self._datapath.listed())
 
     def linux_counters(self) -> LinuxCounterViews:
         return counted.counter_views(self._daemon.accountant, self._daemon.instance.nft_table)
@@ -169,7 +169,7 @@ class DaemonControl:
         picture = daemon.mirror.watch.picture
         adoption = daemon.adoption
         taken = {name for name, one in daemon.engine.attachments.items() if not one.stale}
-        held = daemon.engine.lists.held()
+        listed = daemon.engine.listed
         return explain.explain_flow(
             question,
             picture,
@@ -177,7 +177,7 @@ class DaemonControl:
             adoption.claims,
             self._carries,
             taken,
-            lambda source: blocked_by(daemon.config, held, source, time.time()),
+            lambda source: blocked_by(daemon.config, listed, source, time.time()),
         )
 
     def explain_rules(self) -> LinuxRules:

@@ -13,7 +13,7 @@ import structlog
 from clearway.compiler import Clock, HostFacts, Plan, Tables, compile_tables, plan_configs, plan_tables
 from clearway.daemon.apply import apply_tables, read_tables
 from clearway.daemon.core import Attached, Hooks, beside
-from clearway.daemon.listfiles import ListFiles
+from clearway.daemon.listfiles import ListFiles, named_files
 from clearway.daemon.past import PastNames
 from clearway.datapath import Attachment, Datapath
 from clearway.linux import conntrack, neighbours
@@ -21,7 +21,7 @@ from clearway.linux.memory import available_bytes, possible_cpus
 from clearway.linux.namespace import local_port_range
 from clearway.linux.netlink import NETLINK_ROUTE, Conversation, NetlinkError
 from clearway.linux.rtnetlink import Hop, Ip, Link
-from clearway.model import Config
+from clearway.model import Config, ListContent
 
 log = structlog.get_logger()
 
@@ -46,6 +46,8 @@ class Engine:
         self.tables: Tables = read_tables(datapath)
         self.past = PastNames()
         self.lists = ListFiles()
+        self.listed: Mapping[str, ListContent] = {}
+        """What is in force of files, by path; nothing of those that could not be read since this was made."""
         self.attachments: dict[str, Attachment] = {a.ifname: a for a in datapath.attachments()}
         self._asked: dict[str, tuple[str, Hooks]] = {}  # interface -> hook asked for, and those beside it
         self._reasons: dict[str, str] = {}  # interface -> why this hook
@@ -102,11 +104,14 @@ class Engine:
 
     # ---- configuration ----
 
-    def facts(self, machine: Machine, desired: Config) -> HostFacts:
-        """What the compiler has to know of this machine. ConfigError when a list cannot be read."""
+    def facts(self, machine: Machine, desired: Config, running: Config | None) -> HostFacts:
+        """What the compiler has to know of this machine. ConfigError when a list cannot be read that is not
+        of the running configuration (None: that is the desired one).
+        """
         first, last = local_port_range()
         sizes = self.datapath.sizes()
         shrinks = desired.conntrack.max_flows < sizes.max_flows
+        known = named_files(running or desired)
         return HostFacts(
             local_port_min=first,
             local_port_max=last,
@@ -115,7 +120,7 @@ class Engine:
             cpus=possible_cpus(),
             memory_bytes=available_bytes(),
             flows=self.datapath.most_flows() if shrinks else 0,
-            lists=self.lists.load(desired),
+            lists=self.lists.load(desired, lambda path: path not in known),
             clock=self._clock(),
         )
 
@@ -125,7 +130,7 @@ class Engine:
 
     def plan(self, running: Config, desired: Config, machine: Machine) -> Plan:
         """What apply() would change. ConfigError when it would refuse."""
-        facts = self.facts(machine, desired)
+        facts = self.facts(machine, desired, running)
         tables = compile_tables(desired, facts, self.tables)
         return plan_configs(running, desired, facts, tables)
 
@@ -134,7 +139,7 @@ class Engine:
 
         Returns what was different in the tables before. Raises with the old configuration in force.
         """
-        facts = self.facts(machine, config)
+        facts = self.facts(machine, config, None)
         desired = compile_tables(config, facts, self.tables)
         plan = plan_tables(self.tables, desired, config, facts)
         with self._resized(config) as exchange:
@@ -146,7 +151,7 @@ class Engine:
 
         What is to be detached is left to the caller: it can wait, and can be tried again.
         """
-        facts = self.facts(machine, desired)
+        facts = self.facts(machine, desired, running)
         tables = compile_tables(desired, facts, self.tables)  # refuses before anything is touched
         plan = plan_configs(running, desired, facts, tables)
         with ExitStack() as undo:
@@ -181,6 +186,8 @@ class Engine:
         self.prepare(desired, config)
         applied = apply_tables(self.datapath, self.tables, desired, exchange=exchange)
         self.tables = applied.tables
+        self.listed = facts.lists
+        self.lists.forget_others(config)
         self.past = self.past.then(config, self.tables, facts.interfaces)
         if applied.leftover:
             log.warning("the old configuration is not cleared away yet", why=applied.leftover)

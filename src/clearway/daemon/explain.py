@@ -17,7 +17,7 @@ from clearway.api.views import (
 )
 from clearway.compiler.explain import QuestionError, parse_ends
 from clearway.daemon.adoption import Standing
-from clearway.daemon.explain_claim import claim_of, explain_claim
+from clearway.daemon.explain_claim import Claim, claim_of, explain_claim
 from clearway.daemon.honour import Claims
 from clearway.daemon.passing import direction, is_own, passage_of, unmarked
 from clearway.linux import conntrack, forwarding
@@ -53,11 +53,9 @@ def explain_flow(
     at. blocked: by which list a source is. FilterError for a question without sense.
     """
     asked = asked_for(question)
-    for source in (asked.source, asked.destination):
-        if (name := blocked(source)) is not None:
-            why = f"{source} is in the blocklist {name}"
-            return FlowExplanation(owner="blocklist", carried=False, can_be=False, why=why, directions=[])
     claim = claim_of(asked, claims, picture)
+    if why := _blocked(asked, claim, picture, blocked):
+        return FlowExplanation(owner="blocklist", carried=False, can_be=False, why=why, directions=[])
     owner = carries(asked)
     held = conntrack.find(asked)
     if claim is not None and owner != "linux":
@@ -74,6 +72,20 @@ def explain_flow(
         _adopted("reply", reply, original.reversed, mark, picture, standing, taken, flows=flows),
     ]
     return told(held, standing, directions, flows=flows)
+
+
+def _blocked(asked: Tuple, claim: Claim | None, picture: Picture, blocked: Callable[[Ip], str | None]) -> str:
+    """Why packets of a connection are dropped, by where they come from; "" if they are not. Of several
+    endpoints all have to be blocked.
+    """
+    opener = claim.opens.source if claim else asked.source
+    answerers = {leaves.destination for leaves in claim.leaves} if claim else {asked.destination}
+    for sources in ({opener}, answerers):
+        names = {source: blocked(source) for source in sources if not is_own(source, picture)}
+        if names and all(names.values()):
+            source, name = next(iter(names.items()))
+            return f"{source} is in the blocklist {name}"
+    return ""
 
 
 def told(

@@ -7,6 +7,7 @@ over the old one, for symbolic links that are switched, and on file systems that
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ class Signature:
     inode: int
     size: int
     modified_ns: int
+    changed_ns: int = 0
+    """Its rights, too."""
 
 
 def signature(path: Path) -> Signature | None:
@@ -29,7 +32,11 @@ def signature(path: Path) -> Signature | None:
         found = path.stat()
     except OSError:
         return None
-    return Signature(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return signature_of(found)
+
+
+def signature_of(found: os.stat_result) -> Signature:
+    return Signature(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class FileWatch:

@@ -76,7 +76,7 @@ def _facts(desired: Config, sizes: datapath.Sizes | None) -> HostFacts:
         sizes,
         memory.possible_cpus(),
         memory.available_bytes(),
-        lists=ListFiles().load(desired),
+        lists=ListFiles().load(desired, lambda _path: True),
     )
 
 

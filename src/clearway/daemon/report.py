@@ -161,7 +161,7 @@ def lists(
     held: Mapping[str, ListContent],
     listed: Sequence[Counter],
 ) -> Lists:
-    """`held`: what has been read from a file. `listed`: by number of a list."""
+    """`held`: what is in force of files, by path. `listed`: by number of a list."""
     numbers = tables.scrub.numbers if tables.scrub else {}
     scrub = config.scrub or Scrub()
     views = []
@@ -177,8 +177,8 @@ def lists(
                     name=one.name,
                     kind=kind,
                     file=one.file,
-                    ipv4=len(content.families[4]) if content else 0,
-                    ipv6=len(content.families[6]) if content else 0,
+                    ipv4=len(content.families[4]) if content else None,
+                    ipv6=len(content.families[6]) if content else None,
                     packets=counter.packets,
                     bytes=counter.bytes,
                 )

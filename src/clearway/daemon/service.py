@@ -184,7 +184,8 @@ class Daemon:
             f"{name or 'configuration'}: {failure.message}" for name, failure in self._known.failures.items()
         ]
         absent = core.waiting(self.config, self.machine().ifindexes())
-        return (*absent, *failures, *(f"endpoint {sentence}" for sentence in self._known.unreachable))
+        lists = self.engine.lists.waiting(self.config)
+        return (*absent, *failures, *lists, *(f"endpoint {sentence}" for sentence in self._known.unreachable))
 
     def warnings(self, config: Config) -> list[str]:
         """What probably is not meant: of any configuration, and of the endpoints of the one in force."""
@@ -336,9 +337,10 @@ class Daemon:
             await asyncio.sleep(LOOK_EVERY)
             if watch.look(signature(self.file.path)):
                 await self._reload_logged(f"{self.file.path} has changed")
-            if changed := lists.look(self.config):
+            if changed := lists.look(self.config, time.monotonic()):
                 log.info("lists have changed", files=changed)
                 self._known.lists_changed += 1
+                self._known.failures.pop(core.COMPILE, None)  # it may have been for their sake
                 self._wake.set()
 
     async def _reload_logged(self, why: str) -> None:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import blake2b
 from ipaddress import ip_network
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,11 @@ class ListContent:
             digest.update(bytes([family]) + len(found).to_bytes(8))
             digest.update(found.rows.tobytes() + found.expires.tobytes())
         return digest.digest()
+
+    @cached_property
+    def expires(self) -> bool:
+        """Does any entry?"""
+        return any(bool(found.expires.any()) for found in self.families.values())
 
     def until(self, address: IPAddress) -> int | None:
         """When the entry expires that an address is in, of several the one that lives longest: seconds since
@@ -193,7 +199,9 @@ def _moment(value: object) -> int:
 
 
 def _problems(lines: Sequence[str]) -> list[Problem]:
-    return [Problem((), error.what, error.fix, number) for number, error in _wrong(lines)][:PROBLEMS_MAX]
+    return [
+        Problem((), error.what, error.fix, number) for number, error in islice(_wrong(lines), PROBLEMS_MAX)
+    ]
 
 
 def _wrong(lines: Sequence[str]) -> Iterator[tuple[int, _LineError]]:

@@ -61,7 +61,8 @@ class PrefixList(Model):
         " is a comment; or a JSON object a line:"
         ' `{"prefix": "192.0.2.0/24", "expires": "2027-01-31T12:00:00Z"}`, also `cidr`, `address` or `ip` for'
         " `prefix`, also seconds since the epoch for the time, which may be left out. When the file changes"
-        " it is taken anew; while that fails, the old content stays.",
+        " it is taken anew; while that fails, the old content stays. Put a new one in its place by renaming:"
+        " what is half written would be taken. The systemd units hide /home, /root and /tmp.",
     )
     prefixes: ListPrefixes | None = Field(default=None, description="The prefixes themselves.")
 
