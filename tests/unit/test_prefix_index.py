@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from clearway.compiler import Clock
+from clearway.compiler import Clock, prefix_index
 from clearway.compiler.prefix_index import (
     PREFIX_PROBES,
     PREFIX_TIME_SHIFT,
@@ -22,6 +24,9 @@ from clearway.compiler.prefix_index import (
 )
 from clearway.model import read_list
 from clearway.model.hashing import mix64, mix64_again
+from clearway.model.scrub import LISTS_MAX
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CLOCK = Clock(jiffies=10_000_000, seconds=1000.0, hz=250)
 LATER = 5000
@@ -166,6 +171,18 @@ def test_many_entries_stand_near_their_homes_and_filter_the_others(family: int) 
     passed = sum(bin(word).count("1") for line in index.lines[: image.index["bucket_line"]] for word in line)
     share = passed / (64 * image.index["words"])
     assert share**3 < 0.02
+
+
+def test_layout_is_that_of_the_data_path() -> None:
+    headers = "".join((ROOT / "bpf" / name).read_text() for name in ("types.h", "scrub.h"))
+    defined = dict(re.findall(r"^#define (\w+)\s+\(?([\w <]+?)u?\b", headers, re.MULTILINE))
+    names = ("PREFIX_PROBES", "PREFIX_TIME_SHIFT", "GRANULES_OF_BUCKET")
+    assert {name: int(defined[name]) for name in names} == {
+        name: getattr(prefix_index, name) for name in names
+    }
+    assert int(defined["LISTS"]) == LISTS_MAX
+    assert int(defined["RANGES_OF_LINE"]) == prefix_index.RANGES_OF_LINE[4]
+    assert "#define PREFIX_WHOLE (1u << 31)" in headers and PREFIX_WHOLE == 1 << 31
 
 
 def test_nothing_listed_takes_nothing() -> None:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 
-from clearway.compiler import HostFacts, blocked_by, compile_tables, plan_configs
+from clearway.compiler import Clock, HostFacts, blocked_by, compile_tables, plan_configs
 from clearway.daemon.apply import apply_tables, read_tables, settle
 from clearway.model import Config, ConfigError, ListContent, Prefixes, parse_config, read_list
 from tests.unit.fake_tables import FakeDatapath
@@ -186,3 +187,17 @@ def test_who_is_blocked_is_told_as_the_data_path_finds_it() -> None:
     assert found("192.0.2.7") is None
     assert (found("192.0.2.8"), found("192.0.2.8", 2001)) == (None, "b")
     assert blocked_by(Config(), lists, ip_address("192.0.2.1"), 1000) is None
+
+
+def test_lists_are_laid_out_anew_when_the_clock_was_set_and_something_expires() -> None:
+    wanted = config("{blocklists: [{name: a, file: /a}]}")
+
+    def digest(text: bytes, seconds: float) -> bytes:
+        facts = replace(FACTS, lists={"/a": read_list(text, "a")}, clock=Clock(0, seconds, 250))
+        found = compile_tables(wanted, facts).scrub
+        assert found is not None
+        return found.digest
+
+    ending, lasting = b'{"ip": "192.0.2.1", "expires": 9000000}', b"192.0.2.1"
+    assert digest(ending, 6000.0) == digest(ending, 6001.0) != digest(ending, 9000.0)
+    assert digest(lasting, 6000.0) == digest(lasting, 9000.0)

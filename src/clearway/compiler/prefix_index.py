@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from clearway.model.hashing import mix64, mix64_again
 from clearway.model.prefix_list import PrefixRows
+from clearway.model.scrub import LISTS_MAX
 
 from .facts import Clock
 
@@ -26,13 +27,11 @@ Array = npt.NDArray[Any]
 U64 = npt.NDArray[np.uint64]
 
 WORDS = 8  # of a line
-LISTS = 256
 PREFIX_WHOLE = 1 << 31
 PREFIX_PROBES = 8
 PREFIX_TIME_SHIFT = 10
 GRANULES_OF_BUCKET = 4
 RANGES_OF_LINE = {4: 4, 6: 1}
-ADDRESS_BITS = {4: 32, 6: 128}
 GRANULE_BITS = {4: range(32, 4, -4), 6: range(64, 4, -4)}
 """What is tried, by family."""
 GRANULES_FREE = 256
@@ -153,7 +152,9 @@ def _are_apart(ranges: Ranges) -> bool:
 
 def _untangled(ranges: Ranges) -> Ranges:
     """The same where some overlap. Of entries of the same prefix the best alone is laid out."""
-    score = np.where(ranges.expires == 0, FOREVER, ranges.expires) * LISTS + (LISTS - 1 - ranges.lists)
+    score = np.where(ranges.expires == 0, FOREVER, ranges.expires) * LISTS_MAX + (
+        LISTS_MAX - 1 - ranges.lists
+    )
     edges = (*ranges.first, *ranges.last)
     order = np.lexsort((-score, *edges))
     same = np.logical_and.reduce([edge[order][1:] == edge[order][:-1] for edge in edges])
@@ -165,14 +166,14 @@ def _untangled(ranges: Ranges) -> Ranges:
     kept = painted[begins] > 0
     begins, ends = begins[kept], ends[kept]
     found = painted[begins]
-    moments = found // LISTS
+    moments = found // LISTS_MAX
     low = points[1][ends] - U1  # the last address of all has no successor: there 0 - 1 is what is wanted
     high = points[0][ends] - (points[1][ends] == 0)
     return Ranges(
         (points[0][begins], points[1][begins]),
         (high, low),
         np.where(moments == FOREVER, 0, moments),
-        LISTS - 1 - found % LISTS,
+        LISTS_MAX - 1 - found % LISTS_MAX,
     )
 
 

@@ -179,12 +179,12 @@ def first_list(table: Table, epoch: int) -> int:
     return (epoch & 1) * (table.max_entries // 2)
 
 
-def list_rows(table: Table, scrub: ScrubTables | None, epoch: int) -> tuple[Array, Array]:
+def list_rows(table: Table, scrub: ScrubTables, epoch: int) -> tuple[Array, Array]:
     """Rows of list_v1 of one epoch: who has each number, 0: nobody."""
     size = table.max_entries // 2
     keys, values = table.rows(size)
     keys[:] = first_list(table, epoch) + np.arange(size)
-    for identity, number in (scrub.numbers if scrub else {}).items():
+    for identity, number in scrub.numbers.items():
         values[number] = identity
     return keys, values
 
